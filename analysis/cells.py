@@ -1,0 +1,155 @@
+"""Points as text: what the terminal and tables.md both show. A cell never hides that a point is degraded or failed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from analysis.tables import mode_table, paper_comparison, points, unfinished
+
+DEGRADED = "~"
+NOTES = {
+    DEGRADED: "~ degraded fidelity (a segment overran its time slot, see the column overruns): not a number to rely on",
+    "failed": "failed: the point has no result; errors below",
+    "skipped": "skipped: the point does not exist for this method; reason below",
+    "no": "verified no: outputs were not compared with the reference in this run",
+    "one": "spread -: one repeat only, so nothing is known of the spread",
+}
+
+
+@dataclass
+class TextTable:
+    """A table of strings; the first column is text, the others are right-aligned unless named in ``left``."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    left: frozenset[str] = frozenset()
+
+    def markdown(self) -> str:
+        """The table in Markdown, with its title as a heading."""
+
+        def line(cells: list[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+        text_columns = {self.columns[0], *self.left}
+        rule = "|" + "|".join("---" if name in text_columns else "---:" for name in self.columns) + "|"
+        body = "\n".join([line(self.columns), rule, *map(line, self.rows)])
+        notes = "".join(f"\n- {note}" for note in self.notes)
+        return f"## {self.title}\n\n{body}\n{notes}\n"
+
+
+def number(value: float, unit: str = "") -> str:
+    """At least three significant digits, without exponents: 45,230 / 132.6 / 2.64 / 0.00770; missing: -."""
+    if pd.isna(value):
+        return "-"
+    size = abs(value)
+    decimals = (
+        0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 or not size else 2 - math.floor(math.log10(size))
+    )
+    return f"{value:,.{min(decimals, 6)}f}{unit}"
+
+
+def signed_pct(value: float) -> str:
+    """``+3.1%``; missing: -."""
+    return "-" if pd.isna(value) else f"{value:+.1f}%"
+
+
+def result_tables(frame: pd.DataFrame) -> list[TextTable]:
+    """Every table of a run that has something in it, in the order in which they are read."""
+    measured = points(frame)
+    tables = [_modes(frame), _grid("Latency (ms, median over repeats)", measured, frame, "latency_ms")]
+    if measured["speedup"].notna().any():
+        tables.append(_grid("Speed-up over one device", measured, frame, "speedup"))
+    tables += [_paper(frame), _unfinished(frame)]
+    return [table for table in tables if table.rows]
+
+
+def _grid(title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str) -> TextTable:
+    lost = unfinished(frame)
+    cells = {_place(row): str(row["status"]) for _, row in lost.iterrows()}
+    for _, row in measured.iterrows():  # a point with some good repeats is not lost
+        cells[_place(row)] = number(row[column]) + (DEGRADED if row["degraded"] else "")
+    bandwidths = sorted({bandwidth for _, bandwidth in cells if bandwidth}) or [0.0]
+    rows = []
+    for label in pd.concat([measured["label"], lost["label"]]).drop_duplicates():
+        about = _about(measured[measured["label"] == label])
+        rows.append([label, *(cells.get((label, bandwidth), "-") for bandwidth in bandwidths), *about])
+    columns = ["method", *(_mbps(bandwidth) for bandwidth in bandwidths), "spread", "repeats", "verified"]
+    return TextTable(title, columns, rows, _notes(cells, rows))
+
+
+def _place(row: pd.Series) -> tuple[str, float]:
+    """Where a point stands in a grid; bandwidth 0 where it has none."""
+    return str(row["label"]), 0.0 if pd.isna(row["bandwidth_mbps"]) else float(row["bandwidth_mbps"])
+
+
+def _notes(cells: dict[tuple[str, float], str], rows: list[list[str]]) -> list[str]:
+    """Explanations of the marks that a grid really has."""
+    used = {text for text in cells.values() if text in NOTES}
+    used |= {DEGRADED} if any(text.endswith(DEGRADED) for text in cells.values()) else set()
+    used |= {"no"} if any(row[-1] == "no" for row in rows) else set()
+    used |= {"one"} if any(row[-3] == "-" and row[-2] != "0" for row in rows) else set()
+    return [text for mark, text in NOTES.items() if mark in used]
+
+
+def _about(rows: pd.DataFrame) -> list[str]:
+    """Worst spread, repeats (fewest to most) and whether every repeat was verified, for one label."""
+    if rows.empty:
+        return ["-", "0", "-"]
+    worst = rows["spread_pct"].max()
+    low, high = int(rows["repeats"].min()), int(rows["repeats"].max())
+    verified = "model" if (rows["compute_mode"] == "analytic").all() else "yes" if rows["verified"].all() else "no"
+    return [
+        "-" if pd.isna(worst) else f"{worst:.1f}%",
+        f"{low}" if low == high else f"{low}-{high}",
+        verified,
+    ]
+
+
+def _modes(frame: pd.DataFrame) -> TextTable:
+    table = mode_table(frame)
+    rows = []
+    for (label, bandwidth), values in table.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
+        cells = [signed_pct(value) if " vs " in str(name) else number(value) for name, value in values.items()]
+        rows.append([str(label), f"{bandwidth:g}", *cells])
+    columns = ["method", "Mbps", *map(str, table.columns)]
+    return TextTable("Compute modes compared (ms, median over repeats)", columns, rows)
+
+
+def _paper(frame: pd.DataFrame) -> TextTable:
+    rows = [
+        [
+            point["figure"],
+            f"{point['bandwidth_mbps']:g}",
+            number(point["paper"], "x"),
+            number(point["ours"], "x"),
+            signed_pct(point["difference_pct"]),
+            "-" if pd.isna(point["spread_pct"]) else f"{point['spread_pct']:.1f}%",
+            point["why"],
+        ]
+        for _, point in paper_comparison(frame).iterrows()
+    ]
+    columns = ["speed-up", "Mbps", "paper", "ours", "difference", "our spread", "conditions that differ"]
+    return TextTable("The paper's reported figures beside ours", columns, rows, left=frozenset({columns[-1]}))
+
+
+def _unfinished(frame: pd.DataFrame) -> TextTable:
+    rows = [
+        [
+            row["label"],
+            "-" if pd.isna(row["bandwidth_mbps"]) else f"{row['bandwidth_mbps']:g}",
+            row["status"],
+            row["error"],
+        ]
+        for _, row in unfinished(frame).iterrows()
+    ]
+    columns = ["method", "Mbps", "status", "error"]
+    return TextTable("Points without a result", columns, rows, left=frozenset(columns))
+
+
+def _mbps(bandwidth: float) -> str:
+    return f"{bandwidth:g} Mbps" if bandwidth else "any bandwidth"

@@ -1,0 +1,132 @@
+"""Read the rows of one run, and name what each row is a measurement of.
+
+Rows are tidy: one per point of the grid and repeat. Columns and units are those of ``testbed.records.COLUMNS``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from testbed.records import COLUMNS
+
+# Order in tables and legends: the reference, the exact methods, then the one that quantises.
+METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")
+
+# Settings that name a variant of a method where a run has more than one of them, and how they are written.
+FACETS: dict[str, str] = {
+    "codec": "{}",
+    "codebook_size": "K={:g}",
+    "devices": "N={:g}",
+    "model": "{}",
+    "tokens": "T={:g}",
+    "layers": "L={:g}",
+    "hidden": "D={:g}",
+    "topology": "{}",
+    "delay_ms": "delay {:g} ms",
+    "loss_pct": "loss {:g}%",
+    "device_profile": "{}",
+    "compute_mode": "[{}]",
+    "network": "{}",
+    "time_scale": "time x{:g}",
+}
+# One device has no links and no peers, so these do not make it another thing.
+NOT_FOR_SINGLE = frozenset({"codec", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
+
+TEXT = frozenset(name for name, kind in COLUMNS.items() if kind == "string")
+
+
+class ResultsError(ValueError):
+    """A results folder that cannot be read: says which file and what is wrong with it."""
+
+
+def load_rows(folder: Path | str) -> pd.DataFrame:
+    """All rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
+
+    Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: "").
+    Raises ResultsError for a missing folder or file, an unreadable or empty file, or missing columns.
+    """
+    folder = Path(folder)
+    path = next((folder / name for name in ("results.parquet", "results.csv") if (folder / name).is_file()), None)
+    if path is None:
+        reason = "no results.parquet or results.csv in it" if folder.is_dir() else "no such folder"
+        raise ResultsError(f"{folder}: {reason}; run an experiment first, e.g. make smoke")
+    try:
+        raw = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
+    except (ValueError, OSError) as fault:  # pandas and pyarrow derive their parsing errors from these
+        raise ResultsError(f"{path}: cannot be read ({fault})") from fault
+    missing = [name for name in COLUMNS if name not in raw.columns]
+    if missing:
+        raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; written by another version?")
+    if raw.empty:
+        raise ResultsError(f"{path}: has no rows; the run ended before its first point")
+    return normalise(raw)
+
+
+def normalise(raw: pd.DataFrame) -> pd.DataFrame:
+    """The same rows with the dtypes that ``load_rows`` promises. CSV and Parquet give equal frames."""
+    columns: dict[str, Any] = {}
+    for name in COLUMNS:
+        values = raw[name]
+        if name in TEXT:
+            columns[name] = values.astype(object).where(values.notna(), "").astype(str)
+        elif name == "verified":
+            columns[name] = values.map(_truth).astype("boolean")
+        else:
+            columns[name] = pd.to_numeric(values, errors="coerce").astype(float)
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def load_manifest(folder: Path | str) -> dict[str, Any]:
+    """The run's manifest.json, or {} where it is missing or half-written: no table depends on it."""
+    try:
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def label(row: Mapping[Any, Any] | pd.Series, facets: Iterable[str] = ()) -> str:
+    """What a row measures, in a few words: ``astra G=16``. ``facets``: columns whose values are written too."""
+    words = [str(row["method"])]
+    if pd.notna(row["groups"]) and row["groups"] > 0:
+        words.append(f"G={row['groups']:g}")
+    for name in facets:
+        value = row[name]
+        if pd.notna(value) and value != "":
+            words.append(FACETS[name].format(value))
+    return " ".join(words)
+
+
+def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a ``label`` column that tells apart all that one method was measured as."""
+    facets = {str(method): _varying(rows, str(method)) for method, rows in frame.groupby("method")}
+    labels = [label(row, facets[row["method"]]) for _, row in frame.iterrows()]
+    return frame.assign(label=labels)
+
+
+def method_rank(method: str) -> float:
+    """Position of a method in tables; a method unknown here comes just before astra."""
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER) - 1.5
+
+
+def _varying(rows: pd.DataFrame, method: str) -> list[str]:
+    """Facets with more than one value that those already taken do not determine."""
+    rows = rows.replace("", None)  # a point that failed early may lack settings; that is no variant
+    taken: list[str] = []
+    for name in FACETS:
+        if method == "single" and name in NOT_FOR_SINGLE:
+            continue
+        if rows.groupby(["groups", *taken], dropna=False)[name].nunique().max() > 1:
+            taken.append(name)
+    return taken
+
+
+def _truth(value: object) -> bool | None:
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return None
+    return str(value).strip().lower() in {"true", "1", "1.0"}

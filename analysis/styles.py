@@ -1,0 +1,50 @@
+"""Colours, markers and line styles: the same method looks the same in every figure, in colour and in grey.
+
+Colours are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which can be told apart with any colour
+vision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+# Colour, marker, and which of _DASHES a method's first variant has; the next variants take the next ones.
+_METHODS: dict[str, tuple[str, str, int]] = {
+    "single": ("#000000", "x", 0),
+    "tensor": ("#D55E00", "s", 3),
+    "megatron_sp": ("#D55E00", "p", 2),
+    "galaxy": ("#E69F00", "h", 1),
+    "sequence": ("#E69F00", "D", 1),
+    "ring": ("#CC79A7", "8", 3),
+    "block": ("#CC79A7", "<", 1),
+    "prism": ("#999999", ">", 2),
+    "pipeline": ("#009E73", "v", 2),
+}
+_OTHER = ("#666666", "P", 0)
+# astra's variants, from few groups to many: dark to light blue, so that the order shows in grey too.
+_ASTRA = (("#003F72", "o"), ("#0072B2", "^"), ("#56B4E9", "d"), ("#8CC9EE", "X"))
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
+
+# Parts of a latency, in the order in which they are stacked: name in the legend, colour, hatch.
+PARTS: dict[str, tuple[str, str, str]] = {
+    "compute_ms": ("compute", "#0072B2", ""),
+    "encode_ms": ("encode", "#CC79A7", "xxx"),
+    "wire_ms": ("wire", "#E69F00", "///"),
+    "wait_ms": ("wait for others", "#F0E442", "..."),
+    "decode_ms": ("decode", "#009E73", "\\\\\\"),
+    "other_ms": ("not accounted for", "#DDDDDD", ""),
+}
+
+
+def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of a line for each label of ``points``, distinct for up to four variants of a method."""
+    styles: dict[str, dict[str, Any]] = {}
+    for method, rows in table.groupby("method", sort=False):
+        for index, label in enumerate(rows["label"].drop_duplicates()):
+            own = (*_ASTRA[index % len(_ASTRA)], 0) if method == "astra" else _METHODS.get(str(method), _OTHER)
+            colour, marker, first_dash = own
+            dash = _DASHES[(first_dash + index) % len(_DASHES)]
+            styles[label] = {"color": colour, "marker": marker, "linestyle": dash}
+    return styles

@@ -1,0 +1,59 @@
+"""What a user sees at the end of a run: the tables, how the numbers were made, and where everything lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from analysis.cells import TextTable, result_tables
+from analysis.load import load_rows
+from analysis.report import write_report
+from analysis.words import modes, setting
+
+PLAIN_WIDTH = 140  # columns where there is no terminal that says how wide it is
+
+
+def summarize(folder: Path, console: Console | None = None) -> None:
+    """Write the report of a results folder and print its tables. Works for partial results too.
+
+    Raises analysis.load.ResultsError if the folder has no readable rows.
+    """
+    frame = load_rows(folder)
+    files = write_report(folder, frame)
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
+    console.print()
+    console.print(Text(f"{frame['experiment'].iloc[0]}: {setting(frame)}", style="bold"), soft_wrap=True)
+    for line in modes(frame):
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    for table in result_tables(frame):
+        console.print()
+        console.print(_rich(table))
+        for note in table.notes:
+            console.print(Text(f"  {note}"), soft_wrap=True)
+    console.print()
+    for path in _places(folder, files):
+        console.print(Text(f"  {path}"), soft_wrap=True)
+
+
+def _rich(table: TextTable) -> Table:
+    grid = Table(
+        title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2)
+    )
+    for index, name in enumerate(table.columns):
+        left = index == 0 or name in table.left
+        wraps = name in table.left
+        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps)
+    for row in table.rows:
+        grid.add_row(*map(escape, row))
+    return grid
+
+
+def _places(folder: Path, files: list[Path]) -> list[Path]:
+    data = [folder / name for name in ("results.csv", "results.parquet", "manifest.json")]
+    return [path for path in (*data, *files) if path.exists()]

@@ -1,0 +1,197 @@
+"""Rows in, tables out. Each number is the median over repeats; ``spread`` says how far apart the repeats lay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.load import method_rank, with_labels
+
+REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
+MODES = ("execute", "hold", "replay", "analytic", "")
+PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
+# Columns that are the same for all repeats of a point.
+SETTINGS = (
+    *("method", "codec", "groups", "codebook_size", "devices", "delay_ms", "loss_pct", "tokens", "layers", "hidden"),
+    *("model", "topology", "network", "device_profile", "compute_mode", "time_scale", "formula_bytes"),
+)
+
+# The workload of the paper's latency figures: 12 layers of width 768, 1024 tokens, 4 devices, K = 1024.
+PAPER_SETTING = {"layers": 12, "hidden": 768, "tokens": 1024, "devices": 4, "codebook_size": 1024}
+PAPER_PROFILE = "gtx1660ti"
+PAPER_TENSOR_VOLUME = 2  # two all-reduces a layer, each counted as one all-gather
+# Reported metric -> the method in the ratio's numerator.
+PAPER_RATIOS = {
+    "speedup_over_single": "single",
+    "speedup_over_sequence": "sequence",
+    "speedup_over_tensor": "tensor",
+}
+
+
+def points(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per measured point (label, bandwidth_mbps): medians over the repeats with status ok.
+
+    Columns: label, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median (missing
+    for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms, verified (every
+    repeat), degraded (any repeat), and the settings. A ``single`` without a bandwidth stands at every bandwidth.
+    """
+    rows = _at_every_bandwidth(with_labels(frame))
+    rows = rows[(rows["status"] == "ok") & rows["latency_ms"].notna()]
+    named: dict = {name: (name, "first") for name in SETTINGS}
+    named |= {name: (name, "median") for name in PARTS}
+    grouped = rows.groupby(["label", "bandwidth_mbps"], dropna=False)
+    table = grouped.agg(
+        latency_ms=("latency_ms", "median"),
+        latency_min=("latency_ms", "min"),
+        latency_max=("latency_ms", "max"),
+        repeats=("latency_ms", "size"),
+        speedup=("speedup", "median"),
+        speedup_min=("speedup", "min"),
+        speedup_max=("speedup", "max"),
+        verified=("verified", lambda values: bool(values.fillna(False).all())),
+        degraded=("fidelity", lambda values: bool((values == "degraded").any())),
+        **named,
+    ).reset_index()
+    spread = 100 * (table["latency_max"] - table["latency_min"]) / table["latency_ms"]
+    table["spread_pct"] = spread.where(table["repeats"] > 1)
+    ranked = table.assign(rank=table["method"].map(method_rank), mode=table["compute_mode"].map(MODES.index))
+    ranked = ranked.sort_values(["rank", "groups", "mode", "label", "bandwidth_mbps"])
+    return ranked.drop(columns=["rank", "mode"]).reset_index(drop=True)
+
+
+def latency_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Median latency in ms: one row per method variant, one column per bandwidth in Mbps."""
+    return pivot(points(frame), "latency_ms")
+
+
+def speedup_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Median speed-up over ``single`` of the same run; missing where the run has no ``single``."""
+    return pivot(points(frame), "speedup")
+
+
+def spread_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """(slowest - fastest repeat) / median, in percent; missing where there is one repeat only."""
+    return pivot(points(frame), "spread_pct")
+
+
+def pivot(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One column of ``points`` as variants x bandwidths, in the order of ``points``."""
+    wide = table.pivot(index="label", columns="bandwidth_mbps", values=column)
+    return wide.reindex(index=table["label"].drop_duplicates()).sort_index(axis=1)
+
+
+def unfinished(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows without a result, once for each point: label, bandwidth_mbps, status (failed, skipped), error."""
+    rows = with_labels(frame)
+    rows = rows[rows["status"] != "ok"]
+    columns = ["label", "bandwidth_mbps", "status", "error"]
+    return rows[columns].drop_duplicates().reset_index(drop=True)
+
+
+def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same point in each compute mode: median latency in ms, and the difference from the first mode in percent.
+
+    Index (label without the mode, bandwidth_mbps); columns e.g. hold, replay, analytic in ms, ``replay vs hold`` in
+    percent. The modes stand in the order execute, hold, replay, analytic. Empty if the frame has one mode only.
+    """
+    present = frame["compute_mode"].unique()
+    modes = [mode for mode in MODES if mode and mode in present]
+    if len(modes) < 2:
+        return pd.DataFrame()
+    per_mode = []
+    for (
+        mode
+    ) in modes:  # labelled apart, so that the mode and what goes with it (network, time scale) is not in the label
+        table = points(frame[frame["compute_mode"] == mode])
+        per_mode.append(table.set_index(["label", "bandwidth_mbps"])["latency_ms"].rename(mode))
+    order = pd.concat(per_mode).index.drop_duplicates()
+    table = pd.concat(per_mode, axis=1).reindex(order)
+    for mode in modes[1:]:
+        table[f"{mode} vs {modes[0]}"] = 100 * (table[mode] / table[modes[0]] - 1)
+    return table
+
+
+def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
+    """The paper's reported speed-ups of astra beside ours, for the points that this run has in the paper's setting.
+
+    Columns: figure (astra G=1 over single), bandwidth_mbps, paper, ours, difference_pct, spread_pct (of our points),
+    why: in what our conditions differ from the paper's.
+    """
+    reported = pd.read_csv(reported_csv)
+    reported = reported[reported["metric"].isin(PAPER_RATIOS) & (reported["kind"] == "reported")]
+    table = points(frame)
+    found = []
+    for _, figure in reported.iterrows():
+        ours = table[_in_paper_setting(table) & (table["method"] == "astra")]
+        ours = ours[(ours["groups"] == figure["groups"]) & (ours["bandwidth_mbps"] == figure["bandwidth_mbps"])]
+        for _, point in ours.iterrows():
+            base = _counterpart(table, point, PAPER_RATIOS[figure["metric"]])
+            if base is None:
+                continue
+            ratio = base["latency_ms"] / point["latency_ms"]
+            found.append(
+                {
+                    "figure": f"{point['label']} over {PAPER_RATIOS[figure['metric']]}",
+                    "bandwidth_mbps": point["bandwidth_mbps"],
+                    "paper": figure["value"],
+                    "ours": ratio,
+                    "difference_pct": 100 * (ratio / figure["value"] - 1),
+                    "spread_pct": pd.Series([point["spread_pct"], base["spread_pct"]]).max(),
+                    "why": "; ".join(_differences(point, base, _counterpart(table, point, "sequence"))),
+                }
+            )
+    columns = ["figure", "bandwidth_mbps", "paper", "ours", "difference_pct", "spread_pct", "why"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _at_every_bandwidth(rows: pd.DataFrame) -> pd.DataFrame:
+    bandwidths = rows["bandwidth_mbps"].dropna().unique()
+    lone = (rows["method"] == "single") & rows["bandwidth_mbps"].isna()
+    if not lone.any() or not len(bandwidths):
+        return rows
+    copies = [rows[lone].assign(bandwidth_mbps=bandwidth) for bandwidth in bandwidths]
+    return pd.concat([rows[~lone], *copies], ignore_index=True)
+
+
+def _in_paper_setting(table: pd.DataFrame) -> pd.Series:
+    same = pd.Series(True, index=table.index)
+    for name, value in PAPER_SETTING.items():
+        same &= table[name] == value
+    return same & (table["loss_pct"].fillna(0) == 0)
+
+
+def _counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series | None:
+    """The same point with another method, in the paper's number format where there are several."""
+    same = (table["method"] == method) & (table["bandwidth_mbps"] == point["bandwidth_mbps"])
+    shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "time_scale", "device_profile"]
+    for name in shared + (["devices", "topology", "delay_ms"] if method != "single" else []):
+        same &= (table[name] == point[name]) | (table[name].isna() & pd.isna(point[name]))
+    rows = table[same]
+    if rows["codec"].nunique() > 1:
+        rows = rows[rows["codec"].isin(["fp32", "none", ""])]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _differences(point: pd.Series, base: pd.Series, sequence: pd.Series | None) -> list[str]:
+    """In what the two points differ from the paper's conditions, most important first."""
+    words = []
+    if point["network"] != "analytic":
+        words.append(f"the paper divides bits by bandwidth, here {point['network']}")
+    if point["compute_mode"] == "execute":
+        words.append("computed at this machine's speed")
+    elif point["device_profile"] != PAPER_PROFILE:
+        words.append(f"device profile {point['device_profile']}")
+    if point["encode_ms"] > 0:
+        words.append(f"encoding counted ({point['encode_ms']:.1f} ms)")
+    if base["method"] == "tensor" and sequence is not None:
+        volume = base["formula_bytes"] / sequence["formula_bytes"]
+        if abs(volume / PAPER_TENSOR_VOLUME - 1) > 0.01:  # a ring all-reduce receives 4 times as much
+            words.append(f"for tensor the paper counts {PAPER_TENSOR_VOLUME}x sequence's bits, here {volume:.3g}x")
+    if point["delay_ms"] > 0:
+        words.append(f"link delay {point['delay_ms']:g} ms")
+    if point["time_scale"] != 1 and pd.notna(point["time_scale"]):
+        words.append(f"time scale {point['time_scale']:g}")
+    if point["degraded"] or base["degraded"]:
+        words.append("degraded fidelity")
+    return words

@@ -1,0 +1,77 @@
+"""How a run was made, in words.
+
+Tables, figures and reports take these from here, so that none of them forgets to say it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+NETWORK = {
+    "mininet": "network mininet: real TCP/IP stack of this kernel, shaped links between emulated hosts on one machine",
+    "loopback": "network loopback: links paced in the transport, not by a kernel: not a network measurement",
+    "analytic": "network analytic: bits divided by bandwidth, nothing was sent",
+    "cluster": "network cluster: the hosts and the network of an existing Ray cluster",
+}
+COMPUTE = {
+    "execute": "compute execute: arithmetic as fast as this machine does it",
+    "hold": "compute hold: real arithmetic, then a wait until the device profile's time slot is over",
+    "replay": "compute replay: arithmetic replaced by the device profile's slots; bytes, packets and waiting are real",
+    "analytic": "compute analytic: multiply-accumulates divided by the device profile's speed, nothing was run",
+}
+
+
+def values(frame: pd.DataFrame, column: str) -> list[Any]:
+    """The distinct values of a column that are there, sorted."""
+    present = frame[column].replace("", None).dropna().unique()
+    return sorted(present.tolist())
+
+
+def joined(frame: pd.DataFrame, column: str, pattern: str = "{}") -> str:
+    """Distinct values as text: ``2/4 devices``. Empty if the column has none."""
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values(frame, column)]
+    return pattern.format("/".join(texts)) if texts else ""
+
+
+def setting(frame: pd.DataFrame) -> str:
+    """Model, input, devices and links of a run on one line."""
+    parallel = frame[frame["method"] != "single"]
+    parts = [
+        joined(frame, "model"),
+        joined(frame, "layers", "{} layers"),
+        joined(frame, "hidden", "D = {}"),
+        joined(frame, "tokens", "{} tokens"),
+        joined(parallel, "devices", "{} devices"),
+        joined(parallel, "topology"),
+    ]
+    parts += [joined(frame[frame[name] > 0], name, text) for name, text in _DISTURBANCES.items()]
+    return ", ".join(part for part in parts if part)
+
+
+def modes(frame: pd.DataFrame) -> list[str]:
+    """What was real and what was not: one line for each network backend, compute mode and time scale in the frame."""
+    lines = [NETWORK.get(name, name) for name in map(str, values(frame, "network"))]
+    profile = joined(frame, "device_profile", " (device profile {})")
+    for name in map(str, values(frame, "compute_mode")):
+        lines.append(COMPUTE.get(name, name) + (profile if name != "execute" else ""))
+    for scale in values(frame, "time_scale"):
+        if scale != 1:
+            lines.append(
+                f"time scale {scale:g}: run {scale:g} times slower, links and slots alike; results divided by it"
+            )
+    return lines
+
+
+def short_modes(frame: pd.DataFrame) -> str:
+    """The same for a figure's caption: ``network mininet, compute replay (gtx1660ti), time scale 1``."""
+    parts = [
+        joined(frame, "network", "network {}"),
+        joined(frame, "compute_mode", "compute {}") + joined(frame, "device_profile", " (device profile {})"),
+        joined(frame, "time_scale", "time scale {}"),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+_DISTURBANCES = {"delay_ms": "link delay {} ms", "loss_pct": "packet loss {}%"}

@@ -1,0 +1,110 @@
+"""``make bench``: speed and size of the instrument itself, each figure beside its target.
+
+Both sides of a ratio come from one run. Not a test: timings depend on the machine and on what else it does. Needs the
+Mininet backend.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from testbed.errors import EnvironmentFault
+from testbed.network.probe import choose_backend
+from testbed.network.sandbox import inside, supervise
+from testbed.progress import console
+from testbed.session import Session
+
+REPEATS = 9
+SIZES = (320, 10_000, 100_000)  # bytes that each device contributes: ASTRA's codes at G=1, at G=32, and beyond
+BANDWIDTHS = (10, 20, 50, 100)
+
+
+def main() -> int:
+    """Run all benchmarks; exit code 2 where Mininet cannot run."""
+    try:
+        backend = choose_backend("mininet")
+    except EnvironmentFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not inside():
+        code = supervise([], backend, module="experiments.bench")
+        return code or _smoke()
+    table = Table("what", "reached", "target", "met")
+    for what, reached, target, met in (*_clusters(), *_all_gathers()):
+        table.add_row(what, reached, target, "yes" if met else "NO")
+        console().print(f"{what}: {reached} (target {target})")
+    console().print(table)
+    return 0
+
+
+Line = tuple[str, str, str, bool]
+
+
+def _clusters() -> Iterator[Line]:
+    """Bring-up time, memory and re-shape time."""
+    for devices, start_target_s in ((4, 15), (8, 30)):
+        free = _available_gib()
+        with Session("mininet", "star", devices) as session:
+            used = free - _available_gib()
+            yield (
+                f"{devices}-host cluster up",
+                f"{session.start_s:.1f} s",
+                f"{start_target_s} s",
+                session.start_s <= start_target_s,
+            )
+            yield f"{devices}-host cluster memory", f"{used:.1f} GiB", "4 GiB", used <= 4
+            times = []
+            for bandwidth in (10, 100, 500):
+                session.shape(bandwidth)
+                times.append(session.reshape_s)
+            yield f"re-shape of {devices} links", f"{max(times):.3f} s", "0.2 s", max(times) < 0.2
+
+
+def _all_gathers() -> Iterator[Line]:
+    """The project's transport and gloo on the same links against bytes over rate."""
+    medians: dict[tuple[str, float, int], float] = {}
+    for comm in ("tcp", "gloo"):
+        with Session("mininet", "star", 4, comm) as session:
+            for bandwidth in BANDWIDTHS:
+                session.shape(bandwidth)
+                for size in SIZES:
+                    medians[comm, bandwidth, size] = statistics.median(session.collective("all_gather", size, REPEATS))
+    for bandwidth in BANDWIDTHS:
+        for size in SIZES:
+            ideal = 3 * size * 8 / (bandwidth * 1e6)
+            ours, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
+            what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
+            if size < 10_000:
+                over_ms = 1e3 * (ours - ideal)
+                reached = f"{over_ms:+.2f} ms over the ideal {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
+                yield what, reached, "+1 ms", over_ms <= 1
+            else:
+                reached = f"{ours / ideal:.3f} x the ideal {1e3 * ideal:.1f} ms (gloo {gloo / ideal:.3f})"
+                yield what, reached, "1.10 x", ours / ideal <= 1.10
+
+
+def _smoke() -> int:
+    """The smoke experiment as a user would run it, from command to table."""
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "testbed.run", "+experiment=smoke", "resume=false"]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    seconds = time.monotonic() - begin
+    print(f"smoke experiment: {seconds:.0f} s (target 60 s), exit code {code}")
+    return code
+
+
+def _available_gib() -> float:
+    """Memory that could still be given to programs."""
+    with open("/proc/meminfo") as lines:
+        fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())

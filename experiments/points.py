@@ -1,0 +1,211 @@
+"""Measure points of a grid on one emulated cluster, one after another; a fault costs its point and no other."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from experiments.assets import Assets
+from experiments.verify import Verification, verify
+from testbed.cluster.worker import Pass
+from testbed.config import Config
+from testbed.errors import ClusterError, CommError
+from testbed.grid import Point
+from testbed.session import Session
+
+HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
+WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes
+
+
+def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_macs_per_s: float) -> str:
+    """``auto`` holds slots with real computation where every device can have a core that is fast enough, else replays.
+
+    device_macs_per_s: of the emulated device on this machine's clock, that is divided by time_scale.
+    """
+    if requested != "auto":
+        return requested
+    enough = (os.cpu_count() or 1) > devices and core_macs_per_s > HEADROOM * device_macs_per_s
+    return "hold" if enough else "replay"
+
+
+def variant(point: Point) -> str:
+    """The name of a point's method variant among the actors: method and settings, whatever the link."""
+    return f"{point.method} {dict(point.settings)}"
+
+
+class Bench:
+    """A cluster of ``devices`` actors with the run's model. A context manager.
+
+    A method variant is verified at the fastest of ``bandwidths`` before its first point. After a fault the cluster is
+    mended: torn connections are made anew, and if an actor or node is gone, the whole cluster.
+    """
+
+    def __init__(self, config: Config, backend: str, devices: int, assets: Assets):
+        self.config, self.backend, self.devices, self.assets = config, backend, devices, assets
+        self.macs_per_s = config.macs_per_s()
+        self.verified: dict[str, Verification] = {}
+        self.facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Bench:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.__exit__()
+
+    def _open(self) -> None:
+        config = self.config
+        session = Session(self.backend, config.topology.name, self.devices, config.comm, config.time_scale)
+        self.session = session.__enter__()
+        self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass
+        session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
+        session.shape(max(config.bandwidths))
+        self.facts = {
+            "start_s": round(session.start_s, 2),
+            "reshape_s": round(session.reshape_s, 4),
+            "idle_bytes": session.assert_silent(),
+            "network": session.network.describe(),
+        }
+
+    def _mend(self, error: ClusterError | CommError) -> None:
+        try:
+            if isinstance(error, CommError):
+                self.session.join()
+                return
+        except (ClusterError, CommError):
+            pass  # the group cannot be joined again, so something is gone for good
+        self.session.__exit__()
+        self._open()
+
+    def measure(self, point: Point, modes: list[str]) -> list[dict[str, Any]]:
+        """Rows of one point, ``repeats`` for each mode of the clock. After a fault of the cluster they say failed."""
+        try:
+            self._prepare(point)
+            rows = [row for mode in modes for row in self._measure(point, mode)]
+        except (ClusterError, CommError) as error:
+            failed = self._row(point, modes[0]) | {"status": "failed", "error": str(error)}
+            self._mend(error)
+            return [failed]
+        return rows
+
+    def _prepare(self, point: Point) -> None:
+        """Build the variant's shards and verify it once in the life of the cluster."""
+        method, key = point.load(), variant(point)
+        if key in self._prepared:
+            return
+        codebooks = self.assets.codebooks.get((method.groups, method.codebook_size))
+        self.session.prepare(key, point.method, dict(point.settings), codebooks)
+        self.session.shape(max(self.config.bandwidths))
+        ranks = self.session.verify(key)
+        self.verified[key] = verify(method, self.devices, ranks, self.assets)
+        self._prepared[key] = max(done.compute_s + done.encode_s + done.decode_s for _, done in ranks)
+
+    def _measure(self, point: Point, mode: str) -> list[dict[str, Any]]:
+        config, check = self.config, self.verified[variant(point)]
+        if not check.ok:
+            return [self._row(point, mode) | {"status": "failed", "error": check.fault}]
+        expected = self.expected_s(point, mode)
+        repeats = max(1, min(config.repeats, int(config.point_budget_s / expected)))
+        warmups = 1 if config.point_budget_s > WARM_SHARE * expected else 0
+        self.session.shape(point.bandwidth_mbps)
+        passes, delivered = self.session.measure(
+            variant(point), mode, self.macs_per_s, repeats, warmups, expected_s=expected
+        )
+        wire = None if delivered is None else round(max(delivered))
+        return [
+            self._row(point, mode) | self._figures(point, [ranks[repeat] for ranks in passes], repeat, wire)
+            for repeat in range(repeats)
+        ]
+
+    def expected_s(self, point: Point, mode: str) -> float:
+        """Seconds of one pass on this machine, from the cost model; in execute from the verifying pass."""
+        scale, bits_per_s = self.config.time_scale, point.bandwidth_mbps * 1e6
+        speed = float("inf") if mode == "execute" else self.macs_per_s
+        seconds = scale * point.load().predicted_s(self.assets.model.shape, self.devices, speed, bits_per_s)
+        return seconds + (self._prepared.get(variant(point), 0.0) if mode == "execute" else 0.0)
+
+    def _figures(self, point: Point, ranks: list[Pass], repeat: int, wire_bytes: int | None) -> dict[str, Any]:
+        """Measured columns of one repeat: the whole group's time, split as the last rank to finish spent it."""
+        last = max(ranks, key=lambda done: done.end_s)
+        to_ms = 1e3 / self.config.time_scale
+        payload = max(done.received_bytes for done in ranks)
+        formula = max(point.load().received_bits(self.assets.model.shape, self.devices)) // 8
+        overruns = sum(done.overruns for done in ranks)
+        return {
+            "repeat": repeat,
+            "latency_ms": to_ms * (last.end_s - min(done.begin_s for done in ranks)),
+            "compute_ms": to_ms * last.compute_s,
+            "encode_ms": to_ms * last.encode_s,
+            "decode_ms": to_ms * last.decode_s,
+            "wire_ms": to_ms * last.wire_s,
+            "wait_ms": to_ms * last.wait_s,
+            "payload_bytes": payload,
+            "wire_bytes": wire_bytes,
+            "overruns": overruns,
+            "fidelity": "degraded" if overruns else "ok",
+            "status": "ok" if payload == formula else "failed",
+            "error": "" if payload == formula else f"{payload} payload bytes, the formula says {formula}",
+        }
+
+    def _row(self, point: Point, mode: str) -> dict[str, Any]:
+        """The columns that are known before anything is measured."""
+        config, model = self.config, self.config.model
+        formula = max(point.load().received_bits(self.assets.model.shape, self.devices)) / 8
+        check = self.verified.get(variant(point))
+        return point.columns | {
+            "delay_ms": 0.0,
+            "loss_pct": 0.0,
+            "layers": model.layers,
+            "hidden": model.hidden,
+            "heads": model.heads,
+            "model": model.name,
+            "topology": config.topology.name,
+            "network": self.backend,
+            "device_profile": config.device.name,
+            "compute_mode": mode,
+            "time_scale": config.time_scale,
+            "repeat": 0,
+            "formula_bytes": round(formula),
+            "wire_floor_ms": 8e3 * formula / (point.bandwidth_mbps * 1e6),
+            "verified": None if check is None else check.ok,
+            "max_abs_err": None if check is None else check.max_abs_err,
+        }
+
+    def analytic_row(self, point: Point) -> dict[str, Any]:
+        """The cost model's row of a point: the device's slots and bits over the rate. Nothing of it is measured."""
+        latency = 1e3 * self.expected_s(point, "analytic") / self.config.time_scale
+        unmeasured: dict[str, Any] = dict.fromkeys(
+            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified")
+        )
+        row = self._row(point, "analytic") | unmeasured
+        wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)
+        return row | {
+            "network": "analytic",
+            "latency_ms": latency,
+            "compute_ms": latency - wire,
+            "wire_ms": wire,
+            "payload_bytes": row["formula_bytes"],
+            "overruns": 0,
+            "fidelity": "ok",
+            "status": "ok",
+            "error": "",
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        """Facts of this cluster for the manifest."""
+        checks = {key: vars(check) for key, check in self.verified.items()}
+        return {
+            "devices": self.devices,
+            "actor_threads": self.session.cluster.threads,
+            **self.facts,
+            "verification": checks,
+        }
+
+
+def describe_rows(point: Point, rows: list[dict[str, Any]], seconds: float) -> str:
+    """One line about a finished point."""
+    if rows[0]["status"] != "ok":
+        return f"{point.label}: FAILED: {rows[0]['error']}"
+    latencies = sorted(row["latency_ms"] for row in rows)
+    marks = "" if all(row["fidelity"] == "ok" for row in rows) else ", degraded"
+    return f"{point.label}: {latencies[len(latencies) // 2]:.1f} ms, {len(rows)} repeats{marks} ({seconds:.0f} s)"

@@ -1,0 +1,80 @@
+"""Is what came out of the emulated devices right? Outputs, bytes and MACs against their references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.assets import Assets
+from testbed.astra.attention import simulate
+from testbed.astra.codebooks import load_codebooks
+from testbed.astra.quantizer import Quantizer
+from testbed.cluster.worker import Pass
+from testbed.comm.group import even_shares
+from testbed.methods.base import Method, Output
+
+TOLERANCE = 1e-4  # largest difference of any hidden state or logit
+
+
+@dataclass
+class Verification:
+    """Outcome for one method variant. ties: codes that rounding decided otherwise than in the simulation."""
+
+    max_abs_err: float
+    ties: int
+    fault: str  # empty if all is right
+
+    @property
+    def ok(self) -> bool:
+        return not self.fault
+
+
+def verify(method: Method, world: int, ranks: list[tuple[Output, Pass]], assets: Assets) -> Verification:
+    """Compare what each rank of ``world`` holds after a pass with real arithmetic with the reference.
+
+    Exact methods are held to the plain model; the others to their one-process simulation.
+    """
+    shape = assets.model.shape
+    outputs = [output for output, _ in ranks]
+    hidden, logits, ties = assets.hidden, assets.logits, 0
+    if not method.exact:
+        try:
+            hidden, logits, ties = _simulated(method, world, outputs, assets)
+        except ValueError as error:
+            return Verification(float("nan"), 0, f"codes differ from the simulation's: {error}")
+    error, fault = _compare(outputs, hidden, logits)
+    formula = method.received_bits(shape, world)
+    for rank, (_, done) in enumerate(ranks):
+        if 8 * done.received_bytes != formula[rank]:
+            fault = fault or f"rank {rank} received {8 * done.received_bytes} bits, the formula says {formula[rank]}"
+        if done.macs != method.macs(shape, rank, world):
+            fault = fault or f"rank {rank} ran {done.macs} MACs, the formula says {method.macs(shape, rank, world)}"
+    return Verification(error, ties, fault)
+
+
+def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets) -> tuple[Tensor, Tensor, int]:
+    quantizer = Quantizer(load_codebooks(assets.codebooks[method.groups, method.codebook_size]))
+    codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
+    with torch.no_grad():
+        done = simulate(assets.model, quantizer, assets.inputs, even_shares(assets.model.shape.tokens, world), codes)
+    return done.hidden, done.logits, done.ties
+
+
+def _compare(outputs: list[Output], hidden: Tensor, logits: Tensor) -> tuple[float, str]:
+    """(largest difference, fault): every content row must be held by some rank, and the logits too."""
+    covered = torch.zeros(hidden.shape[0], dtype=torch.bool)
+    errors = []
+    for output in outputs:
+        if output.hidden is not None:
+            stop = output.start + output.hidden.shape[0]
+            covered[output.start : stop] = True
+            errors.append((output.hidden - hidden[output.start : stop]).abs().max().item())
+        if output.logits is not None:
+            errors.append((output.logits - logits).abs().max().item())
+    if not covered.all() or all(output.logits is None for output in outputs):
+        return float("nan"), "no rank holds part of the result"
+    error = max(errors)
+    # written so that NaN fails
+    return error, "" if error <= TOLERANCE else f"outputs differ by {error:.2e}, allowed is {TOLERANCE:g}"

@@ -1,0 +1,120 @@
+"""Mixed-precision attention of N devices in one process, by masks (ASTRA, arXiv 2505.19342; PAPER.md, 1.2 and 1.6).
+
+A query attends to the rows of its own device at full precision, and to other devices' content rows through their
+quantised embeddings, in one softmax. The N copies of the class token come first in the sequence; each is seen by its
+own device only. This is the reference that a distributed run is checked against, so it shares no code with it.
+
+Shape suffixes: B batch, S = N + T sequence, T content tokens, N devices, D hidden, H heads, K head width, L layers,
+G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from testbed.astra.quantizer import Quantizer
+from testbed.models.transformer import Block
+from testbed.models.vit import VisionTransformer
+
+TIE = 1e-4  # of the mean squared norm: distances that rounding on another machine may order differently
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Normalised last states of the content tokens [T, D], logits [classes], and how many near ties fell otherwise."""
+
+    hidden: Tensor
+    logits: Tensor
+    ties: int
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Who sees what, each [S, S] (query, key): ``exact`` at full precision, ``visible`` at all."""
+
+    exact: Tensor
+    visible: Tensor
+
+
+def block_masks(shares: Sequence[int]) -> Masks:
+    """The masks of devices that own ``shares`` content tokens each, with a class token each in front of all content."""
+    devices = torch.arange(len(shares))
+    owner_S = torch.cat([devices, devices.repeat_interleave(torch.tensor(list(shares)))])
+    exact_SS = owner_S[:, None] == owner_S[None, :]
+    content_S = torch.arange(len(owner_S)) >= len(shares)
+    return Masks(exact_SS, exact_SS | content_S[None, :])
+
+
+def mixed_attention(block: Block, x_BSD: Tensor, quantised_BSD: Tensor, masks: Masks) -> Tensor:
+    """Attention's weighted sum [B, S, D], before the output projection.
+
+    x_BSD, quantised_BSD: the layer's input, before its norm, and what other devices know of it.
+    """
+    h_BSD = block.norm1(x_BSD)
+    q_BHSK = block.attn.query(h_BSD)
+    k_BHSK, v_BHSK = block.attn.keys_values(h_BSD)
+    remote_k_BHSK, remote_v_BHSK = block.attn.keys_values(block.norm1(quantised_BSD))
+    scores_BHSS = torch.where(masks.exact, q_BHSK @ k_BHSK.mT, q_BHSK @ remote_k_BHSK.mT) / math.sqrt(k_BHSK.shape[-1])
+    weights_BHSS = scores_BHSS.masked_fill(~masks.visible, -math.inf).softmax(-1)
+    o_BHSK = (weights_BHSS * masks.exact) @ v_BHSK + (weights_BHSS * ~masks.exact) @ remote_v_BHSK
+    return o_BHSK.transpose(-3, -2).flatten(-2)
+
+
+@torch.no_grad()
+def simulate(
+    model: VisionTransformer,
+    quantizer: Quantizer | None,
+    inputs: Tensor,
+    shares: Sequence[int],
+    codes: Tensor | None = None,
+) -> Simulated:
+    """One inference of ``len(shares)`` devices. A single device sends nothing and needs no quantizer.
+
+    inputs: pixels [1, 3, height, width]. shares: content tokens of each device, in order; together the model's tokens.
+    codes: indices [L, T, G] that a distributed run sent. They are used in place of our own, because a token between two
+    codewords may fall either way by rounding. Raises ValueError, naming layer and token, where a given codeword is
+    farther than the nearest by more than ``TIE`` times the group's mean squared norm: that is no rounding.
+    """
+    world, tokens = len(shares), model.shape.tokens
+    if sum(shares) != tokens or min(shares) < 1:
+        raise ValueError(f"shares are {list(shares)}; expected positive numbers of sum {tokens}")
+    if world > 1 and quantizer is None:
+        raise ValueError(f"{world} devices need a quantizer")
+    masks, ties = block_masks(shares), 0
+    x_BSD = torch.cat([model.embed_class().expand(-1, world, -1), model.embed_content(inputs)], dim=1)
+    for layer, block in enumerate(cast(Iterable[Block], model.blocks)):
+        quantised_BSD = x_BSD
+        if world > 1 and quantizer is not None:
+            content_TD = x_BSD[0, world:]
+            own_TG = quantizer.encode(layer, content_TD)
+            if codes is not None:
+                ties += _count_ties(quantizer, layer, content_TD, own_TG, codes[layer])
+                own_TG = codes[layer]
+            quantised_BSD = torch.cat([x_BSD[:, :world], quantizer.decode(layer, own_TG)[None]], dim=1)
+        x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantised_BSD, masks))
+    x_BSD = model.norm(x_BSD)
+    return Simulated(x_BSD[0, world:], model.classify(x_BSD[:, :world].mean(1))[0], ties)
+
+
+def _count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TG: Tensor, given_TG: Tensor) -> int:
+    """How many given codes differ from ours; ValueError if one differs by more than rounding."""
+    different_TG = own_TG != given_TG
+    if not different_TG.any():
+        return 0
+    allowed_G = TIE * x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0)
+    relative_TG = quantizer.excess(layer, x_TD, given_TG) / allowed_G
+    wrong_TG = different_TG & (relative_TG > 1)
+    if wrong_TG.any():
+        token, group = (int(i) for i in wrong_TG.nonzero()[0])
+        raise ValueError(
+            f"codes at layer {layer}, token {token}, group {group}: codeword {int(given_TG[token, group])} was sent, "
+            f"{int(own_TG[token, group])} is nearest, by {TIE * relative_TG[token, group]:.1e} of the mean squared "
+            f"norm; allowed for rounding: {TIE:g}"
+        )
+    return int(different_TG.sum())

@@ -1,0 +1,155 @@
+"""Codebooks by k-means on the embeddings of the plain model (ASTRA, arXiv 2505.19342, initialisation), cached on disk.
+
+What is clustered is what ASTRA sends: the residual stream at each layer's input, content tokens only. No fine-tuning.
+Shape suffixes: B pictures, S sequence, N samples, D hidden, G groups, K codewords, d = D / G, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from testbed.astra.quantizer import check_quantizer
+from testbed.data import photographs
+from testbed.models.vit import VisionTransformer
+from testbed.models.weights import ModelChoice, save_tensors
+
+RECIPE = 1  # to be raised with every change that alters codebooks, so that older cache files are not used
+ITERATIONS = 6  # k-means gains little beyond
+SAMPLES_PER_CODEWORD = 4
+FEWEST_PICTURES = 4  # even where fewer give samples enough: codewords of one picture fit no other
+TOKENS_AT_ONCE = 2048  # through a block; bounds the memory of activations
+
+Progress = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def train_codebooks(
+    model: VisionTransformer,
+    pictures_BCHW: Tensor,
+    groups: Sequence[int],
+    codebook_size: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[int, Tensor]:
+    """Codebooks [layers, G, codebook_size, hidden / G], float32, for each G of ``groups``, from one pass of the model.
+
+    pictures_BCHW: model input of a size that fits ``model``. ``progress(done, total)`` is called after each layer and
+    G. The same on every run with the same number of threads.
+
+    Raises ConfigError for groups or a codebook size that cannot be, ValueError if there are fewer content tokens than
+    codewords.
+    """
+    hidden, tokens, layers = model.shape.hidden, model.shape.tokens, model.shape.layers
+    for count in groups:
+        check_quantizer(hidden, count, codebook_size)
+    samples = len(pictures_BCHW) * tokens
+    if samples < codebook_size:
+        need = math.ceil(codebook_size / tokens)
+        raise ValueError(
+            f"{len(pictures_BCHW)} pictures of {tokens} tokens cannot give {codebook_size} codewords; "
+            f"expected {need} pictures or more"
+        )
+    books = {count: torch.empty(layers, count, codebook_size, hidden // count) for count in groups}
+    batches = pictures_BCHW.split(max(1, TOKENS_AT_ONCE // model.shape.sequence))
+    x_BSD = torch.cat([model.embed(batch_BCHW) for batch_BCHW in batches])
+    # layer by layer, so that the samples of one layer only are held at a time
+    for layer, block in enumerate(model.blocks):
+        x_ND = x_BSD[:, 1:].flatten(0, 1).numpy()
+        for position, count in enumerate(groups):
+            for group, x_Nd in enumerate(np.split(x_ND, count, axis=1)):
+                books[count][layer, group] = torch.from_numpy(_kmeans(x_Nd, codebook_size, seed))
+            if progress is not None:
+                progress(layer * len(groups) + position + 1, layers * len(groups))
+        if layer + 1 < layers:
+            x_BSD = torch.cat([block(part_BSD) for part_BSD in x_BSD.split(len(batches[0]))])
+    return books
+
+
+def codebooks_for(
+    choice: ModelChoice,
+    model: VisionTransformer,
+    tokens: int,
+    groups: Sequence[int],
+    codebook_size: int,
+    seed: int,
+    cache_dir: Path,
+    progress: Progress | None = None,
+) -> dict[int, Path]:
+    """The files with the codebooks of ``model``, one for each G of ``groups``; trained where ``cache_dir`` has none.
+
+    ``choice`` and ``tokens`` are those that ``model`` was built of, ``seed`` draws the pictures and starts the
+    k-means. A damaged file is replaced, with a warning. ``load_codebooks`` reads a file.
+
+    Raises what ``train_codebooks`` raises, and EnvironmentFault if the package with the pictures is missing.
+    """
+    for count in groups:
+        check_quantizer(model.shape.hidden, count, codebook_size)
+    weights = _fingerprint(model)
+    paths: dict[int, Path] = {}
+    recipes: dict[int, str] = {}
+    for count in groups:
+        recipe = {"recipe": RECIPE, "model": asdict(choice), "weights": weights, "tokens": tokens, "seed": seed}
+        recipes[count] = json.dumps(recipe | {"groups": count, "codebook_size": codebook_size}, sort_keys=True)
+        name = hashlib.sha256(recipes[count].encode()).hexdigest()[:16]
+        paths[count] = cache_dir / f"codebooks-{name}.safetensors"
+    missing = [count for count, path in paths.items() if not _usable(path)]
+    if missing:
+        pictures = max(FEWEST_PICTURES, math.ceil(SAMPLES_PER_CODEWORD * codebook_size / tokens))
+        pictures_BCHW = photographs(tokens, choice.patch, pictures, seed)
+        books = train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress)
+        for count in missing:
+            save_tensors({"codebooks": books[count]}, paths[count], {"recipe": recipes[count]})
+    return paths
+
+
+def load_codebooks(path: Path) -> Tensor:
+    """The codebooks [L, G, K, d] of a file, mapped and not copied, so that processes share them."""
+    return load_file(path)["codebooks"]
+
+
+def _kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.cvar.distance_compute_blas_threshold = 1  # matrix products always: thrice as fast for groups of 24 numbers
+    kmeans = faiss.Kmeans(
+        x_Nd.shape[1],
+        codebook_size,
+        niter=ITERATIONS,
+        seed=seed,
+        min_points_per_centroid=1,  # else a warning on stderr below 39
+    )
+    kmeans.train(np.ascontiguousarray(x_Nd))
+    assert kmeans.centroids is not None
+    return kmeans.centroids
+
+
+def _usable(path: Path) -> bool:
+    """Whether the file is there and whole."""
+    if not path.exists():
+        return False
+    try:
+        load_codebooks(path)
+    except (SafetensorError, KeyError) as error:
+        warnings.warn(f"{path} is damaged ({error}); training its codebooks again", stacklevel=3)
+        return False
+    return True
+
+
+def _fingerprint(model: VisionTransformer) -> str:
+    """A hash of the first numbers of every tensor, so that fine-tuned weights get their own codebooks."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.flatten()[:64].numpy().tobytes())
+    return digest.hexdigest()

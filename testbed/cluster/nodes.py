@@ -1,0 +1,140 @@
+"""A Ray node on every device and an actor pinned to each; the driver runs beside the head, off the data network."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from testbed.cluster.worker import DeviceWorker
+from testbed.errors import ClusterError, CommError
+from testbed.network.backend import Network
+from testbed.network.sandbox import scratch
+
+PORT = 6379
+OBJECT_STORE_BYTES = 100_000_000
+START_TIMEOUT_S = 60.0
+
+
+def ray_environment(threads: int, token: str, loopback: bool) -> dict[str, str]:
+    """Environment of every Ray process of a run. token: what they show each other, else Ray keeps one in $HOME."""
+    return {
+        **os.environ,
+        "RAY_TMPDIR": str(scratch()),
+        "RAY_memory_monitor_refresh_ms": "0",  # it would end actors when unrelated programs use memory
+        "RAY_worker_niceness": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",  # 0: Ray listens on 127.0.0.1 only
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+
+
+class Cluster:
+    """One actor per device of a network. A context manager; leaving it ends Ray and every process of it."""
+
+    def __init__(self, network: Network, devices: int):
+        self.network, self.devices = network, devices
+        self.threads = max(1, (os.cpu_count() or 1) // devices)
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Cluster:
+        loopback = self.network.name == "loopback"
+        self._environment = ray_environment(self.threads, secrets.token_hex(32), loopback)
+        os.environ.update(self._environment)  # before Ray is imported: it reads them then
+        import ray
+
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if not loopback:
+            self._start_nodes()
+            address = f"{self.network.control_ip}:{PORT}"
+            ray.init(address=address, _node_ip_address=self.network.control_ip, **quiet)
+        else:
+            ray.init(
+                num_cpus=self.devices,
+                resources={f"device_{rank}": 1 for rank in range(self.devices)},
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(scratch() / "ray"),
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(DeviceWorker)
+        self.workers = [
+            actor.options(resources={f"device_{rank}": 1}).remote(rank, self.devices, self.threads)
+            for rank in range(self.devices)
+        ]
+        found = self.call("node_ip", timeout_s=START_TIMEOUT_S, phase="start")
+        if found != self.network.device_control_ips:
+            raise ClusterError(f"actors run on {found}, not on their devices {self.network.device_control_ips}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.shutdown()
+        for node in self._nodes:
+            node.kill()
+
+    def _start_nodes(self) -> None:
+        """The head on the control host, then a node on each device, all at once."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--log-color=false"]
+        command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        head = [*command, "--head", f"--port={PORT}", f"--node-ip-address={self.network.control_ip}"]
+        head += ["--num-cpus=0", "--include-dashboard=false"]
+        log = scratch() / "ray-head.log"
+        with log.open("wb") as output:
+            started = subprocess.run(head, env=self._environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+        if started.returncode:
+            raise ClusterError(f"the Ray head did not start: {log.read_text()[-400:]!r}")
+        logs = [scratch() / f"ray-node-{rank}.log" for rank in range(self.devices)]
+        starting = []
+        for rank, ip in enumerate(self.network.device_control_ips):
+            node = [*command, f"--address={self.network.control_ip}:{PORT}", f"--node-ip-address={ip}"]
+            node += ["--num-cpus=1", f"--resources={json.dumps({f'device_{rank}': 1})}"]
+            starting.append(self.network.popen(rank, node, logs[rank], self._environment))
+        for rank, process in enumerate(starting):
+            if process.wait(START_TIMEOUT_S):
+                raise ClusterError(f"the Ray node of device {rank} did not start: {logs[rank].read_text()[-400:]!r}")
+
+    def call(self, name: str, *args: Any, timeout_s: float, phase: str) -> list[Any]:
+        """Call a method on all actors and return the results by rank.
+
+        Raises CommError or ClusterError with the ranks and the phase, after ``timeout_s`` at the latest.
+        """
+        return self.call_each(name, [args] * self.devices, timeout_s=timeout_s, phase=phase)
+
+    def call_each(self, name: str, args: list[tuple[Any, ...]], *, timeout_s: float, phase: str) -> list[Any]:
+        """``call`` with arguments of its own for each rank."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        refs = [getattr(worker, name).remote(*each) for worker, each in zip(self.workers, args, strict=True)]
+        done, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+        results, dead, faults = [], [], []
+        for rank, ref in enumerate(refs):
+            if ref in late:
+                continue
+            try:
+                results.append(ray.get(ref, timeout=timeout_s))
+            except (RayActorError, GetTimeoutError):
+                dead.append(rank)
+            except RayTaskError as error:
+                faults.append((rank, error.cause))
+        if dead:
+            raise ClusterError(f"{phase}: the actor of rank {dead} died", dead)
+        if faults:
+            rank, cause = faults[0]
+            if isinstance(cause, CommError):
+                raise CommError(f"{phase}: {cause}", cause.ranks)
+            raise ClusterError(f"{phase}: rank {rank}: {type(cause).__name__}: {cause}", [rank])
+        if late:
+            ranks = [rank for rank, ref in enumerate(refs) if ref in late]
+            raise ClusterError(f"{phase}: rank {ranks} did not answer within {timeout_s:g} s", ranks)
+        return results

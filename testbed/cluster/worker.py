@@ -1,0 +1,176 @@
+"""The actor on each device: holds the model's shard, runs forward passes, times them itself.
+
+Remote calls are never timed. The driver asks for N passes; the actor synchronises with its peers over the data network,
+times each pass and returns the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from testbed.astra.codebooks import load_codebooks
+from testbed.clock import DeviceClock
+from testbed.comm.connect import connect, listen
+from testbed.comm.group import Group
+from testbed.comm.pacing import Pacing
+from testbed.comm.tcp import TcpGroup
+from testbed.methods import load_method
+from testbed.methods.base import Method, Output
+from testbed.models.weights import ModelChoice, load_model
+from testbed.network.sandbox import prctl
+
+PR_SET_TIMERSLACK = 29
+# Passes begin together this long after a barrier: the link is idle again and its bucket is full.
+START_LINE_S = 5e-3
+
+
+@dataclass
+class Pass:
+    """One rank's figures of one forward pass, in seconds of this machine's monotonic clock and in bytes."""
+
+    begin_s: float
+    end_s: float
+    compute_s: float
+    encode_s: float
+    decode_s: float
+    wire_s: float
+    wait_s: float
+    received_bytes: int
+    macs: int
+    overruns: int
+
+
+class DeviceWorker:
+    """One emulated device. Plain Python: the cluster turns it into a Ray actor."""
+
+    def __init__(self, rank: int, world: int, threads: int):
+        self.rank, self.world = rank, world
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        prctl(PR_SET_TIMERSLACK, 1)  # nanoseconds: sleeps end when they should, not up to 50 us later
+        self._group: Group | None = None
+        self._loaded: dict[str, tuple[Method, Any, DeviceClock]] = {}
+
+    def node_ip(self) -> str:
+        """The address of the Ray node that this actor really runs on."""
+        import ray.util
+
+        return ray.util.get_node_ip_address()
+
+    def listen(self, address: str) -> tuple[str, int]:
+        """Listen on the data network; fails unless this process is on the host that owns ``address``."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        self._listener = listen(address)
+        return self._listener.getsockname()
+
+    def connect(self, addresses: list[tuple[str, int]], token: bytes, timeout_s: float) -> None:
+        """Join the group over direct TCP. CommError names ranks that never come."""
+        self._group = connect(self.rank, addresses, self._listener, token, timeout_s)
+
+    def connect_gloo(self, interface_address: str, store: str, timeout_s: float) -> None:
+        """Join the group over gloo instead, with a file store that all ranks share."""
+        from testbed.comm.gloo import GlooGroup
+
+        self._listener.close()
+        self._group = GlooGroup(self.rank, self.world, interface_address, store, timeout_s)
+
+    def set_link(self, pacing: Pacing, rate_bps: float) -> None:
+        """The data links now run at ``rate_bps``."""
+        if isinstance(self._group, TcpGroup):
+            self._group.set_link(pacing, rate_bps)
+
+    def load(self, choice: ModelChoice, tokens: int, weights: Path, inputs: torch.Tensor) -> None:
+        """Load the model (weights mapped from a file that all actors share) and keep the input picture."""
+        self._model = load_model(choice, tokens, weights)
+        self._inputs = inputs
+        self._loaded.clear()
+
+    def prepare(self, key: str, name: str, settings: dict[str, Any], codebooks: Path | None) -> None:
+        """Build a method's shard of the model; later calls name it by ``key``."""
+        method = load_method(name, **settings)
+        if codebooks is not None:
+            method.attach(load_codebooks(codebooks))
+        self._loaded[key] = method, method.shard(self._model, self.rank, self.world), DeviceClock()
+
+    def verify(self, key: str) -> tuple[Output, Pass]:
+        """One pass with real arithmetic, recorded for replay. Returns what this rank holds at the end."""
+        method, shard, clock = self._loaded[key]
+        clock.mode = "execute"
+        self._start_line()
+        return self._one_pass(method, shard, clock)
+
+    def measure(
+        self, key: str, mode: str, macs_per_s: float, time_scale: float, repeats: int, warmups: int
+    ) -> list[Pass]:
+        """``repeats`` timed passes after ``warmups`` that do not count."""
+        method, shard, clock = self._loaded[key]
+        clock.mode, clock.macs_per_s, clock.time_scale = mode, macs_per_s, time_scale
+        passes = []
+        for _ in range(warmups + repeats):
+            self._start_line()
+            passes.append(self._one_pass(method, shard, clock)[1])
+        return passes[warmups:]
+
+    def _one_pass(self, method: Method, shard: Any, clock: DeviceClock) -> tuple[Output, Pass]:
+        group = self._connected()
+        clock.restart()
+        group.traffic.reset()
+        begin = time.monotonic()
+        output = method.forward(self._inputs, shard, group, clock)
+        end = time.monotonic()
+        clock.finish()
+        times, traffic = clock.seconds, group.traffic
+        return output, Pass(
+            begin_s=begin,
+            end_s=end,
+            compute_s=times["compute"],
+            encode_s=times["encode"],
+            decode_s=times["decode"],
+            wire_s=traffic.wire_s,
+            wait_s=traffic.wait_s,
+            received_bytes=traffic.received_bytes,
+            macs=clock.macs,
+            overruns=clock.overruns,
+        )
+
+    def _start_line(self) -> None:
+        """All ranks leave at one instant, which rank 0 sets: the emulated hosts share this machine's clock."""
+        group = self._connected()
+        group.barrier()
+        if self.rank == 0:
+            start = time.monotonic() + START_LINE_S
+            for peer in range(1, self.world):
+                group.send(torch.tensor([start], dtype=torch.float64), peer)
+        else:
+            start = group.recv([1], torch.float64, 0).item()
+        time.sleep(max(0.0, start - time.monotonic()))
+
+    def _connected(self) -> Group:
+        if self._group is None:
+            raise RuntimeError(f"rank {self.rank} is not connected")
+        return self._group
+
+    def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[tuple[float, float]]:
+        """Time one collective alone: (begin, end) of each repeat. payload_bytes: what each rank contributes."""
+        group = self._connected()
+        local = torch.zeros(payload_bytes, dtype=torch.uint8)
+        numbers = torch.zeros(payload_bytes // 4)
+        run = {
+            "all_gather": lambda: group.all_gather(local, [payload_bytes] * self.world),
+            "all_reduce": lambda: group.all_reduce(numbers),
+            "barrier": group.barrier,
+        }[operation]
+        times = []
+        for _ in range(repeats):
+            self._start_line()
+            begin = time.monotonic()
+            run()
+            times.append((begin, time.monotonic()))
+        return times

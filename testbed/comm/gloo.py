@@ -1,0 +1,115 @@
+"""The same collectives over gloo, PyTorch's own CPU transport, for comparison on the same links.
+
+gloo negotiates each operation and is built for large tensors: an all-gather of a few hundred bytes takes
+milliseconds. Its waiting cannot be told from its transfer, so all blocked time is booked as ``wire_s``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore
+
+from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
+from testbed.errors import CommError
+
+
+class GlooGroup(Group):
+    """Ranks that meet through a file all of them can see, and talk over the interface that owns ``address``."""
+
+    def __init__(self, rank: int, world: int, address: str, store: str, timeout_s: float = 30.0):
+        self.rank, self.world, self.traffic = rank, world, Traffic()
+        gloo: Any = dist.ProcessGroupGloo  # its members are bound from C++, without type information
+        options = gloo._Options()
+        options._timeout = timedelta(seconds=timeout_s)
+        options._devices = [gloo.create_device(hostname=address)]
+        self._gloo: Any = gloo(FileStore(store, world), rank, world, options)
+
+    def all_gather(self, local: Tensor, rows: Sequence[int]) -> Tensor:
+        # gloo gathers equal sizes only: shorter ranks pad, and the padding is not payload.
+        longest = max(rows)
+        padded = local
+        if local.shape[0] < longest:
+            padded = torch.cat([local, local.new_zeros((longest - local.shape[0], *local.shape[1:]))])
+        slots = [torch.empty_like(padded) for _ in rows]
+        size = local.element_size() * (local[0].numel() if local.shape[0] else 0)
+        self._run("all_gather", lambda: self._gloo.allgather([slots], [padded.contiguous()]), size * self._remote(rows))
+        return torch.cat([slot[:count] for slot, count in zip(slots, rows, strict=True)])
+
+    def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
+        """gloo's own threads progress only inside its calls, so this one is over before it returns."""
+        future: Future[tuple[Tensor, list[Timing]]] = Future()
+        result = self.all_gather(local, rows)
+        future.set_result((result, []))
+        return Handle(future, self)
+
+    def all_reduce(self, local: Tensor) -> Tensor:
+        total = local.clone()
+        chunks = even_shares(local.numel(), self.world)
+        moved = 2 * local.numel() - chunks[self.rank] - chunks[(self.rank + 1) % self.world]
+        self._run("all_reduce", lambda: self._gloo.allreduce([total]), moved * local.element_size())
+        return total
+
+    def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
+        parts = local.split(list(rows))
+        received = self._exchange_parts("reduce_scatter", parts, [rows[self.rank]] * self.world)
+        return torch.stack(received).sum(0)
+
+    def all_to_all(self, local: Tensor, rows: Sequence[int], received_rows: Sequence[int]) -> Tensor:
+        return torch.cat(self._exchange_parts("all_to_all", local.split(list(rows)), received_rows))
+
+    def send(self, tensor: Tensor, peer: int) -> None:
+        self._run("send", lambda: self._gloo.send([tensor.contiguous()], peer, 0), 0)
+
+    def recv(self, shape: Sequence[int], dtype: torch.dtype, peer: int) -> Tensor:
+        result = torch.empty(tuple(shape), dtype=dtype)
+        self._run("recv", lambda: self._gloo.recv([result], peer, 0), result.nbytes)
+        return result
+
+    def barrier(self) -> None:
+        self._wait("barrier", self._gloo.barrier)
+
+    def close(self) -> None:
+        self._gloo = None
+
+    def _exchange_parts(self, operation: str, parts: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+        """Send part r to rank r; receive ``rows[r]`` rows from each rank r."""
+        received = [parts[self.rank].new_empty((count, *parts[self.rank].shape[1:])) for count in rows]
+        received[self.rank].copy_(parts[self.rank])
+        begin = time.monotonic()
+        others = [(self.rank + step) % self.world for step in range(1, self.world)]
+        works = [self._gloo.recv([received[peer]], peer, 1) for peer in others]
+        works += [self._gloo.send([parts[peer].contiguous()], peer, 1) for peer in others]
+        for work in works:
+            self._wait(operation, lambda work=work: work)
+        self._book(begin, sum(received[peer].nbytes for peer in others))
+        return received
+
+    def _remote(self, rows: Sequence[int]) -> int:
+        return sum(rows) - rows[self.rank]
+
+    def _run(self, operation: str, start: Callable[[], dist.Work], received_bytes: int) -> None:
+        begin = time.monotonic()
+        self._wait(operation, start)
+        self._book(begin, received_bytes)
+
+    def _book(self, begin: float, received_bytes: int) -> None:
+        self.traffic.operations += 1
+        self.traffic.received_bytes += received_bytes
+        self.traffic.wire_s += time.monotonic() - begin
+
+    def _wait(self, operation: str, start: Callable[[], dist.Work]) -> None:
+        try:
+            start().wait()
+        except RuntimeError as error:
+            raise CommError(f"gloo {operation} on rank {self.rank} failed: {error}") from error
+
+    def _finish_async(self, future: Future[tuple[Tensor, list[Timing]]]) -> Tensor:
+        return future.result()[0]

@@ -1,0 +1,171 @@
+"""Collectives over direct TCP connections, one between each two ranks.
+
+Order matters on a star of equal links: if everybody sends to rank 0 first, its link is shared by N-1 senders while
+the others idle (incast, 1.2 to 1.8 times the ideal). Here rank n sends to n+1, n+2, ... in turn while it receives
+from n-1, n-2, ..., so at any time each link carries one sender's data. Large messages go in rounds, a round for each
+distance (pairwise exchange, Thakur et al. 2005): a rank that ran ahead would take half of somebody's link, and leave
+another idle. Small ones, which a link carries in a moment, go all at once. Sums go round a ring.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from testbed.comm.exchange import Exchange
+from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
+from testbed.comm.pacing import Pacing
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's own memory as bytes. The tensor must be contiguous and on the CPU."""
+    return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(bytearray())
+
+
+def _views(tensors: dict[int, Tensor]) -> dict[int, memoryview]:
+    return {peer: as_bytes(tensor) for peer, tensor in tensors.items()}
+
+
+class TcpGroup(Group):
+    """Ranks connected by TCP (see testbed.comm.connect for how the connections come to be).
+
+    peers: one connected socket for each other rank. timeout_s: the longest an operation may take beyond what its
+    bytes need on the link; a CommError then names the ranks that are missing.
+    """
+
+    def __init__(self, rank: int, world: int, peers: dict[int, socket.socket], timeout_s: float = 30.0):
+        self.rank, self.world = rank, world
+        self.traffic = Traffic()
+        self._peers = peers
+        self._wire = Exchange(rank, peers, timeout_s, self.traffic)
+        self._others = [(rank + step) % world for step in range(1, world)]  # in sending order: the next one first
+        self._worker: ThreadPoolExecutor | None = None
+        self._pending: Future[tuple[Tensor, list[Timing]]] | None = None
+
+    def set_link(self, pacing: Pacing, rate_bps: float) -> None:
+        """From now on the links run at ``rate_bps`` bits/s and bytes are handed to the kernel as ``pacing`` says."""
+        self._wire.set_link(pacing, rate_bps)
+
+    def all_gather(self, local: Tensor, rows: Sequence[int]) -> Tensor:
+        self._settle()
+        result, timings = self._gather(local, rows)
+        self._book(*timings)
+        return result
+
+    def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
+        self._settle()
+        self._pending = self._worker.submit(self._gather, local, list(rows))
+        return Handle(self._pending, self)
+
+    def all_reduce(self, local: Tensor) -> Tensor:
+        self._settle()
+        total = local.clone()
+        flat = total.view(-1)
+        chunks = list(flat.split(even_shares(flat.numel(), self.world)))
+        n, right, left = self.world, (self.rank + 1) % self.world, (self.rank - 1) % self.world
+        received = torch.empty_like(chunks[0])
+        for step in range(n - 1):  # each rank ends up with the full sum of chunk rank + 1
+            target = chunks[(self.rank - step - 1) % n]
+            part = received[: target.numel()]
+            self._exchange("all_reduce", {right: chunks[(self.rank - step) % n]}, {left: part})
+            target += part
+        for step in range(n - 1):
+            outgoing, incoming = chunks[(self.rank + 1 - step) % n], chunks[(self.rank - step) % n]
+            self._exchange("all_reduce", {right: outgoing}, {left: incoming})
+        return total
+
+    def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
+        self._settle()
+        parts = local.contiguous().split(list(rows))
+        received = {peer: torch.empty_like(parts[self.rank]) for peer in self._others}
+        sends = {peer: parts[peer] for peer in self._others}
+        self._book(*self._rounds("reduce_scatter", _views(sends), _views(received)))
+        total = torch.zeros_like(parts[self.rank])
+        for rank in range(self.world):  # in rank order, so that the sum does not depend on who computes it
+            total += parts[rank] if rank == self.rank else received[rank]
+        return total
+
+    def all_to_all(self, local: Tensor, rows: Sequence[int], received_rows: Sequence[int]) -> Tensor:
+        self._settle()
+        parts = local.contiguous().split(list(rows))
+        result = local.new_empty((sum(received_rows), *local.shape[1:]))
+        slots = result.split(list(received_rows))
+        slots[self.rank].copy_(parts[self.rank])
+        sends = {peer: parts[peer] for peer in self._others}
+        self._book(*self._rounds("all_to_all", _views(sends), _views({peer: slots[peer] for peer in self._others})))
+        return result
+
+    def send(self, tensor: Tensor, peer: int) -> None:
+        self._settle()
+        self._exchange("send", {peer: tensor.contiguous()}, {})
+
+    def recv(self, shape: Sequence[int], dtype: torch.dtype, peer: int) -> Tensor:
+        self._settle()
+        result = torch.empty(tuple(shape), dtype=dtype)
+        self._exchange("send", {}, {peer: result})
+        return result
+
+    def barrier(self) -> None:
+        self._settle()
+        nothing = memoryview(bytearray())
+        distance = 1
+        while distance < self.world:  # dissemination barrier (Hensgen et al. 1988): log2 N rounds
+            to, source = (self.rank + distance) % self.world, (self.rank - distance) % self.world
+            self._wire.run("barrier", {to: nothing}, {source: nothing})
+            distance *= 2
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+        for peer in self._peers.values():
+            peer.close()
+
+    def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
+        result = local.new_empty((sum(rows), *local.shape[1:]))
+        payload, whole = as_bytes(local.contiguous()), as_bytes(result)
+        ends = list(itertools.accumulate(rows))
+        row_bytes = len(whole) // max(1, ends[-1])
+        slots = {p: whole[(ends[p] - rows[p]) * row_bytes : ends[p] * row_bytes] for p in self._others}
+        timings = self._rounds("all_gather", dict.fromkeys(self._others, payload), slots)
+        result[ends[self.rank] - rows[self.rank] : ends[self.rank]] = local
+        return result, timings
+
+    def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
+        """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
+        if self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
+            return [self._wire.run(operation, sends, receives)]
+        timings = []
+        for step in range(1, self.world):
+            to, source = (self.rank + step) % self.world, (self.rank - step) % self.world
+            timings.append(self._wire.run(operation, {to: sends[to]}, {source: receives[source]}))
+        return timings
+
+    def _exchange(self, operation: str, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> None:
+        self._book(self._wire.run(operation, _views(sends), _views(receives)))
+
+    def _settle(self) -> None:
+        """Operations keep their order on the wire: one that is still under way ends first."""
+        if self._pending is not None:
+            self._pending.exception()
+
+    def _finish_async(self, future: Future[tuple[Tensor, list[Timing]]]) -> Tensor:
+        begin = time.monotonic()
+        result, timings = future.result()
+        for timing in timings:  # only what lies after ``begin`` was waited for
+            done = max(begin, timing.done_s)
+            self._book(Timing(max(begin, timing.begin_s), min(max(begin, timing.first_s), done), done))
+        self._pending = None
+        return result
+
+    def _book(self, *timings: Timing) -> None:
+        for timing in timings:
+            self.traffic.wait_s += timing.first_s - timing.begin_s
+            self.traffic.wire_s += timing.done_s - timing.first_s

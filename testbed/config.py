@@ -1,0 +1,202 @@
+"""Reads conf/ and finds everything that is bad in it before anything is started.
+
+Hydra composes conf/ with the command line; OmegaConf checks types against testbed/schema.py, whose rules give ranges
+and units; methods then check that they can split the model. Every failure is one ConfigError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from testbed.errors import ConfigError, nearest
+from testbed.records import COLUMNS
+from testbed.schema import CONF, ROOT, Config, choices
+
+AXES = ("methods", "devices", "bandwidths")  # one value or a list, at the top level
+
+
+def load_config(overrides: list[str]) -> Config:
+    """Compose and check an experiment from words of the command line (``KEY=VALUE``, ``+experiment=NAME``).
+
+    A single value stands for a list of one; duplicates in a list are dropped. Raises ConfigError.
+    """
+    raw = _compose(_checked_overrides(overrides))
+    methods = {name: raw.pop(name, {}) for name in choices("method")}
+    _refuse_unknown(raw, Config, "")
+    for key in AXES:
+        raw[key] = _distinct(key, raw[key])
+    config = _typed(raw)
+    _check_rules(config, "")
+    for name in config.methods:
+        if name not in methods:
+            raise ConfigError("methods", name, nearest(name, methods))
+    settings = {name: _method_settings(name, given) for name, given in methods.items()}
+    config.settings = {name: settings[name] for name in config.methods}
+    _check_together(config)
+    return config
+
+
+def register_methods() -> None:
+    """Tell Hydra of a config that places each conf/method/NAME.yaml under NAME, so that none has to be listed."""
+    defaults = [{f"/method@_global_.{name}": name} for name in choices("method")]
+    ConfigStore.instance().store(name="methods_settings", node={"defaults": defaults})
+
+
+def _checked_overrides(overrides: list[str]) -> list[str]:
+    """The overrides as Hydra needs them; what it would refuse in many lines is refused in one."""
+    groups: dict[str, str] = {}
+    values: list[str] = []
+    group_names = {path.name for path in CONF.iterdir() if path.is_dir()} - {"method"}
+    parser = OverridesParser.create()
+    for text in overrides:
+        key, _, value = text.partition("=")
+        key = key.lstrip("+~")
+        try:
+            override = parser.parse_override(text if key else "")
+        except HydraException:
+            raise ConfigError("override", text, "cannot be read; it must be KEY=VALUE, lists as [a,b]") from None
+        if override.is_delete() or override.package is not None:
+            raise ConfigError("override", text, "keys cannot be removed or moved; it must be KEY=VALUE")
+        if override.is_sweep_override():
+            raise ConfigError(key, value, "is not one value; write a list as [a,b]")
+        if key == "method":
+            raise ConfigError(key, value, "unknown; methods are chosen by methods=[NAME,...]")
+        if key in group_names:
+            groups[key] = str(override.value())  # without quotes
+            if groups[key] not in choices(key):
+                raise ConfigError(key, value, nearest(value, choices(key)))
+        else:
+            # ++ also takes keys that do not exist: _refuse_unknown then finds them in YAML files and here alike.
+            values.append(text if key.startswith(("hydra.", "hydra/")) else f"++{text.lstrip('+')}")
+    if "experiment" not in groups:
+        raise ConfigError("+experiment", "", f"is needed; allowed: {', '.join(choices('experiment'))}")
+    return [("+" if key == "experiment" else "") + f"{key}={name}" for key, name in groups.items()] + values
+
+
+def _compose(overrides: list[str]) -> dict[str, Any]:
+    """conf/ with these overrides as plain data."""
+    register_methods()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = OmegaConf.to_container(compose("config", overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ConfigError("overrides", " ".join(overrides), f"Hydra cannot apply them: {reason}") from None
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str) -> None:
+    """ConfigError for the first key in ``raw`` that ``schema`` lacks."""
+    types = get_type_hints(schema)
+    known = [name for name in types if name != "settings"]
+    for key, value in raw.items():
+        if key not in known:
+            top_level = [*known, *choices("method")] if not prefix else known
+            raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, top_level))
+        if dataclasses.is_dataclass(types[key]) and isinstance(value, dict):
+            _refuse_unknown(value, types[key], f"{prefix}{key}.")
+
+
+def _distinct(key: str, value: Any) -> list[Any]:
+    """A list of the distinct values in their order; a single value becomes a list. ConfigError if lists are nested."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, list | dict):
+            raise ConfigError(key, _shown(value), "must be one value or a flat list [a,b]")
+    return list({repr(item): item for item in items}.values())
+
+
+def _typed(raw: dict[str, Any]) -> Config:
+    """The schema filled in. ConfigError names the field that is missing or of another type."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), {**raw, "settings": {}}))
+    except OmegaConfBaseException as error:
+        key, _, index = (error.full_key or "").rstrip("]").partition("[")
+        schema: type = Config
+        value: Any = raw
+        rule = "of another type"
+        for part in key.split("."):
+            value = value.get(part, "") if isinstance(value, dict) else value
+            rule = {f.name: f for f in dataclasses.fields(schema)}[part].metadata.get("allowed", "KEY: VALUE pairs")
+            schema = get_type_hints(schema)[part]
+        value = value[int(index)] if index else value
+        raise ConfigError(key, _shown(value), f"must be {rule}") from None
+    assert isinstance(config, Config)
+    config.devices = list(dict.fromkeys(config.devices))  # again: 10 and 10.0 are now equal
+    config.bandwidths = list(dict.fromkeys(config.bandwidths))
+    return config
+
+
+def _check_rules(section: Any, prefix: str) -> None:
+    """ConfigError for the first field whose value, or an item of it, breaks the field's rule."""
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            _check_rules(value, f"{prefix}{f.name}.")
+        elif "test" in f.metadata:
+            wrong = [item for item in (value if isinstance(value, list) else [value]) if not f.metadata["test"](item)]
+            if wrong or value == []:
+                shown = wrong[0] if wrong else value
+                raise ConfigError(f"{prefix}{f.name}", _shown(shown), f"must be {f.metadata['allowed']}")
+
+
+def _method_settings(name: str, given: Any) -> dict[str, Any]:
+    """A method's settings, lists without duplicates. ConfigError unless each has the YAML file's key and type."""
+    standard = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
+    assert isinstance(standard, dict)
+    if not isinstance(given, dict):
+        keys = ", ".join(map(str, standard)) or "none"
+        raise ConfigError(name, _shown(given), f"must be {name}.KEY=VALUE; keys: {keys}")
+    settings: dict[str, Any] = {}
+    for key, value in given.items():
+        full_key = f"{name}.{key}"
+        if key not in standard:
+            raise ConfigError(full_key, _shown(value), nearest(key, map(str, standard)))
+        example = standard[key][0] if isinstance(standard[key], list) else standard[key]
+        for item in value if isinstance(value, list) else [value]:
+            if type(item) is not type(example) and not (type(item) is int and type(example) is float):
+                raise ConfigError(full_key, _shown(item), f"must be of type {type(example).__name__}, as {example}")
+        if isinstance(value, list) and key not in COLUMNS:
+            raise ConfigError(full_key, _shown(value), "must be one value: rows have no column to tell variants apart")
+        if value == []:
+            raise ConfigError(full_key, "[]", "must be at least one value")
+        settings[key] = _distinct(full_key, value) if isinstance(value, list) else value
+    return settings
+
+
+def _check_together(config: Config) -> None:
+    """ConfigError where values that are fine by themselves do not go together; asks every method about every split."""
+    if max(config.devices) > config.tokens:
+        raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={config.tokens}")
+    for key, sizes in (("model", config.model), ("device.reference_model", config.device.reference_model)):
+        if sizes.hidden % sizes.heads:
+            raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
+    runners = [path.stem for path in (ROOT / "experiments").glob("[!_]*.py")]
+    if config.runner not in runners:
+        raise ConfigError("runner", config.runner, nearest(config.runner, runners))
+
+    from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
+
+    shape = config.model.shape(config.tokens)
+    for name, settings in config.variants():
+        method = load_method(name, **settings)
+        for world in config.worlds(name):
+            method.check(shape, world)
+
+
+def _shown(value: Any) -> str:
+    """A value as the user would write it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_shown, value))}]"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,100 @@
+"""The points of a sweep: what is measured, in which order, and how a sweep and its points are recognised again."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from testbed.records import BASELINE, point_key, short_hash
+
+if TYPE_CHECKING:
+    from testbed.config import Config
+    from testbed.methods.base import Method
+
+NOT_MEASURED = ("resume", "results_dir")  # keys that do not change any number
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method variant on ``devices`` devices with links of ``bandwidth_mbps`` Mbps, ``tokens`` content tokens."""
+
+    method: str
+    settings: tuple[tuple[str, Any], ...]
+    devices: int
+    bandwidth_mbps: float
+    tokens: int
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What identifies this point in a row."""
+        settings = dict(self.settings)
+        return {
+            "method": self.method,
+            "groups": settings.get("groups", 0),
+            "codebook_size": settings.get("codebook_size", 0),
+            "codec": "fp32" if "groups" not in settings else "vq",
+            "devices": self.devices,
+            "bandwidth_mbps": self.bandwidth_mbps,
+            "tokens": self.tokens,
+        }
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The point's element of ``RunFolder.finished()``."""
+        return point_key(self.columns)
+
+    @property
+    def signature(self) -> str:
+        """Short hash, the same in every process and on every machine."""
+        return short_hash(dataclasses.asdict(self))
+
+    @property
+    def label(self) -> str:
+        """For people: ``astra G=16, 4 devices, 10 Mbps``."""
+        plural = "" if self.devices == 1 else "s"
+        return f"{self.load().label}, {self.devices} device{plural}, {self.bandwidth_mbps:g} Mbps"
+
+    def load(self) -> Method:
+        """The method with its settings."""
+        from testbed.methods import load_method
+
+        return load_method(self.method, **dict(self.settings))
+
+
+def batches(config: Config) -> list[tuple[int, list[Point]]]:
+    """(devices of the emulated cluster, its points in random order by ``seed``), one for each value of ``devices``.
+
+    The baseline runs on one device and is the same on any cluster, so only the first batch has it.
+    """
+    order = random.Random(config.seed)
+    result = []
+    for index, devices in enumerate(config.devices):
+        batch = [
+            Point(name, tuple(settings.items()), 1 if name == BASELINE else devices, bandwidth, config.tokens)
+            for name, settings in config.variants()
+            if name != BASELINE or index == 0
+            for bandwidth in config.bandwidths
+        ]
+        order.shuffle(batch)
+        result.append((devices, batch))
+    return [(devices, batch) for devices, batch in result if batch]
+
+
+def points(config: Config) -> list[Point]:
+    """All points in the order in which they are measured."""
+    return [point for _, batch in batches(config) for point in batch]
+
+
+def config_signature(config: Config) -> str:
+    """Short hash of everything that changes what is measured. The order of list items does not."""
+    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_MEASURED}
+    return short_hash(_ordered(fields))
+
+
+def _ordered(value: Any) -> Any:
+    """The same data with sorted lists."""
+    if isinstance(value, dict):
+        return {key: _ordered(item) for key, item in value.items()}
+    return sorted(value) if isinstance(value, list) else value

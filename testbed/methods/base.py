@@ -1,0 +1,78 @@
+"""What a parallel inference method is.
+
+A method applies parallelism to a plain model. It computes only inside ``clock.run`` segments, and moves data only
+through the group, so that time and bytes are accounted for by construction. Its formulas (bits, MACs) are checked
+against the counters of every run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from testbed.clock import DeviceClock
+from testbed.comm.group import Group
+from testbed.models.shape import ModelShape
+from testbed.models.vit import VisionTransformer
+
+FLOAT_BITS = 32
+
+
+@dataclass
+class Output:
+    """What one rank holds after a forward pass.
+
+    hidden: normalised last states [rows, D] of content tokens ``start`` to ``start + rows``; None if this rank has
+    none. logits: [classes], on the ranks that have the final answer. codes: what this rank sent, for methods that
+    quantise: indices [layers, rows, groups].
+    """
+
+    hidden: Tensor | None
+    start: int
+    logits: Tensor | None
+    codes: Tensor | None = None
+
+
+class Method(ABC):
+    """One way to run a model on several devices. Instances hold settings only (groups, codebook size, ...)."""
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]  # equals ``single`` up to rounding; otherwise equals its one-process simulation
+    codebook_size: int = 0  # 0 for methods without a codebook
+    groups: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name with the settings that distinguish variants, for tables and plots."""
+        return self.name
+
+    def check(self, shape: ModelShape, world: int) -> None:
+        """Raise ConfigError (key, value, what is allowed) if the method cannot split this shape so."""
+
+    def attach(self, codebooks: Tensor) -> None:
+        """Give a method with a codebook its codewords [layers, groups, codebook_size, hidden / groups]."""
+        raise NotImplementedError(f"{self.name} has no codebooks")
+
+    @abstractmethod
+    def shard(self, model: VisionTransformer, rank: int, world: int) -> Any:
+        """What rank needs of the model. Views of the model's weights where possible, so that memory is shared."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, shard: Any, group: Group, clock: DeviceClock) -> Output:
+        """One inference. inputs: pixels [1, 3, height, width], present on every device."""
+
+    @abstractmethod
+    def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
+        """Payload bits that each rank receives in one forward pass."""
+
+    @abstractmethod
+    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
+        """Multiply-accumulates of one rank in one forward pass; equals the sum over its segments."""
+
+    def predicted_s(self, shape: ModelShape, world: int, macs_per_s: float, bits_per_s: float) -> float:
+        """The cost model: the slowest rank's computation, then the largest volume received over the link's rate."""
+        compute = max(self.macs(shape, rank, world) for rank in range(world)) / macs_per_s
+        return compute + max(self.received_bits(shape, world)) / bits_per_s

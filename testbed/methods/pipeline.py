@@ -1,0 +1,99 @@
+"""Pipeline parallelism: layers split over devices (Huang et al., GPipe, arXiv 1811.06965).
+
+One request passes the stages one after another, so a pipeline saves memory, not latency.
+
+Shape suffixes: S sequence, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from testbed.clock import DeviceClock
+from testbed.comm.group import Group, even_shares
+from testbed.errors import ConfigError
+from testbed.methods.base import FLOAT_BITS, Method, Output
+from testbed.models.shape import ModelShape
+from testbed.models.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class PipelineShard:
+    """One stage: its blocks, and the model for the embedding (first stage) and for norm and head (last stage)."""
+
+    model: VisionTransformer
+    blocks: nn.ModuleList
+
+    def start(self, inputs: Tensor) -> Tensor:
+        """Embedding and this stage's layers, [S, D]."""
+        return self.layers(self.model.embed(inputs)[0])
+
+    def layers(self, x_SD: Tensor) -> Tensor:
+        """This stage's layers, [S, D]."""
+        x_BSD = x_SD[None]
+        for block in self.blocks:
+            x_BSD = block(x_BSD)
+        return x_BSD[0]
+
+
+class Pipeline(Method):
+    """Each device has consecutive layers; [S, D] goes from stage to stage."""
+
+    name: ClassVar[str] = "pipeline"
+    exact: ClassVar[bool] = True
+
+    def check(self, shape: ModelShape, world: int) -> None:
+        """Each device needs a layer."""
+        if world > shape.layers:
+            raise ConfigError("devices", world, f"pipeline needs 1 to {shape.layers} devices, one layer each at least")
+
+    def shard(self, model: VisionTransformer, rank: int, world: int) -> PipelineShard:
+        """The stage's blocks, shared with the model."""
+        self.check(model.shape, world)
+        counts = even_shares(model.shape.layers, world)
+        start = sum(counts[:rank])
+        return PipelineShard(model, model.blocks[start : start + counts[rank]])
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, shard: PipelineShard, group: Group, clock: DeviceClock) -> Output:
+        """See Method.forward. The last stage has all content tokens and the logits."""
+        shape, rank = shard.model.shape, group.rank
+        if rank == 0:
+            stage = partial(shard.start, inputs)
+        else:
+            x_SD = group.recv((shape.sequence, shape.hidden), torch.float32, rank - 1)
+            stage = partial(shard.layers, x_SD)
+        macs = self.macs(shape, rank, group.world)
+        if rank == group.world - 1:
+            hidden_TD, logits = clock.run("compute", macs, partial(_finish, shard.model, stage))
+            return Output(hidden_TD, 0, logits)
+        group.send(clock.run("compute", macs, stage), rank + 1)
+        return Output(None, 0, None)
+
+    def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
+        """Every stage but the first receives [S, D] once."""
+        return (0,) + (shape.sequence * shape.hidden * FLOAT_BITS,) * (world - 1)
+
+    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
+        """The stage's layers; the first stage embeds, the last has the head."""
+        s = shape.sequence
+        layer = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
+        macs = even_shares(shape.layers, world)[rank] * layer
+        macs += shape.embed_macs(shape.tokens) if rank == 0 else 0
+        return macs + (shape.head_macs() if rank == world - 1 else 0)
+
+    def predicted_s(self, shape: ModelShape, world: int, macs_per_s: float, bits_per_s: float) -> float:
+        """The stages and the hops between them, one after another."""
+        compute = sum(self.macs(shape, rank, world) for rank in range(world)) / macs_per_s
+        return compute + sum(self.received_bits(shape, world)) / bits_per_s
+
+
+def _finish(model: VisionTransformer, stage: partial[Tensor]) -> tuple[Tensor, Tensor]:
+    """(normalised content rows [T, D], logits [classes]) after the last stage."""
+    x_SD = model.norm(stage())
+    return x_SD[1:], model.classify(x_SD[:1])[0]

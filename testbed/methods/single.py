@@ -1,0 +1,56 @@
+"""One device computes everything: the reference for numbers and for speed-up."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from testbed.clock import DeviceClock
+from testbed.comm.group import Group
+from testbed.methods.base import Method, Output
+from testbed.models.shape import ModelShape
+from testbed.models.vit import VisionTransformer
+
+
+class Single(Method):
+    """Rank 0 runs the plain model; the other ranks neither compute nor communicate."""
+
+    name: ClassVar[str] = "single"
+    exact: ClassVar[bool] = True
+
+    def shard(self, model: VisionTransformer, rank: int, world: int) -> VisionTransformer:
+        """The whole model."""
+        return model
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, shard: VisionTransformer, group: Group, clock: DeviceClock) -> Output:
+        """See Method.forward. Rank 0 has all content tokens and the logits."""
+        if group.rank != 0:
+            return Output(None, 0, None)
+        macs = self.macs(shard.shape, 0, group.world)
+        hidden_TD, logits = clock.run("compute", macs, partial(_whole_model, shard, inputs))
+        return Output(hidden_TD, 0, logits)
+
+    def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
+        """Nothing is sent."""
+        return (0,) * world
+
+    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
+        """12·S·D² + 2·S²·D per layer at an MLP ratio of 4, on rank 0 only."""
+        if rank != 0:
+            return 0
+        s = shape.sequence
+        layer = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
+        return shape.embed_macs(shape.tokens) + shape.layers * layer + shape.head_macs()
+
+
+def _whole_model(model: VisionTransformer, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(normalised content rows [T, D], logits [classes])."""
+    x_BSD = model.embed(inputs)
+    for block in model.blocks:
+        x_BSD = block(x_BSD)
+    x_BSD = model.norm(x_BSD)
+    return x_BSD[0, 1:], model.classify(x_BSD[:, 0])[0]

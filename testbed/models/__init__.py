@@ -1,0 +1,1 @@
+"""Plain PyTorch models. Nothing here knows of devices, links or quantisation."""

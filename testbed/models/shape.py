@@ -1,0 +1,52 @@
+"""The sizes of a Transformer workload, from which every cost formula is computed.
+
+Multiply-accumulates (MACs) are counted for matrix products only; norms, softmax and biases are left out,
+as in the paper's own accounting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one forward pass of batch 1. ``sequence`` = ``tokens`` content tokens + ``class_tokens``."""
+
+    layers: int
+    hidden: int
+    heads: int
+    mlp_hidden: int
+    tokens: int
+    class_tokens: int  # 0 or 1, in front of the content tokens
+    patch_values: int  # numbers per content token before the embedding
+    classes: int  # outputs of the head
+
+    @property
+    def sequence(self) -> int:
+        """Tokens that attend to each other: content and class tokens."""
+        return self.tokens + self.class_tokens
+
+    def embed_macs(self, tokens: int) -> int:
+        """MACs that embed ``tokens`` content tokens."""
+        return tokens * self.patch_values * self.hidden
+
+    def head_macs(self) -> int:
+        """MACs of the classification head on one token."""
+        return self.hidden * self.classes
+
+    def query_macs(self, rows: int) -> int:
+        """MACs of the query projection of ``rows`` tokens."""
+        return rows * self.hidden**2
+
+    def key_value_macs(self, rows: int) -> int:
+        """MACs of the key and the value projection of ``rows`` tokens."""
+        return 2 * rows * self.hidden**2
+
+    def attend_macs(self, queries: int, keys: int) -> int:
+        """MACs of scores and weighted sum, all heads."""
+        return 2 * queries * keys * self.hidden
+
+    def finish_macs(self, rows: int) -> int:
+        """MACs of the attention output projection and the MLP of ``rows`` tokens."""
+        return rows * self.hidden * (self.hidden + 2 * self.mlp_hidden)

@@ -1,0 +1,1 @@
+"""Emulated networks: links, shaping, sandbox. Nothing here knows of models."""

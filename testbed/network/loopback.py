@@ -1,0 +1,46 @@
+"""The loopback backend: all devices on this machine, links paced in the transport. No root, any operating system.
+
+Tensors really cross sockets, but no kernel shapes them: what is measured is the emulator's pacing, not a network
+stack under load.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from testbed.comm.pacing import Pacing, TransportPacing
+from testbed.network.backend import Network
+
+
+class LoopbackNetwork(Network):
+    """``devices`` devices on 127.0.0.1."""
+
+    name = "loopback"
+    control_ip = "127.0.0.1"
+
+    def __init__(self, devices: int):
+        self.device_control_ips = self.device_data_ips = ["127.0.0.1"] * devices
+
+    def __enter__(self) -> LoopbackNetwork:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def popen(self, device: int, command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
+
+    def shape(self, rate_bps: float) -> None:
+        """Nothing to do here: ranks pace themselves by ``pacing``."""
+
+    def pacing(self, rate_bps: float) -> Pacing:
+        return TransportPacing(rate_bps)
+
+    def delivered_bytes(self) -> None:
+        return None
+
+    def describe(self) -> dict[str, object]:
+        return {"backend": self.name, "shaper": "links paced in the transport; no kernel shaping"}

@@ -1,0 +1,117 @@
+"""The Mininet backend: a network namespace per device, Linux bridges, kernel-shaped links. Runs in the sandbox."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from mininet.log import setLogLevel
+from mininet.net import Mininet
+from mininet.nodelib import LinuxBridge
+
+from testbed.comm.pacing import CreditHold, Pacing
+from testbed.errors import EnvironmentFault
+from testbed.network.backend import Network
+from testbed.network.probe import kernel_qdiscs
+from testbed.network.sandbox import scratch
+from testbed.network.shaping import LinkPolicy
+
+FORWARDING_TIMEOUT_S = 10.0
+HOST_SETUP = (
+    "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
+    # Connections live as long as the run and rest between layers: they must not start slowly each time.
+    "sysctl -qw net.ipv4.tcp_slow_start_after_idle=0",
+    "ip route change 10.2.0.0/24 dev {name}-data initcwnd 64",
+)
+
+
+class MininetNetwork(Network):
+    """``devices`` hosts of a topology from topologies/, addresses 10.1.0.x (control) and 10.2.0.x (data)."""
+
+    name = "mininet"
+
+    def __init__(self, topology: str, devices: int):
+        self.topology, self.devices = topology, devices
+        self.control_ip = "10.1.0.254"
+        self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(devices)]
+        self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(devices)]
+        self._rate_bps: float | None = None
+
+    def __enter__(self) -> MininetNetwork:
+        setLogLevel("error")
+        Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls for good
+        topology = getattr(import_module(f"topologies.{self.topology}"), self.topology.title().replace("_", ""))
+        self._net = Mininet(
+            topology(devices=self.devices, private_dirs=[str(scratch() / "ray")]),
+            switch=LinuxBridge,  # pyright: ignore[reportArgumentType] any Switch will do
+            controller=None,
+            autoSetMacs=True,
+            autoStaticArp=True,
+        )
+        self._net.start()
+        self._net["ctl"].setIP(f"{self.control_ip}/24", intf="ctl-control")
+        self._hosts = [self._net[f"h{rank}"] for rank in range(self.devices)]
+        for rank, host in enumerate(self._hosts):
+            host.setIP(f"{self.device_control_ips[rank]}/24", intf=f"h{rank}-control")
+            host.setIP(f"{self.device_data_ips[rank]}/24", intf=f"h{rank}-data")
+            for line in HOST_SETUP:
+                host.cmd(line.format(name=host.name))
+        self._await_forwarding()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._net.stop()
+
+    def _await_forwarding(self) -> None:
+        """A bridge port drops packets until it forwards; the first lost packet would cost a TCP second."""
+        deadline = time.monotonic() + FORWARDING_TIMEOUT_S
+        for host in self._hosts:
+            for address in (self.control_ip, self.device_data_ips[0]):
+                while "1 received" not in host.cmd(f"ping -c 1 -W 1 -q {address}"):
+                    if time.monotonic() > deadline:
+                        raise EnvironmentFault(f"host {host.name} cannot reach {address}: bridge ports do not forward")
+
+    def popen(self, device: int, command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return self._hosts[device].popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
+
+    def shape(self, rate_bps: float) -> None:
+        policy = LinkPolicy(rate_bps)
+        batches = [("", [f"d0-h{rank}" for rank in range(self.devices)])]
+        batches += [(str(host.pid), [f"h{rank}-data"]) for rank, host in enumerate(self._hosts)]
+        for pid, interfaces in batches:
+            enter = ["mnexec", "-a", pid] if pid else []
+            lines = "\n".join(policy.command(interface) for interface in interfaces)
+            done = subprocess.run([*enter, "tc", "-batch", "-"], input=lines, capture_output=True, text=True)
+            if done.returncode:
+                raise EnvironmentFault(
+                    f"tc refused {rate_bps:g} bit/s on {', '.join(interfaces)}: {done.stderr.strip()}"
+                )
+        self._rate_bps = rate_bps
+
+    def pacing(self, rate_bps: float) -> Pacing:
+        return CreditHold(rate_bps, LinkPolicy(rate_bps).bucket_bytes)
+
+    def delivered_bytes(self) -> list[int]:
+        # The switch port's qdisc counts every packet of an offloaded bundle with its headers; interface counters do
+        # not.
+        shown = subprocess.run(["tc", "-s", "-j", "qdisc", "show"], capture_output=True, text=True, check=True)
+        sent = {entry["dev"]: entry["bytes"] for entry in json.loads(shown.stdout) if entry.get("root")}
+        return [sent.get(f"d0-h{rank}", 0) for rank in range(self.devices)]
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "backend": self.name,
+            "topology": self.topology,
+            "data_addresses": self.device_data_ips,
+            "control_addresses": self.device_control_ips,
+            "kernel_qdiscs": kernel_qdiscs(),
+            "shaper": "tbf on both ends of each data link, bucket charged by hold-back before idle links send",
+            "bucket_bytes": None if self._rate_bps is None else LinkPolicy(self._rate_bps).bucket_bytes,
+            "tcp": {"congestion_control": "cubic", "host_setup": HOST_SETUP},
+            "tc": None if self._rate_bps is None else LinkPolicy(self._rate_bps).command("d0-h0"),
+        }

@@ -1,0 +1,76 @@
+"""Progress of long work: a bar on a terminal, one plain line a step elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+WIDTH_WHEN_PLAIN = 120  # a log has no width; rich would cut lines at 80
+
+
+def console() -> Console:
+    """Where people read: the terminal, or plain lines."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=WIDTH_WHEN_PLAIN)
+
+
+class Steps:
+    """Steps of known relative cost. ``begin`` names the step under way; ``done`` prints its result and moves on."""
+
+    def __init__(self, bar: Progress | None, total: float, plain: Console):
+        self._bar, self._plain = bar, plain
+        self._task = bar.add_task("", total=total) if bar else None
+
+    def begin(self, title: str) -> None:
+        """The step that is under way from now on."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=title)
+
+    def done(self, cost: float, line: str) -> None:
+        """One step is over; ``line`` stays on the screen."""
+        self._plain.print(line, soft_wrap=True)
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, cost)
+
+    def fraction(self, cost: float) -> None:
+        """Part of a step is over."""
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, cost)
+
+
+@contextlib.contextmanager
+def steps(title: str, total: float) -> Iterator[Steps]:
+    """Show ``title`` and the progress of ``total`` units of cost (seconds where they are known)."""
+    plain = console()
+    if not plain.is_terminal:
+        plain.print(title)
+        yield Steps(None, total, plain)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=plain, transient=True) as bar:
+        found = Steps(bar, total, plain)
+        found.begin(title)
+        yield found
+
+
+@contextlib.contextmanager
+def counted(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback ``(done, total)`` for work that reports its own progress."""
+    with steps(title, 1.0) as shown:
+        seen = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal seen
+            shown.fraction(done / total - seen)
+            seen = done / total
+
+        yield report

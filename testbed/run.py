@@ -1,0 +1,147 @@
+"""``python -m testbed.run +experiment=NAME KEY=VALUE ...``: check everything, then measure in the backend's sandbox.
+
+The same command runs twice. First as the supervisor, which validates, announces what will be emulated and, when a
+signal ended the run, says where the finished points are; then, started by it, inside the sandbox, where it measures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from testbed.errors import ConfigError, EnvironmentFault, TestbedError
+
+if TYPE_CHECKING:
+    from testbed.config import Config
+    from testbed.records import RunFolder
+
+# Flags that only show something; Hydra answers them.
+INFORMING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+SWEEPS = ("-m", "--multirun")
+OK, FAILED, BAD_INPUT = 0, 1, 2
+SIGNALLED = 128  # exit codes above: ended by signal code - 128, as in shells
+
+MEANING = {
+    "mininet": "Mininet hosts on this machine, the kernel's network stack, links shaped by the kernel",
+    "loopback": "processes on this machine, links paced in the transport, no kernel network stack shaped",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line (default: sys.argv). Returns the exit code: 0 all points ok, 1 some failed, 2 bad input."""
+    words = sys.argv[1:] if argv is None else argv
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if any(word.partition("=")[0] in INFORMING for word in words):
+            return _inform()
+        return _run(words)
+    except (ConfigError, EnvironmentFault) as error:
+        return _fail(error, BAD_INPUT)
+    except TestbedError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return SIGNALLED + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(words: list[str]) -> int:
+    for flag in (word for word in words if word.startswith("-")):
+        if flag in SWEEPS:
+            allowed = "points are measured one after another on this machine; write lists instead, as devices=[2,4]"
+            raise ConfigError("flag", flag, allowed)
+        raise ConfigError("flag", flag, f"must be KEY=VALUE, or one of {' '.join(INFORMING)}")
+
+    # Only now: what a mistyped flag or --help does not need.
+    from testbed.config import load_config
+    from testbed.grid import config_signature
+    from testbed.network.sandbox import inside
+    from testbed.records import RunFolder
+
+    config = load_config(words)
+    if inside():
+        return _measure(config, RunFolder(config.results_dir, config.experiment, config_signature(config)))
+    return _supervise(config, words)
+
+
+def _supervise(config: Config, words: list[str]) -> int:
+    """Outside the sandbox. The backend that was found becomes part of the configuration and so of the signature."""
+    from testbed.grid import config_signature
+    from testbed.network.probe import choose_backend
+    from testbed.network.sandbox import supervise
+    from testbed.records import RunFolder
+
+    requested = config.network.backend
+    backend = config.network.backend = choose_backend(requested)
+    folder = RunFolder(config.results_dir, config.experiment, config_signature(config))
+    if not config.resume:
+        with folder.exclusive():
+            aside = folder.set_aside()
+        if aside:
+            print(f"earlier results set aside in {aside}")
+    _announce(requested, backend)
+    sys.stdout.flush()
+    with folder.exclusive():
+        code = supervise([*words, f"network.backend={backend}"], backend)
+    if code > SIGNALLED:
+        kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
+        print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
+    return code
+
+
+def _announce(requested: str, backend: str) -> None:
+    """Say what emulates the network, and loudly if it is not what a user would expect."""
+    from testbed.network.probe import choose_backend
+
+    print(f"network: {backend} ({MEANING.get(backend, 'see conf/network/')})")
+    if requested == "auto" and backend == "loopback":
+        try:
+            choose_backend("mininet")
+        except EnvironmentFault as reason:
+            print(
+                f"WARNING: Mininet cannot run here: {reason}\n"
+                "WARNING: falling back to loopback. Latencies then show the emulator's pacing, not a network stack\n"
+                "WARNING: under load; rows, tables and plots say loopback. network=loopback silences this warning.",
+                file=sys.stderr,
+            )
+
+
+def _measure(config: Config, folder: RunFolder) -> int:
+    """Inside the sandbox."""
+    experiment = importlib.import_module(f"experiments.{config.runner}")
+    try:
+        failed: int = experiment.run(config, config.network.backend, folder)
+    finally:
+        if folder.parquet.exists():
+            folder.point_to_latest()
+    from analysis.summary import summarize
+
+    summarize(folder.path)
+    return FAILED if failed else OK
+
+
+def _inform() -> int:
+    """Let Hydra answer --help, --cfg, --info and shell completion. It reads sys.argv and never runs the task."""
+    import hydra
+
+    from testbed.config import CONF, register_methods
+
+    register_methods()
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda config: None)()
+    return OK
+
+
+def _fail(error: TestbedError, code: int) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    """SIGTERM as an exception, so that every ``finally`` on the way out is run."""
+    raise SystemExit(SIGNALLED + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The schema of conf/: a dataclass for each group, and beside each field the rule for its values.
+
+OmegaConf checks the types (testbed/config.py), the rules give ranges and units. Defaults are in conf/ only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from testbed.records import BASELINE
+
+if TYPE_CHECKING:
+    from testbed.models.shape import ModelShape
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """The names that ``group=NAME`` takes: the files of conf/GROUP/."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def ruled(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Any:
+    """A field whose value (each item, for a list) must pass ``test``; ``allowed`` says so in words, with the unit."""
+    return field(metadata={"allowed": allowed, "test": test})
+
+
+def section() -> Any:
+    """A field whose parts have rules of their own."""
+    return field()
+
+
+def positive(value: float) -> bool:
+    """Finite and above zero."""
+    return 0 < value < math.inf
+
+
+def count() -> Any:
+    """A whole number >= 1."""
+    return ruled("a whole number >= 1", lambda value: value >= 1)
+
+
+def one_of(*names: str) -> Any:
+    """One of a few words."""
+    return ruled(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def named(group: str) -> Any:
+    """The name of a file in conf/GROUP/."""
+    return ruled(f"a name in conf/{group}/", lambda value: value in choices(group))
+
+
+@dataclass
+class ModelSizes:
+    """Sizes of a Vision Transformer, without the number of tokens."""
+
+    layers: int = count()
+    hidden: int = count()
+    heads: int = count()
+    patch: int = count()
+    classes: int = count()
+
+    def shape(self, tokens: int) -> ModelShape:
+        """The sizes of one inference of ``tokens`` content tokens, for cost formulas."""
+        from testbed.models.vit import VitConfig  # brings torch
+
+        return VitConfig(self.layers, self.hidden, self.heads, self.patch, tokens, self.classes).shape
+
+
+@dataclass
+class Model(ModelSizes):
+    """What is inferred. pretrained: real weights, else random ones from the seed."""
+
+    name: str = ruled("a name")
+    pretrained: bool = ruled("true or false")
+
+
+@dataclass
+class ReferenceModel(ModelSizes):
+    """The workload whose duration on one device is known."""
+
+    tokens: int = count()
+
+
+@dataclass
+class DeviceProfile:
+    """The emulated device: ``reference_s`` seconds for one inference of ``reference_model`` on one device."""
+
+    name: str = ruled("a name")
+    reference_model: ReferenceModel = section()
+    reference_s: float = ruled("a finite number > 0 (seconds)", positive)
+
+
+@dataclass
+class Topology:
+    """How the devices are linked."""
+
+    name: str = named("topology")
+
+
+@dataclass
+class NetworkChoice:
+    """What emulates the links."""
+
+    backend: str = named("network")
+
+
+@dataclass
+class Config:
+    """One experiment. All lists are axes of its grid: non-empty, without duplicates."""
+
+    experiment: str = ruled("a name of letters, digits, _ and -", lambda value: bool(re.fullmatch(r"[\w-]+", value)))
+    runner: str = ruled("a module in experiments/")
+    methods: list[str] = ruled("names in conf/method/, at least one")
+    devices: list[int] = ruled("whole numbers from 1 to tokens, at least one", lambda value: value >= 1)
+    bandwidths: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
+    tokens: int = count()
+    compute_mode: str = one_of("auto", "execute", "hold", "replay")
+    time_scale: float = ruled("a number from 0.1 to 1000", lambda value: 0.1 <= value <= 1000)
+    comm: str = one_of("tcp", "gloo")
+    repeats: int = count()
+    point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
+    seed: int = ruled("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    results_dir: str = ruled("a folder", bool)
+    resume: bool = ruled("true or false")
+    model: Model = section()
+    topology: Topology = section()
+    device: DeviceProfile = section()
+    network: NetworkChoice = section()
+    settings: dict[str, dict[str, Any]] = section()  # of each chosen method; a list is an axis: one variant each
+
+    def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(method, settings) of every variant of the chosen methods."""
+        for name in self.methods:
+            axes = [value if isinstance(value, list) else [value] for value in self.settings[name].values()]
+            for values in itertools.product(*axes):
+                yield name, dict(zip(self.settings[name], values, strict=True))
+
+    def worlds(self, method: str) -> list[int]:
+        """Numbers of devices that a method runs on: one for the baseline, ``devices`` for all others."""
+        return [1] if method == BASELINE else self.devices
+
+    def macs_per_s(self) -> float:
+        """Speed of the emulated device in multiply-accumulates per second, from its profile."""
+        from testbed.methods import load_method
+
+        reference = self.device.reference_model
+        return load_method(BASELINE).macs(reference.shape(reference.tokens), 0, 1) / self.device.reference_s

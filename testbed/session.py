@@ -1,0 +1,136 @@
+"""One emulated cluster while it lives: bring up, load a model, run methods, re-shape the links, tear down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from testbed.cluster.nodes import Cluster
+from testbed.cluster.worker import Pass
+from testbed.errors import ClusterError
+from testbed.methods.base import Output
+from testbed.models.weights import ModelChoice
+from testbed.network.backend import Network
+from testbed.network.sandbox import scratch
+
+JOIN_TIMEOUT_S = 30.0  # connections between ranks
+OPERATION_TIMEOUT_S = 30.0  # one collective, beyond what its bytes need on the link
+COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
+QUIET_S = 0.5  # how long the data network is watched when it should be silent
+
+
+def make_network(backend: str, topology: str, devices: int) -> Network:
+    """The network backend of this name. Mininet is imported only where it is used: it needs Linux."""
+    if backend == "mininet":
+        from testbed.network.mininet import MininetNetwork
+
+        return MininetNetwork(topology, devices)
+    from testbed.network.loopback import LoopbackNetwork
+
+    return LoopbackNetwork(devices)
+
+
+class Session:
+    """``devices`` actors joined by emulated links. A context manager.
+
+    comm: ``tcp`` or ``gloo``. time_scale: links run this many times slower than asked for, as the device's clock does.
+    """
+
+    def __init__(self, backend: str, topology: str, devices: int, comm: str = "tcp", time_scale: float = 1.0):
+        self.devices, self.comm, self.time_scale = devices, comm, time_scale
+        self.network = make_network(backend, topology, devices)
+        self._stack = contextlib.ExitStack()
+        self.start_s = self.reshape_s = 0.0
+
+    def __enter__(self) -> Session:
+        begin = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.network)
+            self.cluster = stack.enter_context(Cluster(self.network, self.devices))
+            self.join()
+            self._stack = stack.pop_all()
+        self.start_s = time.monotonic() - begin
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def join(self) -> None:
+        """Connect the actors over the data network; again after a collective failed, since streams are then torn."""
+        addresses = self.cluster.call_each(
+            "listen", [(ip,) for ip in self.network.device_data_ips], timeout_s=JOIN_TIMEOUT_S, phase="listen"
+        )
+        if self.comm == "gloo":
+            store = str(scratch() / f"gloo-{time.monotonic_ns()}")
+            args = [(ip, store, OPERATION_TIMEOUT_S) for ip in self.network.device_data_ips]
+            self.cluster.call_each("connect_gloo", args, timeout_s=2 * JOIN_TIMEOUT_S, phase="connect")
+        else:
+            token = os.urandom(16)
+            self.cluster.call(
+                "connect", addresses, token, OPERATION_TIMEOUT_S, timeout_s=2 * JOIN_TIMEOUT_S, phase="connect"
+            )
+
+    def shape(self, bandwidth_mbps: float) -> None:
+        """Set all data links to a bandwidth (in the emulated device's time) while everything runs."""
+        begin = time.monotonic()
+        rate_bps = bandwidth_mbps * 1e6 / self.time_scale
+        self.network.shape(rate_bps)
+        args = [(self.network.pacing(rate_bps), rate_bps) for _ in range(self.devices)]
+        self.cluster.call_each("set_link", args, timeout_s=JOIN_TIMEOUT_S, phase="shape")
+        self.reshape_s = time.monotonic() - begin
+
+    def idle_bytes(self) -> int | None:
+        """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""
+        before = self.network.delivered_bytes()
+        time.sleep(QUIET_S)
+        after = self.network.delivered_bytes()
+        return None if before is None or after is None else sum(after) - sum(before)
+
+    def load(self, choice: ModelChoice, tokens: int, weights: Path, inputs: torch.Tensor) -> None:
+        """Give every actor the model and the input."""
+        self.cluster.call("load", choice, tokens, weights, inputs, timeout_s=COMPUTE_TIMEOUT_S, phase="load")
+
+    def prepare(self, key: str, name: str, settings: dict[str, Any], codebooks: Path | None) -> None:
+        """Have every actor build its shard of a method."""
+        self.cluster.call(
+            "prepare", key, name, settings, codebooks, timeout_s=COMPUTE_TIMEOUT_S, phase=f"prepare {key}"
+        )
+
+    def verify(self, key: str) -> list[tuple[Output, Pass]]:
+        """One pass with real arithmetic through the links as they are now; by rank."""
+        return self.cluster.call("verify", key, timeout_s=COMPUTE_TIMEOUT_S, phase=f"verify {key}")
+
+    def measure(
+        self, key: str, mode: str, macs_per_s: float, repeats: int, warmups: int, expected_s: float
+    ) -> tuple[list[list[Pass]], list[float] | None]:
+        """Timed passes, [rank][repeat], and the bytes that the links delivered to each device per pass.
+
+        expected_s: what one pass should take on this machine's clock; the call fails after ten times that and a minute.
+        """
+        before = self.network.delivered_bytes()
+        limit = 60 + 10 * expected_s * (repeats + warmups)
+        arguments = (key, mode, macs_per_s, self.time_scale, repeats, warmups)
+        passes = self.cluster.call("measure", *arguments, timeout_s=limit, phase=f"measure {key}")
+        after = self.network.delivered_bytes()
+        if before is None or after is None:
+            return passes, None
+        return passes, [(b - a) / (repeats + warmups) for a, b in zip(before, after, strict=True)]
+
+    def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
+        """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
+        calls = self.cluster.call(
+            "collective", operation, payload_bytes, repeats, timeout_s=COMPUTE_TIMEOUT_S, phase=operation
+        )
+        return [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*calls, strict=True)]
+
+    def assert_silent(self) -> int | None:
+        """``idle_bytes``; ClusterError if the data network carried anything."""
+        idle = self.idle_bytes()
+        if idle:
+            raise ClusterError(f"the idle data network carried {idle} bytes: something but tensors uses it")
+        return idle

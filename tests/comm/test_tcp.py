@@ -1,0 +1,185 @@
+"""Every collective against what it means, for equal and unequal shares, and what happens when a peer misbehaves."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+import torch
+
+from testbed.comm.frame import pack_header
+from testbed.comm.group import even_shares
+from testbed.comm.pacing import CreditHold, TransportPacing, wire_bytes
+from testbed.comm.tcp import TcpGroup
+from testbed.errors import CommError
+from tests.conftest import run_ranks
+
+WORLDS = (1, 2, 3, 4, 5)
+
+
+def shares(total: int, world: int, even: bool) -> list[int]:
+    return even_shares(total, world) if even else [total - world + 1] + [1] * (world - 1)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("even", [True, False])
+def test_all_gather_concatenates_in_rank_order(world: int, even: bool) -> None:
+    rows = shares(11, world, even)
+    full = torch.randn(11, 7)
+
+    def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor, int]:
+        mine = full.split(rows)[group.rank].clone()
+        gathered = group.all_gather(mine, rows)
+        counted = group.traffic.received_bytes
+        return gathered, group.all_gather_async(mine, rows).wait(), counted
+
+    for rank, (sync, later, counted) in enumerate(run_ranks(world, main)):
+        assert torch.equal(sync, full) and torch.equal(later, full)
+        assert counted == (11 - rows[rank]) * 7 * 4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("size", [1, 5, 1000, 70_001])
+def test_all_reduce_sums_and_is_equal_everywhere(world: int, size: int) -> None:
+    parts = [torch.randn(size) for _ in range(world)]
+
+    def main(group: TcpGroup) -> tuple[torch.Tensor, bool]:
+        mine = parts[group.rank].clone()
+        total = group.all_reduce(mine)
+        return total, torch.equal(mine, parts[group.rank])
+
+    results = run_ranks(world, main)
+    for total, unchanged in results:
+        assert unchanged
+        assert torch.equal(total, results[0][0])
+        torch.testing.assert_close(total, torch.stack(parts).sum(0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_reduce_scatter_gives_each_rank_its_rows(world: int) -> None:
+    rows = shares(9, world, False)
+    parts = [torch.randn(9, 3) for _ in range(world)]
+    results = run_ranks(world, lambda group: group.reduce_scatter(parts[group.rank], rows))
+    torch.testing.assert_close(torch.cat(results), torch.stack(parts).sum(0))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_all_to_all_transposes(world: int) -> None:
+    def main(group: TcpGroup) -> torch.Tensor:
+        rows = [1 + peer for peer in range(world)]
+        mine = torch.cat([torch.full((rows[p], 2), 10 * group.rank + p) for p in range(world)])
+        return group.all_to_all(mine, rows, [1 + group.rank] * world)
+
+    for rank, got in enumerate(run_ranks(world, main)):
+        assert torch.equal(got, torch.cat([torch.full((1 + rank, 2), 10 * source + rank) for source in range(world)]))
+
+
+def test_send_and_recv_along_a_chain_and_count_bytes() -> None:
+    def main(group: TcpGroup) -> tuple[float, int, int]:
+        value = torch.ones(1000)
+        if group.rank > 0:
+            value = group.recv([1000], torch.float32, group.rank - 1) * 2
+        if group.rank < 2:
+            group.send(value, group.rank + 1)
+        return value.sum().item(), group.traffic.received_bytes, group.traffic.sent_bytes
+
+    assert run_ranks(3, main) == [(1000.0, 0, 4000), (2000.0, 4000, 4000), (4000.0, 4000, 0)]
+
+
+def test_async_gather_overlaps_and_later_operations_keep_their_order() -> None:
+    def main(group: TcpGroup) -> bool:
+        handle = group.all_gather_async(torch.full((2,), group.rank), [2, 2])
+        total = group.all_reduce(torch.ones(3))
+        return torch.equal(handle.wait(), torch.tensor([0, 0, 1, 1])) and torch.equal(total, torch.full((3,), 2.0))
+
+    assert all(run_ranks(2, main))
+
+
+def test_time_waiting_for_a_late_peer_is_wait_not_wire() -> None:
+    def main(group: TcpGroup) -> tuple[float, float]:
+        group.barrier()
+        if group.rank == 1:
+            time.sleep(0.2)
+        group.all_gather(torch.zeros(10), [10, 10])
+        return group.traffic.wait_s, group.traffic.wire_s
+
+    (wait, wire), _ = run_ranks(2, main)
+    assert wait > 0.15 and wire < 0.1
+
+
+def test_missing_peer_is_named_within_the_timeout() -> None:
+    def main(group: TcpGroup) -> str:
+        if group.rank == 2:
+            time.sleep(1.0)
+            return ""
+        group._wire.timeout_s = 0.3
+        with pytest.raises(CommError, match=r"in all_gather for ranks \[2\]") as error:
+            group.all_gather(torch.zeros(4), [4, 4, 4])
+        assert error.value.ranks == (2,)
+        return "named"
+
+    assert run_ranks(3, main)[:2] == ["named", "named"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\xff" * 16, "rank 1 sent a corrupt frame"),
+        (pack_header("all_gather", 1, 0, 2**62), "of 4611686018427387904 bytes"),
+        (pack_header("all_reduce", 1, 0, 16), "sent all_reduce"),
+        (pack_header("all_gather", 1, 7, 16), "sent all_gather #7"),
+        (b"", "rank 1 closed its connection"),
+    ],
+)
+def test_bad_frames_name_the_peer(raw: bytes, message: str) -> None:
+    ours, theirs = socket.socketpair()
+    group = TcpGroup(0, 2, {1: ours}, timeout_s=2)
+    theirs.sendall(raw)
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(CommError, match=message) as error:
+        group.all_gather(torch.zeros(4), [4, 4])
+    assert error.value.ranks == (1,)
+
+
+def test_strangers_and_missing_ranks_at_connection() -> None:
+    from testbed.comm.connect import connect, listen
+
+    listener = listen("127.0.0.1")
+    stranger = socket.create_connection(listener.getsockname())
+    stranger.sendall(b"GET / HTTP/1.1\r\nHost:")
+    with pytest.raises(CommError, match="does not belong to this run"):
+        connect(0, [("127.0.0.1", 1)] * 2, listener, b"t" * 16, 2)
+    with pytest.raises(CommError, match=r"for ranks \[1, 2\] to join"):
+        connect(0, [("127.0.0.1", 1)] * 3, listen("127.0.0.1"), b"t" * 16, 0.2)
+    stranger.close()
+
+
+def test_transport_pacing_takes_the_time_of_the_link() -> None:
+    rate = 50e6
+
+    def main(group: TcpGroup) -> float:
+        group.set_link(TransportPacing(rate), rate)
+        group.barrier()
+        begin = time.monotonic()
+        group.all_gather(torch.zeros(100_000, dtype=torch.uint8), [100_000] * 3)
+        return time.monotonic() - begin
+
+    ideal = 8 * wire_bytes(200_000) / rate
+    assert all(ideal * 0.98 <= seconds < ideal * 2 for seconds in run_ranks(3, main))
+
+
+def test_credit_hold_charges_the_free_bytes_once() -> None:
+    hold = CreditHold(10e6, 1600)
+    assert hold.release(320, 100.0) - 100.0 == pytest.approx(8 * 386 / 10e6)  # smaller than the bucket: all of it
+    busy = CreditHold(10e6, 1600)
+    assert busy.release(100_000, 0.5) - 0.5 == pytest.approx(8 * 1600 / 10e6)  # larger: one bucket
+    assert busy.release(100_000, 0.51) == 0.51  # the link is still busy: nothing is free
+    assert busy.release(100_000, 5.0) > 5.0
+
+
+def test_no_thread_is_left_behind() -> None:
+    run_ranks(3, lambda group: group.all_gather_async(torch.zeros(1), [1, 1, 1]).wait())
+    time.sleep(0.1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("comm")]

@@ -1,0 +1,95 @@
+"""The whole instrument on real Mininet hosts: methods equal their references, no ending leaves anything behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from testbed.network.probe import missing_for_mininet
+
+pytestmark = [
+    pytest.mark.emulation,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(missing_for_mininet()), reason="; ".join(missing_for_mininet())),
+]
+ROOT = Path(__file__).parents[2]
+SMALL = ["model.layers=2", "model.hidden=96", "model.heads=12", "tokens=50", "astra.codebook_size=64"]
+
+
+def command(results: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "testbed.run", "+experiment=smoke", f"results_dir={results}", *SMALL, *words]
+
+
+def test_every_method_across_mininet_links(tmp_path: Path) -> None:
+    words = ["devices=[1,2,3,4]", "bandwidths=100", "repeats=2", "network=mininet", "compute_mode=replay"]
+    done = subprocess.run(command(tmp_path, *words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv")
+    assert set(rows.devices) == {1, 2, 3, 4}
+    assert set(rows.method) == {"single", "tensor", "sequence", "pipeline", "astra"} - ({"pipeline"} - set(rows.method))
+    assert (rows.status == "ok").all() and rows.verified.all()
+    assert (rows.max_abs_err <= 1e-4).all()
+    assert (rows.payload_bytes == rows.formula_bytes).all()
+    moved = rows[rows.payload_bytes > 0]
+    assert (moved.wire_bytes > moved.payload_bytes).all()  # the kernel's counters saw the bytes go over the links
+    manifest = json.loads((tmp_path / "latest" / "manifest.json").read_text())
+    assert [cluster["idle_bytes"] for cluster in manifest["clusters"]] == [0, 0, 0, 0]
+
+
+def machine_state() -> dict[str, set[str]]:
+    """What a run could leave behind: interfaces, network namespaces, files, processes of Ray or of the testbed."""
+    words = ("ray::", "raylet", "gcs_server", "testbed.", "mnexec", "mininet:")
+    processes = {
+        f"{process.pid} {line[:60]}"
+        for process in psutil.process_iter(["cmdline"])
+        if any(word in (line := " ".join(process.info["cmdline"] or [])) for word in words)
+    }
+    return {
+        "interfaces": set(psutil.net_if_stats()),
+        "/tmp": set(os.listdir("/tmp")),
+        "/dev/shm": set(os.listdir("/dev/shm")),
+        "processes": processes,
+    }
+
+
+PHASES = {"bring-up": "cluster of", "measuring": "[1/"}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("backend", ["mininet", "loopback"])
+def test_no_ending_leaves_anything_behind(tmp_path: Path, backend: str, ending: signal.Signals, phase: str) -> None:
+    before = machine_state()
+    words = [f"network={backend}", "compute_mode=replay", "bandwidths=[1,100]"]
+    run = subprocess.Popen(
+        command(tmp_path, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert run.stdout is not None
+    seen = []
+    for line in run.stdout:
+        seen.append(line)
+        if PHASES[phase] in line:
+            break
+    else:
+        pytest.fail("".join(seen))
+    time.sleep(1.0 if phase == "bring-up" else 0.0)
+    run.send_signal(ending)
+    run.stdout.read()
+    assert run.wait(30) == (-ending if ending == signal.SIGKILL else 128 + ending)
+    deadline = time.monotonic() + 20
+    while (left := {kind: machine_state()[kind] - before[kind] for kind in before}) and time.monotonic() < deadline:
+        if not any(left.values()):
+            break
+        time.sleep(0.2)
+    assert not any(left.values()), left
+    if phase == "measuring":
+        assert len(pd.read_csv(next(tmp_path.glob("smoke/*/results.csv")))) > 0

@@ -1,0 +1,130 @@
+"""The formulas of bits and MACs: the paper's numbers (PAPER.md, 3), and properties that hold for any size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.methods import load_method
+from testbed.methods.astra import Astra
+from testbed.models.shape import ModelShape
+
+# ViT-Base as the paper counts it: layers only, no class token, no embedding, no head.
+PAPER = ModelShape(
+    layers=12, hidden=768, heads=12, mlp_hidden=3072, tokens=1024, class_tokens=0, patch_values=0, classes=0
+)
+VIT = replace(PAPER, class_tokens=1, patch_values=768, classes=1000)
+U_BITS = 3 * 256 * 768 * 32  # what a device receives when all embeddings are gathered once, N = 4
+
+
+def macs_without_encoding(shape: ModelShape, world: int) -> int:
+    """ASTRA's work as the paper counts it."""
+    encode = shape.layers * 1024 * shape.tokens // world * shape.hidden
+    return Astra().macs(shape, 0, world) - encode
+
+
+def test_the_unit_is_the_papers() -> None:
+    assert pytest.approx(18.87, abs=0.005) == U_BITS / 1e6
+
+
+def test_sequence_receives_one_gather_per_layer() -> None:
+    method = load_method("sequence")
+    assert method.received_bits(PAPER, 4) == (12 * U_BITS,) * 4
+    row_bits = 768 * 32  # the class token makes rank 0's share one row longer, and the others receive that row
+    assert method.received_bits(VIT, 4) == (12 * U_BITS, *[12 * (U_BITS + row_bits)] * 3)
+
+
+def test_tensor_receives_four_units_per_layer() -> None:
+    method = load_method("tensor")
+    assert method.received_bits(PAPER, 4) == (4 * 12 * U_BITS,) * 4
+    assert method.received_bits(VIT, 4)[0] == pytest.approx(4 * 12 * U_BITS * 1025 / 1024)
+
+
+def test_pipeline_receives_each_hop_once() -> None:
+    assert load_method("pipeline").received_bits(PAPER, 4) == (0, *[1024 * 768 * 32] * 3)
+
+
+@pytest.mark.parametrize(("groups", "compression"), [(1, 2457.6), (16, 153.6), (32, 76.8)])
+def test_astra_compresses_as_reported(groups: int, compression: float) -> None:
+    method = Astra(groups=groups)
+    bits = method.received_bits(PAPER, 4)
+    assert bits == (12 * 768 * groups * 10,) * 4
+    assert 12 * U_BITS / bits[0] == pytest.approx(compression)
+    class_bits = 2 * 3 * 192 * 32  # reduce-scatter and all-gather of one class token
+    assert method.received_bits(VIT, 4) == (bits[0] + class_bits,) * 4
+
+
+def test_astra_messages_end_on_whole_bytes() -> None:
+    shape = replace(PAPER, layers=1, tokens=7)  # shares 4 and 3: 12 and 9 indices of 5 bits in 8 and 6 bytes
+    assert Astra(groups=3, codebook_size=32).received_bits(shape, 2) == (8 * 6, 8 * 8)
+
+
+def test_astra_compute_ratio_is_the_papers() -> None:
+    single = load_method("single").macs(PAPER, 0, 4)
+    assert single == 12 * (12 * 1024 * 768**2 + 2 * 1024**2 * 768)
+    assert macs_without_encoding(PAPER, 4) / single == pytest.approx(0.352, abs=5e-4)
+    assert macs_without_encoding(VIT, 4) / load_method("single").macs(VIT, 0, 4) == pytest.approx(0.352, abs=0.002)
+    assert Astra().macs(PAPER, 0, 4) / single == pytest.approx(0.375, abs=1e-3)  # encoding is real work
+
+
+@pytest.mark.parametrize(
+    ("groups", "bits_per_s", "speedup"), [(1, 10e6, 2.64), (1, 20e6, 2.74), (32, 20e6, 1.27)], ids=str
+)
+def test_the_cost_model_gives_the_papers_speedups(groups: int, bits_per_s: float, speedup: float) -> None:
+    macs_per_s = load_method("single").macs(PAPER, 0, 4) / 0.350
+    astra_s = (
+        macs_without_encoding(PAPER, 4) / macs_per_s + Astra(groups=groups).received_bits(PAPER, 4)[0] / bits_per_s
+    )
+    assert 0.350 / astra_s == pytest.approx(speedup, rel=0.02)
+
+
+def test_predictions() -> None:
+    single, pipeline, sequence = (load_method(name) for name in ("single", "pipeline", "sequence"))
+    macs_per_s, bits_per_s = 1e11, 1e8
+    single_s = single.predicted_s(PAPER, 4, macs_per_s, bits_per_s)
+    assert single_s == single.macs(PAPER, 0, 4) / macs_per_s
+    # Stages run one after another: a pipeline never beats one device on one request.
+    hops_s = 3 * 1024 * 768 * 32 / bits_per_s
+    assert pipeline.predicted_s(PAPER, 4, macs_per_s, bits_per_s) == pytest.approx(single_s + hops_s)
+    expected = sequence.macs(PAPER, 0, 4) / macs_per_s + 12 * U_BITS / bits_per_s
+    assert sequence.predicted_s(PAPER, 4, macs_per_s, bits_per_s) == pytest.approx(expected)
+
+
+shapes = st.builds(
+    lambda layers, hidden, tokens, class_tokens: ModelShape(
+        layers, 8 * hidden, 1, 32 * hidden, tokens, class_tokens, 12, 10
+    ),
+    st.integers(8, 12),
+    st.integers(1, 40),
+    st.integers(8, 400),
+    st.integers(0, 1),
+)
+
+
+@given(shapes, st.integers(1, 8))
+def test_all_ranks_together_receive_what_is_sent(shape: ModelShape, world: int) -> None:
+    row_bits = shape.hidden * 32
+    all_rows = (world - 1) * shape.sequence * row_bits
+    assert sum(load_method("tensor").received_bits(shape, world)) == 4 * shape.layers * all_rows
+    assert sum(load_method("sequence").received_bits(shape, world)) == shape.layers * all_rows
+    assert sum(load_method("pipeline").received_bits(shape, world)) == all_rows
+    code_bits = (world - 1) * shape.layers * shape.tokens * 8  # one byte per token and layer: no padding
+    class_bits = 2 * (world - 1) * shape.class_tokens * row_bits
+    assert sum(Astra(groups=1, codebook_size=256).received_bits(shape, world)) == code_bits + class_bits
+
+
+@given(shapes, st.integers(1, 8))
+def test_a_pipeline_splits_the_work_and_repeats_none(shape: ModelShape, world: int) -> None:
+    pipeline = load_method("pipeline")
+    assert sum(pipeline.macs(shape, rank, world) for rank in range(world)) == load_method("single").macs(
+        shape, 0, world
+    )
+
+
+@given(shapes)
+def test_on_one_device_all_methods_do_the_same_work(shape: ModelShape) -> None:
+    work = {load_method(name).macs(shape, 0, 1) for name in ("single", "tensor", "sequence", "pipeline", "astra")}
+    assert len(work) == 1

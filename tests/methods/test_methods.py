@@ -1,0 +1,236 @@
+"""Every method on real TCP: right numbers, bytes and MACs as its formulas say, a replay that does no arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from testbed.astra.attention import simulate
+from testbed.astra.quantizer import Quantizer
+from testbed.clock import DeviceClock
+from testbed.comm.group import even_shares
+from testbed.comm.tcp import TcpGroup
+from testbed.errors import ConfigError
+from testbed.methods import load_method, method_names
+from testbed.methods.astra import Astra
+from testbed.methods.base import Method, Output
+from testbed.models.shape import ModelShape
+from testbed.models.vit import VisionTransformer
+from tests.conftest import run_ranks
+from tests.methods.small import CONFIGS, layer_inputs, pixels, random_codebooks, small_model
+
+EXACT = ["single", "tensor", "sequence", "pipeline"]
+ASTRA = {
+    "astra": {"groups": 4, "codebook_size": 64},
+    "astra, padded messages": {"groups": 3, "codebook_size": 32},
+    "astra, no overlap": {"groups": 1, "codebook_size": 256, "overlap": False},
+}
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the multiply-accumulates of every matrix product that really runs in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self.macs += args[0].numel() * args[1].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.macs += args[1].numel() * args[2].shape[-1]
+        elif name.startswith("_scaled_dot_product"):
+            self.macs += 2 * args[0].numel() * args[1].shape[-2]
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Pass:
+    output: Output
+    received_bits: int
+    sent_bits: int
+    clock_macs: int
+    counted_macs: int
+
+
+def one_pass(method: Method, shard: Any, inputs: Tensor, group: TcpGroup, clock: DeviceClock) -> Pass:
+    clock.restart()
+    group.barrier()
+    group.traffic.reset()
+    with MacCounter() as counter:
+        output = method.forward(inputs, shard, group, clock)
+    traffic = group.traffic
+    return Pass(output, 8 * traffic.received_bytes, 8 * traffic.sent_bytes, clock.macs, counter.macs)
+
+
+def execute_and_replay(method: Method, model: VisionTransformer, inputs: Tensor, world: int) -> list[tuple[Pass, Pass]]:
+    def rank_main(group: TcpGroup) -> tuple[Pass, Pass]:
+        torch.set_num_threads(1)
+        shard = method.shard(model, group.rank, world)
+        clock = DeviceClock()
+        executed = one_pass(method, shard, inputs, group, clock)
+        clock.mode = "replay"
+        return executed, one_pass(method, shard, inputs, group, clock)
+
+    return run_ranks(world, rank_main)
+
+
+def check_accounts(passes: list[tuple[Pass, Pass]], method: Method, model: VisionTransformer) -> None:
+    """Formulas equal counters on every rank; the replay has the same outputs and bytes, and computes nothing."""
+    world = len(passes)
+    formula_bits = method.received_bits(model.shape, world)
+    assert sum(executed.sent_bits for executed, _ in passes) == sum(formula_bits)
+    for rank, (executed, replayed) in enumerate(passes):
+        macs = method.macs(model.shape, rank, world)
+        assert executed.received_bits == replayed.received_bits == formula_bits[rank]
+        assert executed.clock_macs == replayed.clock_macs == executed.counted_macs == macs
+        assert replayed.counted_macs == 0
+        assert executed.sent_bits == replayed.sent_bits
+        for field in ("hidden", "logits", "codes"):
+            first, second = getattr(executed.output, field), getattr(replayed.output, field)
+            if first is None or second is None:
+                assert first is second is None
+            else:
+                assert torch.equal(first, second)
+
+
+def joined_hidden(passes: list[tuple[Pass, Pass]], tokens: int) -> Tensor:
+    """The content tokens [T, D] put together from all ranks; where several ranks have all, the first one's."""
+    parts = [(passed.output.start, passed.output.hidden) for passed, _ in passes if passed.output.hidden is not None]
+    starts, hidden = [start for start, _ in parts], [rows for _, rows in parts]
+    if all(len(rows) == tokens for rows in hidden):
+        return hidden[0]
+    assert starts == [sum(len(rows) for rows in hidden[:rank]) for rank in range(len(hidden))]
+    return torch.cat(hidden)
+
+
+@pytest.mark.parametrize("size", CONFIGS)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_methods_equal_the_plain_model(name: str, world: int, size: str) -> None:
+    model, method = small_model(size), load_method(name)
+    if name == "tensor" and model.shape.heads % world:
+        pytest.skip("heads do not divide; see test_devices_that_do_not_fit")
+    inputs = pixels(model)
+    passes = execute_and_replay(method, model, inputs, world)
+    check_accounts(passes, method, model)
+    assert method.exact
+    torch.testing.assert_close(
+        joined_hidden(passes, model.shape.tokens), layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0
+    )
+    answers = [executed.output.logits for executed, _ in passes if executed.output.logits is not None]
+    assert answers
+    for logits in answers:
+        torch.testing.assert_close(logits, model(inputs)[0].detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", CONFIGS)
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("settings", ASTRA.values(), ids=list(ASTRA))
+def test_astra_equals_its_simulation(settings: dict[str, Any], world: int, size: str) -> None:
+    model, method = small_model(size), Astra(**settings)
+    inputs, codebooks = pixels(model), random_codebooks(model, method.groups, method.codebook_size)
+    method.attach(codebooks)
+    passes = execute_and_replay(method, model, inputs, world)
+    check_accounts(passes, method, model)
+    codes = torch.cat([executed.output.codes for executed, _ in passes if executed.output.codes is not None], dim=1)
+    assert codes.shape == (model.shape.layers, model.shape.tokens, method.groups)
+    expected = simulate(model, Quantizer(codebooks), inputs, even_shares(model.shape.tokens, world), codes)
+    assert expected.ties <= 2
+    torch.testing.assert_close(joined_hidden(passes, model.shape.tokens), expected.hidden, atol=1e-4, rtol=0)
+    for executed, _ in passes:
+        assert executed.output.logits is not None
+        torch.testing.assert_close(executed.output.logits, expected.logits, atol=1e-4, rtol=0)
+    exact = layer_inputs(model, inputs)[-1][1:]
+    assert (expected.hidden - exact).abs().max() > 1e-2, "random codebooks must show: nothing was quantised"
+
+
+def test_astra_on_one_device_is_single() -> None:
+    model = small_model("plain")
+    inputs = pixels(model)
+    ((astra, _),) = execute_and_replay(Astra(), model, inputs, 1)
+    ((single, _),) = execute_and_replay(load_method("single"), model, inputs, 1)
+    assert astra.output.hidden is not None and single.output.hidden is not None
+    assert torch.equal(astra.output.hidden, single.output.hidden)
+    assert astra.clock_macs == single.clock_macs == Astra().macs(model.shape, 0, 1)
+    assert astra.received_bits == 0
+
+
+def test_astra_needs_matching_codebooks() -> None:
+    model, method = small_model("plain"), Astra(groups=4, codebook_size=64)
+    with pytest.raises(ConfigError, match=r"astra.codebooks.*4 groups of 64"):
+        method.attach(torch.zeros(4, 4, 32, 12))
+    with pytest.raises(ConfigError, match=r"astra.codebooks=None: attach \[4, 4, 64, 12\] first"):
+        run_ranks(2, lambda group: method.forward(pixels(model), method.shard(model, 0, 2), group, DeviceClock()))
+    method.attach(torch.zeros(3, 4, 64, 12))  # one layer too few
+    with pytest.raises(ConfigError, match=r"astra.codebooks=\[3, 4, 64, 12\]: attach \[4, 4, 64, 12\]"):
+        run_ranks(2, lambda group: method.forward(pixels(model), method.shard(model, 0, 2), group, DeviceClock()))
+
+
+def test_tensor_shards_share_the_models_memory() -> None:
+    model = small_model("plain")
+    for rank in range(2):
+        shard = load_method("tensor").shard(model, rank, 2)
+        for layer, block in zip(shard.layers, model.blocks, strict=True):
+            for part in ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2"):
+                module, name = part.split(".")
+                mine = getattr(getattr(layer, module), name).weight
+                whole = getattr(getattr(block, module), name).weight
+                assert mine.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -> None:
+    """Models whose heads divide have even chunks; the formula holds for any [S, D]."""
+    shape = ModelShape(layers=1, hidden=5, heads=1, mlp_hidden=5, tokens=6, class_tokens=1, patch_values=1, classes=1)
+
+    def rank_main(group: TcpGroup) -> int:
+        for _ in range(2 * shape.layers):
+            group.all_reduce(torch.zeros(shape.sequence, shape.hidden))
+        return 8 * group.traffic.received_bytes
+
+    assert tuple(run_ranks(world, rank_main)) == load_method("tensor").received_bits(shape, world)
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "message"),
+    [
+        ("tensor", 3, "devices=3: tensor splits 4 heads and an MLP of width 192 evenly; allowed: 1, 2, 4"),
+        ("pipeline", 5, "devices=5: pipeline needs 1 to 4 devices"),
+        ("sequence", 23, "devices=23: sequence needs 1 to 22 devices"),
+        ("astra", 22, "devices=22: astra needs 1 to 21 devices"),
+    ],
+)
+def test_devices_that_do_not_fit(name: str, world: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_method(name).check(CONFIGS["plain"].shape, world)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("groups", 5), ("codebook_size", 1000)])
+def test_quantiser_settings_that_do_not_fit(setting: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"astra.{setting}={value}"):
+        load_method("astra", **{setting: value}).check(CONFIGS["plain"].shape, 2)
+
+
+def test_methods_are_found_by_name() -> None:
+    assert {"single", "tensor", "sequence", "pipeline", "astra"} <= set(method_names())
+    for name in method_names():
+        assert load_method(name).name == name
+    with pytest.raises(ConfigError, match=r"methods=sequnce: .*did you mean sequence"):
+        load_method("sequnce")
+    with pytest.raises(ConfigError, match=r"astra\.group=4: .*did you mean groups"):
+        load_method("astra", group=4)
+    with pytest.raises(ConfigError, match=r"single\.groups=4: unknown; single has no settings"):
+        load_method("single", groups=4)
+
+
+def test_labels_tell_variants_apart() -> None:
+    variants = [load_method("astra", groups=g, overlap=o) for g in (1, 16) for o in (True, False)]
+    assert len({method.label for method in variants}) == 4
+    assert load_method("tensor").label == "tensor"

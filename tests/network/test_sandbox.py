@@ -1,0 +1,82 @@
+"""The supervisor: exit codes, signals, and nothing left when it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from testbed.network import sandbox
+from testbed.network.probe import missing_for_mininet
+
+MARK = "testbed-sandbox-test"
+BACKENDS = [
+    "loopback",
+    pytest.param(
+        "mininet", marks=[pytest.mark.emulation, pytest.mark.skipif(bool(missing_for_mininet()), reason="no Mininet")]
+    ),
+]
+CHILD = """
+import os, subprocess, sys, time, signal
+from testbed.network.sandbox import scratch
+(scratch() / "file").write_text("temporary")
+if sys.argv[1] == "exit":
+    sys.exit(7)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
+grandchild = subprocess.Popen(["sleep", "1000.5"], start_new_session=True)  # as Ray's daemons detach themselves
+print("ready", scratch(), flush=True)
+time.sleep(1000)
+"""
+
+
+def start(backend: str, tmp_path: Path, mode: str) -> subprocess.Popen[str]:
+    (tmp_path / "sandboxed.py").write_text(CHILD)
+    code = "import sys; from testbed.network.sandbox import supervise; "
+    code += f"sys.exit(supervise(['{mode}'], '{backend}', 'sandboxed'))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(sandbox.__file__).parents[2]}"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def sleepers() -> list[int]:
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000.5"]]
+
+
+def wait_gone(timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while sleepers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sleepers() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exit_code_comes_back(backend: str, tmp_path: Path) -> None:
+    assert start(backend, tmp_path, "exit").wait(20) == 7
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sigterm_reaches_the_run_and_nothing_is_left(backend: str, tmp_path: Path) -> None:
+    run = start(backend, tmp_path, "stay")
+    assert run.stdout is not None
+    folder = Path(run.stdout.readline().split()[1])
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(20) == 42
+    wait_gone()
+    assert not folder.exists()
+
+
+@pytest.mark.emulation
+@pytest.mark.skipif(bool(missing_for_mininet()), reason="no Mininet")
+def test_sigkill_of_the_supervisor_ends_everything(tmp_path: Path) -> None:
+    run = start("mininet", tmp_path, "stay")
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.kill()
+    run.wait(20)
+    wait_gone()
+    assert not Path("/dev/shm/run").exists()

@@ -1,0 +1,48 @@
+"""The tc lines, as text, and the arithmetic behind them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.comm.pacing import CreditHold, TransportPacing, wire_bytes
+from testbed.network.shaping import LinkPolicy
+
+
+@pytest.mark.parametrize(
+    ("mbps", "line"),
+    [
+        (10, "qdisc replace dev d0-h1 root handle 1: tbf rate 10000000bit burst 2500b limit 1000000b"),
+        (100, "qdisc replace dev d0-h1 root handle 1: tbf rate 100000000bit burst 25000b limit 1000000b"),
+        (500, "qdisc replace dev d0-h1 root handle 1: tbf rate 500000000bit burst 125000b limit 1000000b"),
+        (1.25, "qdisc replace dev d0-h1 root handle 1: tbf rate 1250000bit burst 1600b limit 1000000b"),
+    ],
+)
+def test_golden_tc_lines(mbps: float, line: str) -> None:
+    assert LinkPolicy(mbps * 1e6).command("d0-h1") == line
+
+
+@given(st.floats(1e5, 1e10))
+def test_bucket_holds_a_packet_and_never_more_than_two_milliseconds_beyond_it(rate_bps: float) -> None:
+    bucket = LinkPolicy(rate_bps).bucket_bytes
+    assert bucket >= 1600
+    assert bucket == 1600 or bucket * 8 / rate_bps == pytest.approx(2e-3, rel=1e-3)
+
+
+@given(st.integers(0, 10**7))
+def test_wire_bytes_adds_a_header_per_packet(payload: int) -> None:
+    assert payload <= wire_bytes(payload) <= payload * 1.05 + 66
+
+
+@given(st.lists(st.integers(1, 65536), min_size=1, max_size=20), st.floats(1e6, 1e9))
+def test_paced_chunks_leave_at_the_rate(chunks: list[int], rate_bps: float) -> None:
+    pacing = TransportPacing(rate_bps)
+    last = [pacing.release(chunk, 1000.0) for chunk in chunks][-1]
+    assert last - 1000.0 == pytest.approx(8 * sum(map(wire_bytes, chunks)) / rate_bps, rel=1e-6, abs=1e-9)
+
+
+@given(st.integers(1, 65536), st.floats(1e6, 1e9), st.integers(1600, 10**6))
+def test_credit_is_never_charged_above_the_message_or_the_bucket(chunk: int, rate_bps: float, bucket: int) -> None:
+    held = CreditHold(rate_bps, bucket).release(chunk, 50.0) - 50.0
+    assert held == pytest.approx(8 * min(wire_bytes(chunk), bucket) / rate_bps, abs=1e-9)

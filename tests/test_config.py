@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from testbed import schema
+from testbed.config import load_config
+from testbed.errors import ConfigError
+from testbed.schema import CONF, choices
+
+BAD = [  # words after +experiment=smoke; what the message must contain
+    ("bandwidths=0", "bandwidths=0: must be finite numbers > 0 (Mbps)"),
+    ("bandwidths=[10,-5]", "bandwidths=-5:"),
+    ("bandwidths=fast", "bandwidths=fast:"),
+    ("bandwidths=[10,fast]", "bandwidths=fast:"),
+    ("bandwidths=nan", "bandwidths=nan:"),
+    ("bandwidths=inf", "bandwidths=inf:"),
+    ("bandwidths=[]", "bandwidths=[]:"),
+    ("bandwidths=10,20", "bandwidths=10,20: is not one value"),
+    ("bandwidths=[10,20", "override=bandwidths=[10,20: cannot be read"),
+    ("bandwidths=[[10]]", "bandwidths=[[10]]: must be one value or a flat list"),
+    ("devices=0", "devices=0: must be whole numbers from 1 to tokens"),
+    ("devices=[2,65]", "devices=65: must be from 1 to tokens=64"),
+    ("devices=2.5", "devices=2.5:"),
+    ("devices=5", "devices=5: tensor"),  # 12 heads
+    ("methods=asta", "methods=asta: unknown; did you mean astra?"),
+    ("methods=[]", "methods=[]:"),
+    ("method=astra", "method=astra: unknown; methods are chosen by methods="),
+    ("model=vit_bse", "model=vit_bse: unknown; did you mean vit_base"),
+    ("model=3", "model=3: unknown"),
+    ("topology=stra", "topology=stra: unknown; did you mean star?"),
+    ("network=minnet", "network=minnet: unknown; did you mean mininet?"),
+    ("network.backend=minnet", "network.backend=minnet:"),
+    ("device=gtx", "device=gtx: unknown; did you mean gtx1660ti?"),
+    ("bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
+    ("+bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
+    ("model.layer=3", "model.layer=3: unknown; did you mean layers"),
+    ("model.heads=7", "model.heads=7: must divide model.hidden=768"),
+    ("model.layers=0", "model.layers=0: must be a whole number >= 1"),
+    ("model.layers=two", "model.layers=two: must be a whole number >= 1"),
+    ("device.reference_s=0", "device.reference_s=0: must be a finite number > 0 (seconds)"),
+    ("tokens=null", "tokens=null: must be a whole number >= 1"),
+    ("tokens.x=3", "tokens={'x': 3}: must be"),
+    ("tokens=${nowhere}", "nowhere"),
+    ("repeats=0", "repeats=0: must be a whole number >= 1"),
+    ("point_budget_s=-1", "point_budget_s=-1:"),
+    ("time_scale=0", "time_scale=0: must be a number from 0.1 to 1000"),
+    ("time_scale=1e9", "time_scale=1000000000:"),
+    ("seed=-1", "seed=-1:"),
+    ("compute_mode=fast", "compute_mode=fast: must be one of auto, execute, hold, replay"),
+    ("comm=mpi", "comm=mpi: must be one of tcp, gloo"),
+    ("resume=maybe", "resume=maybe: must be true or false"),
+    ("runner=latncy", "runner=latncy: unknown; did you mean latency?"),
+    ("~astra", "override=~astra: keys cannot be removed"),
+    ("nonsense", "override=nonsense: cannot be read"),
+    ("=3", "override==3: cannot be read"),
+    ("astra=5", "astra=5: must be astra.KEY=VALUE"),
+    ("astra.grups=1", "astra.grups=1: unknown; did you mean groups?"),
+    ("methods=single astra.grups=1", "astra.grups=1: unknown"),
+    ("astra.groups=[1,x]", "astra.groups=x: must be of type int"),
+    ("astra.groups=[]", "astra.groups=[]:"),
+    ("astra.groups=7", "astra.groups=7:"),  # does not divide 768
+    ("astra.codebook_size=1000", "astra.codebook_size=1000:"),
+    ("astra.overlap=[true,false]", "astra.overlap=[true,false]: must be one value"),
+]
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_is_valid(experiment: str) -> None:
+    assert load_config([f"+experiment={experiment}"]).experiment == experiment
+
+
+@pytest.mark.parametrize("group", ["model", "topology", "device", "network"])
+def test_every_choice_is_valid_and_says_its_name(group: str) -> None:
+    for name in choices(group):
+        section = getattr(load_config(["+experiment=smoke", f"{group}={name}"]), group)
+        assert name == (section.backend if group == "network" else section.name)
+
+
+@pytest.mark.parametrize(("words", "message"), BAD)
+def test_bad_input_is_named(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["+experiment=smoke", *words.split()])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_experiment_lists_them_all() -> None:
+    with pytest.raises(ConfigError, match="bandwidth_sweep, clock_check, smoke"):
+        load_config([])
+    with pytest.raises(ConfigError, match="did you mean smoke"):
+        load_config(["+experiment=smok"])
+
+
+def test_the_sweep_is_the_papers() -> None:
+    config = load_config(["+experiment=bandwidth_sweep"])
+    assert config.methods == ["single", "tensor", "sequence", "pipeline", "astra"]
+    assert config.bandwidths == [10, 20, 50, 100, 200, 500]
+    assert (config.devices, config.tokens, config.model.layers, config.model.hidden) == ([4], 1024, 12, 768)
+    assert config.settings["astra"] == {"groups": [1, 16, 32], "codebook_size": 1024, "overlap": True}
+    assert (config.device.name, config.device.reference_s) == ("gtx1660ti", 0.350)
+
+
+def test_overrides_reach_every_kind_of_key() -> None:
+    words = "experiment=smoke devices=[2,4] bandwidths=12.5 methods=astra model='vit_s14' model.layers=3 astra.groups=4"
+    config = load_config([*words.split(), "++seed=7", "network=loopback", "network=mininet"])
+    assert (config.devices, config.bandwidths, config.methods, config.seed) == ([2, 4], [12.5], ["astra"], 7)
+    assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
+    assert list(config.variants()) == [("astra", {"groups": 4, "codebook_size": 1024, "overlap": True})]
+    assert config.network.backend == "mininet"  # the last one counts
+
+
+def test_duplicates_are_dropped() -> None:
+    config = load_config(["+experiment=smoke", "bandwidths=[10,10.0,20]", "devices=[2,2]", "methods=[single,single]"])
+    assert (config.bandwidths, config.devices, config.methods) == ([10.0, 20.0], [2], ["single"])
+
+
+def test_speed_comes_from_the_profile() -> None:
+    config = load_config(["+experiment=smoke", "methods=single", "device.reference_s=0.7"])
+    # 12 layers of 12 T D^2 + 2 T^2 D and a little more for the class token, the embedding and the head
+    work = 12 * (12 * 1024 * 768**2 + 2 * 1024**2 * 768)
+    assert config.macs_per_s() == pytest.approx(work / 0.7, rel=0.01)
+
+
+def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in CONF.rglob("*.yaml"):
+        copy = tmp_path / source.relative_to(CONF)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(source.read_text())
+    (tmp_path / "method" / "novel.yaml").write_text("groups: [2, 4]\n")
+    monkeypatch.setattr("testbed.config.CONF", tmp_path)
+    monkeypatch.setattr(schema, "CONF", tmp_path)
+    with pytest.raises(ConfigError, match="novel.groups=x"):  # found and checked, and there is no such module yet
+        load_config(["+experiment=smoke", "methods=novel", "novel.groups=x"])
+    with pytest.raises(ConfigError, match="methods=novel"):
+        load_config(["+experiment=smoke", "methods=novel", "novel.groups=8"])

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from testbed import run
+from testbed.config import load_config
+from testbed.errors import CommError, EnvironmentFault
+from testbed.grid import config_signature
+from testbed.network import probe, sandbox
+from testbed.records import RunFolder
+from tests.test_records import row
+
+ROOT = Path(__file__).parents[1]
+SMOKE = "+experiment=smoke"
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "testbed.run", *words], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bandwidths=-1"], "error: bandwidths=-1: must be"),
+        (["model=vit_bse"], "error: model=vit_bse: unknown; did you mean vit_base"),
+        (["results_dir=/dev/null/x", "network=loopback"], "error: results_dir=/dev/null/x: must be"),
+    ],
+)
+def test_bad_input_ends_the_command_with_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    done = command(SMOKE, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+def test_cheap_checks_come_before_heavy_imports(tmp_path: Path) -> None:
+    script = (
+        "import sys; from testbed.run import main; code = main(['+experiment=smoke', 'bandwidths=0']);"
+        "print(code, sorted({'torch', 'ray', 'pandas', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 []\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: +experiment=: is needed"),
+        (["-m", SMOKE], "error: flag=-m: points are measured one after another"),
+        (["--fast", SMOKE], "error: flag=--fast: must be KEY=VALUE"),
+        ([SMOKE, "devices=5"], "error: devices=5: tensor"),
+        ([SMOKE, "astra.codebook_size=1000"], "error: astra.codebook_size=1000: "),
+    ],
+)
+def test_bad_input_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(message) and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
+    shown = command("--cfg", "job", SMOKE, cwd=tmp_path)
+    assert shown.returncode == 0 and "experiment: smoke" in shown.stdout and "codebook_size: 1024" in shown.stdout
+    helped = command("--help", cwd=tmp_path)
+    assert helped.returncode == 0 and "experiment: bandwidth_sweep, clock_check, smoke" in helped.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def supervised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
+    """Runs main as the supervisor, on loopback, with a sandbox that only returns an exit code."""
+
+    def go(*words: str, code: int = 0) -> tuple[int, list[str]]:
+        calls: list[str] = []
+
+        def supervise(argv: list[str], backend: str) -> int:
+            calls.extend([*argv, backend])
+            return code
+
+        monkeypatch.setattr(sandbox, "inside", lambda: False)
+        monkeypatch.setattr(sandbox, "supervise", supervise)
+        return run.main([SMOKE, f"results_dir={tmp_path}", *words]), calls
+
+    return go
+
+
+def folder_of(tmp_path: Path, *words: str) -> RunFolder:
+    config = load_config([SMOKE, f"results_dir={tmp_path}", *words])
+    return RunFolder(tmp_path, "smoke", config_signature(config))
+
+
+def test_the_sandbox_gets_the_backend_that_was_found(
+    supervised: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probe, "missing_for_mininet", lambda: ["it needs root (run with sudo)"])
+    code, words = supervised("seed=3")
+    assert code == 0 and words[-2:] == ["network.backend=loopback", "loopback"]
+    captured = capsys.readouterr()
+    assert captured.out.startswith("network: loopback") and "it needs root" in captured.err
+    # What was measured on another backend is never mixed in: the signature has the one that was found.
+    (folder,) = (tmp_path / "smoke").iterdir()
+    assert folder.name == folder_of(tmp_path, "seed=3", "network=loopback").signature
+
+
+def test_mininet_asked_for_and_impossible_is_bad_input(
+    supervised: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probe, "missing_for_mininet", lambda: ["brctl is missing (apt-get install bridge-utils)"])
+    assert supervised("network=mininet") == (2, [])
+    error = capsys.readouterr().err
+    assert "network=mininet" in error and "bridge-utils" in error and error.count("\n") == 1
+
+
+def test_after_a_signal_the_user_learns_where_the_points_are(
+    supervised: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert supervised("network=loopback", code=143)[0] == 143
+    assert "no point was finished" in capsys.readouterr().err
+    folder = folder_of(tmp_path, "network=loopback")
+    folder.append([row()])
+    assert supervised("network=loopback", code=130)[0] == 130
+    assert f"finished points lie in {folder.path}" in capsys.readouterr().err
+
+
+def test_without_resume_earlier_results_are_set_aside(supervised: Any, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "network=loopback")
+    folder.append([row()])
+    assert supervised("network=loopback")[0] == 0 and len(folder.rows()) == 1
+    assert supervised("network=loopback", "resume=false")[0] == 0 and folder.rows().empty
+    assert len(list((tmp_path / "smoke").iterdir())) == 2
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[RunFolder], int]], int]:
+    """Runs main inside the sandbox with a stand-in for the experiment."""
+
+    def go(experiment: Callable[[RunFolder], int]) -> int:
+        runner, summary = ModuleType("experiments.latency"), ModuleType("analysis.summary")
+        runner.run = lambda config, backend, folder: experiment(folder)  # type: ignore[attr-defined]
+        summary.summarize = lambda path: print(f"summary of {path}")  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "experiments.latency", runner)
+        monkeypatch.setitem(sys.modules, "analysis.summary", summary)
+        monkeypatch.setattr(sandbox, "inside", lambda: True)
+        return run.main([SMOKE, f"results_dir={tmp_path}", "network.backend=loopback"])
+
+    return go
+
+
+def test_an_experiment_ends_with_its_summary(measured: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def experiment(folder: RunFolder) -> int:
+        folder.append([row()])
+        return 0
+
+    assert measured(experiment) == 0
+    assert "summary of" in capsys.readouterr().out
+    assert (tmp_path / "latest" / "results.csv").exists()
+
+
+def fail(error: BaseException) -> Callable[[RunFolder], int]:
+    def experiment(folder: RunFolder) -> int:
+        raise error
+
+    return experiment
+
+
+def test_exit_codes(measured: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert measured(lambda folder: 3) == 1
+    assert measured(fail(CommError("rank 2 is missing\nafter 5 s"))) == 1
+    assert capsys.readouterr().err == "error: rank 2 is missing after 5 s\n"
+    assert measured(fail(EnvironmentFault("mnexec is missing"))) == 2
+    assert measured(fail(KeyboardInterrupt())) == 130
+
+
+def test_sigterm_unwinds_the_experiment(measured: Any) -> None:
+    unwound = []
+
+    def experiment(folder: RunFolder) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            unwound.append(True)
+        return 0
+
+    with pytest.raises(SystemExit) as ending:
+        measured(experiment)
+    assert ending.value.code == 143 and unwound
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
