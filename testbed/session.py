@@ -21,6 +21,7 @@ from testbed.network.sandbox import scratch
 JOIN_TIMEOUT_S = 30.0  # connections between ranks
 OPERATION_TIMEOUT_S = 30.0  # one collective, beyond what its bytes need on the link
 COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
+LINE_UPS = 8
 QUIET_S = 0.5  # how long the data network is watched when it should be silent
 
 
@@ -112,14 +113,25 @@ class Session:
 
         expected_s: what one pass should take on this machine's clock; the call fails after ten times that and a minute.
         """
+        own = self._start_line_bytes()
         before = self.network.delivered_bytes()
         limit = 60 + 10 * expected_s * (repeats + warmups)
         arguments = (key, mode, macs_per_s, self.time_scale, repeats, warmups)
         passes = self.cluster.call("measure", *arguments, timeout_s=limit, phase=f"measure {key}")
         after = self.network.delivered_bytes()
-        if before is None or after is None:
+        if before is None or after is None or own is None:
             return passes, None
-        return passes, [(b - a) / (repeats + warmups) for a, b in zip(before, after, strict=True)]
+        rates = zip(before, after, own, strict=True)
+        return passes, [(end - begin) / (repeats + warmups) - extra for begin, end, extra in rates]
+
+    def _start_line_bytes(self) -> list[float] | None:
+        """Bytes that lining up for a pass brings to each device; they are the instrument's, not the method's."""
+        before = self.network.delivered_bytes()
+        if before is None:
+            return None
+        self.cluster.call("collective", "nothing", 0, LINE_UPS, timeout_s=JOIN_TIMEOUT_S, phase="line up")
+        after = self.network.delivered_bytes() or before
+        return [(end - begin) / LINE_UPS for begin, end in zip(before, after, strict=True)]
 
     def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
         """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""

@@ -65,12 +65,19 @@ class _Incoming:
 class Exchange:
     """One rank's connections to its peers. CommError names a peer that is gone, late or breaks the protocol."""
 
-    def __init__(self, rank: int, peers: dict[int, socket.socket], timeout_s: float, traffic: Traffic):
+    def __init__(
+        self,
+        rank: int,
+        to: dict[int, socket.socket],
+        source: dict[int, socket.socket],
+        timeout_s: float,
+        traffic: Traffic,
+    ):
         self.rank, self.timeout_s, self.traffic = rank, timeout_s, traffic
-        self._peers = peers
-        self._sent = dict.fromkeys(peers, 0)  # sequence numbers
-        self._seen = dict.fromkeys(peers, 0)
-        for connection in peers.values():
+        self._to, self._source = to, source
+        self._sent = dict.fromkeys(to, 0)  # sequence numbers
+        self._seen = dict.fromkeys(source, 0)
+        for connection in (*to.values(), *source.values()):
             connection.setblocking(False)
         self.set_link(Unpaced(), float("inf"))
 
@@ -82,7 +89,7 @@ class Exchange:
         self._ahead_bytes = int(min(max(rate_bps / 8 * AHEAD_S, least), most))
         least, most = SEND_BUFFER_BYTES
         send_buffer = int(min(max(rate_bps / 8 * SEND_BUFFER_S, least), most))
-        for connection in self._peers.values():
+        for connection in self._to.values():
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             if hasattr(socket, "TCP_NOTSENT_LOWAT") and connection.family == socket.AF_INET:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._ahead_bytes)
@@ -101,13 +108,13 @@ class Exchange:
         volume = 0
         for peer, payload in sends.items():
             header = pack_header(operation, self.rank, self._sent[peer], len(payload))
-            outgoing.append(_Outgoing(peer, self._peers[peer], header, payload))
+            outgoing.append(_Outgoing(peer, self._to[peer], header, payload))
             self._sent[peer] += 1
             self.traffic.sent_bytes += len(payload)
             volume += len(payload)
         incoming: dict[socket.socket, _Incoming] = {}
         for peer, payload in receives.items():
-            message = _Incoming(peer, self._peers[peer], payload)
+            message = _Incoming(peer, self._source[peer], payload)
             incoming[message.connection] = message
             self.traffic.received_bytes += len(payload)
             volume += len(payload)
@@ -119,7 +126,7 @@ class Exchange:
             for message in outgoing:
                 message.released = message.left
         # All senders may share one link for a while, and both ends of it.
-        deadline = begin + self.timeout_s + 16 * (len(self._peers) + 1) * volume / self._rate_bps
+        deadline = begin + self.timeout_s + 16 * (len(self._to) + 1) * volume / self._rate_bps
         first, arrived = 0.0, begin
         while True:
             full = self._send(operation, outgoing, now)

@@ -1,4 +1,4 @@
-"""Collectives over direct TCP connections, one between each two ranks.
+"""Collectives over direct TCP connections between each two ranks.
 
 Order matters on a star of equal links: if everybody sends to rank 0 first, its link is shared by N-1 senders while
 the others idle (incast, 1.2 to 1.8 times the ideal). Here rank n sends to n+1, n+2, ... in turn while it receives
@@ -35,15 +35,22 @@ def _views(tensors: dict[int, Tensor]) -> dict[int, memoryview]:
 class TcpGroup(Group):
     """Ranks connected by TCP (see testbed.comm.connect for how the connections come to be).
 
-    peers: one connected socket for each other rank. timeout_s: the longest an operation may take beyond what its
-    bytes need on the link; a CommError then names the ranks that are missing.
+    to, source: connections that carry messages to and from each other rank. timeout_s: the longest an operation may take
+    beyond what its bytes need on the link; a CommError then names the ranks that are missing.
     """
 
-    def __init__(self, rank: int, world: int, peers: dict[int, socket.socket], timeout_s: float = 30.0):
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        to: dict[int, socket.socket],
+        source: dict[int, socket.socket],
+        timeout_s: float = 30.0,
+    ):
         self.rank, self.world = rank, world
         self.traffic = Traffic()
-        self._peers = peers
-        self._wire = Exchange(rank, peers, timeout_s, self.traffic)
+        self._connections = (*to.values(), *source.values())
+        self._wire = Exchange(rank, to, source, timeout_s, self.traffic)
         self._others = [(rank + step) % world for step in range(1, world)]  # in sending order: the next one first
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, list[Timing]]] | None = None
@@ -125,8 +132,8 @@ class TcpGroup(Group):
     def close(self) -> None:
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
-        for peer in self._peers.values():
-            peer.close()
+        for connection in self._connections:
+            connection.close()
 
     def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
         result = local.new_empty((sum(rows), *local.shape[1:]))

@@ -85,7 +85,7 @@ class MininetNetwork(Network):
         batches += [(str(host.pid), [f"h{rank}-data"]) for rank, host in enumerate(self._hosts)]
         for pid, interfaces in batches:
             enter = ["mnexec", "-a", pid] if pid else []
-            lines = "\n".join(policy.command(interface) for interface in interfaces)
+            lines = "\n".join(line for interface in interfaces for line in policy.commands(interface))
             done = subprocess.run([*enter, "tc", "-batch", "-"], input=lines, capture_output=True, text=True)
             if done.returncode:
                 raise EnvironmentFault(
@@ -113,5 +113,5 @@ class MininetNetwork(Network):
             "shaper": "tbf on both ends of each data link, bucket charged by hold-back before idle links send",
             "bucket_bytes": None if self._rate_bps is None else LinkPolicy(self._rate_bps).bucket_bytes,
             "tcp": {"congestion_control": "cubic", "host_setup": HOST_SETUP},
-            "tc": None if self._rate_bps is None else LinkPolicy(self._rate_bps).command("d0-h0"),
+            "tc": None if self._rate_bps is None else LinkPolicy(self._rate_bps).commands("d0-h0"),
         }

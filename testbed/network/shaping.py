@@ -27,9 +27,13 @@ class LinkPolicy:
         """The token bucket: two milliseconds of the link, at least one packet."""
         return max(PACKET_BYTES, round(self.rate_bps / 8 * BUCKET_S))
 
-    def command(self, interface: str) -> str:
-        """The line for ``tc -batch`` that puts this policy on an interface, replacing an earlier one."""
-        return (
+    def commands(self, interface: str) -> list[str]:
+        """The lines for ``tc -batch`` that put this policy on an interface, replacing an earlier one.
+
+        Inside the bucket, packets of sockets with SO_PRIORITY 6 go first: acknowledgements, see testbed.comm.connect.
+        """
+        return [
             f"qdisc replace dev {interface} root handle 1: tbf rate {round(self.rate_bps)}bit "
-            f"burst {self.bucket_bytes}b limit {QUEUE_BYTES}b"
-        )
+            f"burst {self.bucket_bytes}b limit {QUEUE_BYTES}b",
+            f"qdisc replace dev {interface} parent 1: handle 10: pfifo_fast",
+        ]

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from testbed.comm.connect import connect, listen
 from testbed.comm.frame import pack_header
 from testbed.comm.group import even_shares
 from testbed.comm.pacing import CreditHold, TransportPacing, wire_bytes
@@ -135,24 +136,28 @@ def test_missing_peer_is_named_within_the_timeout() -> None:
 )
 def test_bad_frames_name_the_peer(raw: bytes, message: str) -> None:
     ours, theirs = socket.socketpair()
-    group = TcpGroup(0, 2, {1: ours}, timeout_s=2)
+    outwards, reader = socket.socketpair()
+    group = TcpGroup(0, 2, {1: outwards}, {1: ours}, timeout_s=2)
     theirs.sendall(raw)
     theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(CommError, match=message) as error:
         group.all_gather(torch.zeros(4), [4, 4])
     assert error.value.ranks == (1,)
+    reader.close()
 
 
 def test_strangers_and_missing_ranks_at_connection() -> None:
-    from testbed.comm.connect import connect, listen
-
-    listener = listen("127.0.0.1")
+    listener, silent = listen("127.0.0.1"), listen("127.0.0.1")
     stranger = socket.create_connection(listener.getsockname())
     stranger.sendall(b"GET / HTTP/1.1\r\nHost:")
     with pytest.raises(CommError, match="does not belong to this run"):
-        connect(0, [("127.0.0.1", 1)] * 2, listener, b"t" * 16, 2)
+        connect(0, [("127.0.0.1", 1), silent.getsockname()], listener, b"t" * 16, 2)
     with pytest.raises(CommError, match=r"for ranks \[1, 2\] to join"):
-        connect(0, [("127.0.0.1", 1)] * 3, listen("127.0.0.1"), b"t" * 16, 0.2)
+        connect(0, [("127.0.0.1", 1)] + [silent.getsockname()] * 2, listen("127.0.0.1"), b"t" * 16, 0.2)
+    silent_address = silent.getsockname()
+    silent.close()
+    with pytest.raises(CommError, match="rank 1 at .* does not answer"):
+        connect(0, [("127.0.0.1", 1), silent_address], listen("127.0.0.1"), b"t" * 16, 0.2)
     stranger.close()
 
 

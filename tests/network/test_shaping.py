@@ -20,7 +20,7 @@ from testbed.network.shaping import LinkPolicy
     ],
 )
 def test_golden_tc_lines(mbps: float, line: str) -> None:
-    assert LinkPolicy(mbps * 1e6).command("d0-h1") == line
+    assert LinkPolicy(mbps * 1e6).commands("d0-h1") == [line, "qdisc replace dev d0-h1 parent 1: handle 10: pfifo_fast"]
 
 
 @given(st.floats(1e5, 1e10))
