@@ -11,7 +11,7 @@ from analysis.tables import mode_table, paper_comparison, points, unfinished
 
 DEGRADED = "~"
 NOTES = {
-    DEGRADED: "~ degraded fidelity (a segment overran its time slot, see the column overruns): not a number to rely on",
+    DEGRADED: "~ degraded fidelity (time slots ended late by more than 2% of the latency): not a number to rely on",
     "failed": "failed: the point has no result; errors below",
     "skipped": "skipped: the point does not exist for this method; reason below",
     "no": "verified no: outputs were not compared with the reference in this run",

@@ -28,8 +28,9 @@ TOLERANCE_S, TOLERANCE_SHARE = 0.5e-3, 0.05
 class DeviceClock:
     """Runs segments of one rank's forward pass in the chosen mode.
 
-    macs_per_s: speed of the emulated device. After ``finish``, ``seconds`` holds the time per kind of segment,
-    ``macs`` their sum, and ``overruns`` the number of stretches of computation that ended later than their slots.
+    macs_per_s: speed of the emulated device. After ``finish``, ``seconds`` holds the time per kind of segment, ``macs``
+    their sum, ``overruns`` the number of stretches of computation that ended clearly later than their slots, and
+    ``late_s`` by how much all of them together did.
     """
 
     def __init__(self, mode: str = "execute", macs_per_s: float = float("inf"), time_scale: float = 1.0):
@@ -42,6 +43,7 @@ class DeviceClock:
         self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self.macs = 0
         self.overruns = 0
+        self.late_s = 0.0
         self._position = 0
         self._due = self._ended = self._stretch = 0.0
         if self.mode == "execute":
@@ -82,6 +84,7 @@ class DeviceClock:
 
     def _close_stretch(self) -> None:
         late = self._ended - self._due
-        if self.mode != "execute" and late > TOLERANCE_S + TOLERANCE_SHARE * self._stretch:
-            self.overruns += 1
+        if self.mode != "execute":
+            self.late_s += max(0.0, late)
+            self.overruns += late > TOLERANCE_S + TOLERANCE_SHARE * self._stretch
         self._due = self._ended

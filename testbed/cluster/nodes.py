@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from testbed.cluster.worker import DeviceWorker
 from testbed.errors import ClusterError, CommError
 from testbed.network.backend import Network
-from testbed.network.sandbox import scratch
+from testbed.network.sandbox import end_marked, scratch
 
 PORT = 6379
 OBJECT_STORE_BYTES = 100_000_000
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0
+_MARK = "TESTBED_CLUSTER"  # in the environment of every process of a cluster
 
 
-def ray_environment(threads: int, token: str, loopback: bool) -> dict[str, str]:
-    """Environment of every Ray process of a run. token: what they show each other, else Ray keeps one in $HOME."""
+@functools.cache
+def ray_token() -> str:
+    """What this run's Ray processes show each other. One for all its clusters: Ray reads it once a process."""
+    return secrets.token_hex(32)
+
+
+def ray_environment(threads: int, loopback: bool) -> dict[str, str]:
+    """Environment of every Ray process of a run. Without a token of ours Ray would keep one in the home folder."""
     return {
         **os.environ,
         "RAY_TMPDIR": str(scratch()),
@@ -29,7 +39,7 @@ def ray_environment(threads: int, token: str, loopback: bool) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
+        "RAY_AUTH_TOKEN": ray_token(),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",  # 0: Ray listens on 127.0.0.1 only
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
@@ -42,14 +52,15 @@ class Cluster:
     def __init__(self, network: Network, devices: int):
         self.network, self.devices = network, devices
         self.threads = max(1, (os.cpu_count() or 1) // devices)
-        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._mark = secrets.token_hex(8)
 
     def __enter__(self) -> Cluster:
         loopback = self.network.name == "loopback"
-        self._environment = ray_environment(self.threads, secrets.token_hex(32), loopback)
+        self._environment = ray_environment(self.threads, loopback) | {_MARK: self._mark}
         os.environ.update(self._environment)  # before Ray is imported: it reads them then
         import ray
 
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if not loopback:
             self._start_nodes()
@@ -65,6 +76,7 @@ class Cluster:
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without cleaning up
         actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(DeviceWorker)
         self.workers = [
             actor.options(resources={f"device_{rank}": 1}).remote(rank, self.devices, self.threads)
@@ -79,8 +91,9 @@ class Cluster:
         import ray
 
         ray.shutdown()
-        for node in self._nodes:
-            node.kill()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while end_marked(_MARK, self._mark) and time.monotonic() < deadline:  # ``ray start`` detaches its daemons
+            pass
 
     def _start_nodes(self) -> None:
         """The head on the control host, then a node on each device, all at once."""

@@ -43,6 +43,7 @@ class Pass:
     received_bytes: int
     macs: int
     overruns: int
+    late_s: float
 
 
 class DeviceWorker:
@@ -138,6 +139,7 @@ class DeviceWorker:
             received_bytes=traffic.received_bytes,
             macs=clock.macs,
             overruns=clock.overruns,
+            late_s=clock.late_s,
         )
 
     def _start_line(self) -> None:

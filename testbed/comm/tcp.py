@@ -35,8 +35,8 @@ def _views(tensors: dict[int, Tensor]) -> dict[int, memoryview]:
 class TcpGroup(Group):
     """Ranks connected by TCP (see testbed.comm.connect for how the connections come to be).
 
-    to, source: connections that carry messages to and from each other rank. timeout_s: the longest an operation may take
-    beyond what its bytes need on the link; a CommError then names the ranks that are missing.
+    to, source: connections that carry messages to and from each other rank. timeout_s: the longest an operation may
+    take beyond what its bytes need on the link; a CommError then names the ranks that are missing.
     """
 
     def __init__(

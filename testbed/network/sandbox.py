@@ -5,12 +5,15 @@ The command that the user started is only a supervisor. It runs the same command
 mininet   in fresh network, process and mount namespaces (``unshare --kill-child``). A private /dev/shm holds every
           temporary file. When the supervisor dies, the kernel ends every process in the namespaces and with them go the
           interfaces, bridges and files. Nothing is cleaned up by name.
-loopback  as a child that gets SIGTERM when the supervisor dies, with a temporary folder that whichever of the two
-          survives removes. Processes that Ray has left are ended by id.
+loopback  as a child that dies when the supervisor dies. The supervisor ends what the child has left, by id: processes
+          whose environment names the run's own temporary folder, and their children. Then it removes the folder. If
+          the supervisor is killed, a janitor of a few shell lines, which waits for its end, does that; it knows the
+          run's processes by their open files in the folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -18,13 +21,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from testbed.network.probe import tool_path
 
 _BACKEND, _SCRATCH = "TESTBED_BACKEND", "TESTBED_SCRATCH"
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG = 1
+CLEAN_UP_S = 10.0
+# Ends at a line from the supervisor. If its input closes without one, the supervisor was killed.
+JANITOR = """
+read -r line && exit
+for round in 1 2 3 4 5 6 7 8; do
+    find /proc/[0-9]*/fd -lname "$1/*" 2>/dev/null | cut -d/ -f3 | sort -u | xargs -r kill -9 2>/dev/null
+    rm -rf "$1"; sleep 0.25
+done
+"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -51,25 +64,37 @@ def supervise(argv: list[str], backend: str, module: str = "testbed.run") -> int
         namespaces = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
         command = ["unshare", *namespaces, sys.executable, "-m", "testbed.network.init", *command]
         environment = {**os.environ, _BACKEND: backend, _SCRATCH: "/dev/shm/run", "PATH": tool_path()}
-        return _run(command, environment, signal.SIGKILL, _first_child)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+        return _run(command, environment, _first_child)
     # /tmp and not TMPDIR: Ray's socket paths must stay below 107 characters.
     folder = tempfile.mkdtemp(prefix="testbed-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
+    janitor = subprocess.Popen(["sh", "-c", JANITOR, "janitor", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
-        return _run(command, {**os.environ, _BACKEND: backend, _SCRATCH: folder}, signal.SIGTERM, lambda pid: pid)
+        return _run(command, {**os.environ, _BACKEND: backend, _SCRATCH: folder}, lambda pid: pid)
     finally:
-        end_descendants()
-        shutil.rmtree(folder, ignore_errors=True)
+        deadline = time.monotonic() + CLEAN_UP_S
+        while (end_marked(_SCRATCH, folder) or os.path.exists(folder)) and time.monotonic() < deadline:
+            shutil.rmtree(folder, ignore_errors=True)
+        janitor.communicate(b"clean\n")
 
 
-def end_descendants() -> None:
-    """SIGKILL every process below this one, by id."""
+def end_marked(variable: str, value: str) -> int:
+    """SIGKILL every other process whose environment has ``variable=value``, and its children; returns how many.
+
+    A value that only this run knows marks what this run has started, wherever it has moved in the process tree.
+    Children are included because a process that sets its title may overwrite its environment.
+    """
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        child.kill()
-    psutil.wait_procs(children, timeout=5)
+    marked = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                marked |= {process, *process.children(recursive=True)}
+    for process in marked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(marked, timeout=1)
+    return len(marked)
 
 
 def _first_child(pid: int) -> int:
@@ -77,14 +102,13 @@ def _first_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
-def _run(command: list[str], environment: dict[str, str], death: signal.Signals, target: Callable[[int], int]) -> int:
+def _run(command: list[str], environment: dict[str, str], target: Callable[[int], int]) -> int:
     """Run a child that cannot outlive us, pass signals on to ``target(its pid)``, return its exit code."""
-    interrupts = 0
+    asked: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts > 2:  # asked three times: no more waiting for an orderly end
+        asked.append(number)
+        if len(asked) > 2:  # asked three times: no more waiting for an orderly end
             child.kill()
             return
         try:
@@ -94,7 +118,7 @@ def _run(command: list[str], environment: dict[str, str], death: signal.Signals,
 
     # A session of its own, so that Ctrl-C on the terminal reaches the run once, through us.
     child = subprocess.Popen(
-        command, env=environment, start_new_session=True, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, death)
+        command, env=environment, start_new_session=True, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     )
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
@@ -102,4 +126,6 @@ def _run(command: list[str], environment: dict[str, str], death: signal.Signals,
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked and code:  # whatever the run made of it, it ended by this signal
+        return 128 + asked[0]
     return code if code >= 0 else 128 - code

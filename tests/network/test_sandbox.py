@@ -65,7 +65,7 @@ def test_sigterm_reaches_the_run_and_nothing_is_left(backend: str, tmp_path: Pat
     assert run.stdout is not None
     folder = Path(run.stdout.readline().split()[1])
     run.send_signal(signal.SIGTERM)
-    assert run.wait(20) == 42
+    assert run.wait(20) == 128 + signal.SIGTERM
     wait_gone()
     assert not folder.exists()
 
