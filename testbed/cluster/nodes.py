@@ -9,19 +9,17 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from testbed.cluster.worker import DeviceWorker
 from testbed.errors import ClusterError, CommError
 from testbed.network.backend import Network
-from testbed.network.sandbox import end_marked, scratch
+from testbed.network.sandbox import adopt_orphans, descendants, end_descendants, scratch
 
 PORT = 6379
 OBJECT_STORE_BYTES = 100_000_000
-START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0
-_MARK = "TESTBED_CLUSTER"  # in the environment of every process of a cluster
+START_TIMEOUT_S = 60.0
 
 
 @functools.cache
@@ -52,14 +50,15 @@ class Cluster:
     def __init__(self, network: Network, devices: int):
         self.network, self.devices = network, devices
         self.threads = max(1, (os.cpu_count() or 1) // devices)
-        self._mark = secrets.token_hex(8)
 
     def __enter__(self) -> Cluster:
         loopback = self.network.name == "loopback"
-        self._environment = ray_environment(self.threads, loopback) | {_MARK: self._mark}
+        self._environment = ray_environment(self.threads, loopback)
         os.environ.update(self._environment)  # before Ray is imported: it reads them then
         import ray
 
+        adopt_orphans()  # Ray's daemons detach themselves
+        self._before = descendants()
         on_sigterm = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if not loopback:
@@ -91,9 +90,7 @@ class Cluster:
         import ray
 
         ray.shutdown()
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while end_marked(_MARK, self._mark) and time.monotonic() < deadline:  # ``ray start`` detaches its daemons
-            pass
+        end_descendants(keep=self._before)
 
     def _start_nodes(self) -> None:
         """The head on the control host, then a node on each device, all at once."""

@@ -5,10 +5,9 @@ The command that the user started is only a supervisor. It runs the same command
 mininet   in fresh network, process and mount namespaces (``unshare --kill-child``). A private /dev/shm holds every
           temporary file. When the supervisor dies, the kernel ends every process in the namespaces and with them go the
           interfaces, bridges and files. Nothing is cleaned up by name.
-loopback  as a child that dies when the supervisor dies. The supervisor ends what the child has left, by id: processes
-          whose environment names the run's own temporary folder, and their children. Then it removes the folder. If
-          the supervisor is killed, a janitor of a few shell lines, which waits for its end, does that; it knows the
-          run's processes by their open files in the folder.
+loopback  as a child that dies when the supervisor dies. What the child leaves running becomes the supervisor's, which
+          ends it by id and removes the temporary folder. If the supervisor is killed, a janitor of a few shell lines,
+          which waits for its end, does that; it knows the run's processes by their open files in the folder.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from testbed.network.probe import tool_path
 
 _BACKEND, _SCRATCH = "TESTBED_BACKEND", "TESTBED_SCRATCH"
-PR_SET_PDEATHSIG = 1
-CLEAN_UP_S = 10.0
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # Ends at a line from the supervisor. If its input closes without one, the supervisor was killed.
 JANITOR = """
 read -r line && exit
@@ -68,33 +68,34 @@ def supervise(argv: list[str], backend: str, module: str = "testbed.run") -> int
     # /tmp and not TMPDIR: Ray's socket paths must stay below 107 characters.
     folder = tempfile.mkdtemp(prefix="testbed-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
     janitor = subprocess.Popen(["sh", "-c", JANITOR, "janitor", folder], stdin=subprocess.PIPE, start_new_session=True)
+    adopt_orphans()
+    before = descendants()
     try:
         return _run(command, {**os.environ, _BACKEND: backend, _SCRATCH: folder}, lambda pid: pid)
     finally:
-        deadline = time.monotonic() + CLEAN_UP_S
-        while (end_marked(_SCRATCH, folder) or os.path.exists(folder)) and time.monotonic() < deadline:
-            shutil.rmtree(folder, ignore_errors=True)
+        end_descendants(keep=before)
+        shutil.rmtree(folder, ignore_errors=True)
         janitor.communicate(b"clean\n")
 
 
-def end_marked(variable: str, value: str) -> int:
-    """SIGKILL every other process whose environment has ``variable=value``, and its children; returns how many.
+def adopt_orphans() -> None:
+    """From now on, processes below this one whose parents end become its children, wherever they have detached to."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
-    A value that only this run knows marks what this run has started, wherever it has moved in the process tree.
-    Children are included because a process that sets its title may overwrite its environment.
-    """
-    import psutil
 
-    marked = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(variable) == value:
-                marked |= {process, *process.children(recursive=True)}
-    for process in marked:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(marked, timeout=1)
-    return len(marked)
+def descendants() -> set[psutil.Process]:
+    """The processes below this one."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def end_descendants(keep: set[psutil.Process], timeout_s: float = 10.0) -> None:
+    """SIGKILL by id every process below this one that is not in ``keep``, until there is none."""
+    deadline = time.monotonic() + timeout_s
+    while (found := descendants() - keep) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=1)
 
 
 def _first_child(pid: int) -> int:
