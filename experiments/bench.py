@@ -23,6 +23,7 @@ from testbed.session import Session
 REPEATS = 9
 SIZES = (320, 10_000, 100_000)  # bytes that each device contributes: ASTRA's codes at G=1, at G=32, and beyond
 BANDWIDTHS = (10, 20, 50, 100)
+SEGMENT_BYTES, HEADER_BYTES = 1448, 66  # of a full frame: TCP payload; Ethernet, IP and TCP headers with timestamps
 
 
 def main() -> int:
@@ -67,7 +68,10 @@ def _clusters() -> Iterator[Line]:
 
 
 def _all_gathers() -> Iterator[Line]:
-    """The project's transport and gloo on the same links against bytes over rate."""
+    """The project's transport and gloo on the same links.
+
+    Against two ideals: payload over rate, and the same with the headers of full frames (the wire ideal).
+    """
     medians: dict[tuple[str, float, int], float] = {}
     for comm in ("tcp", "gloo"):
         with Session("mininet", "star", 4, comm) as session:
@@ -82,11 +86,13 @@ def _all_gathers() -> Iterator[Line]:
             what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
             if size < 10_000:
                 over_ms = 1e3 * (ours - ideal)
-                reached = f"{over_ms:+.2f} ms over the ideal {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
+                reached = f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
                 yield what, reached, "+1 ms", over_ms <= 1
             else:
-                reached = f"{ours / ideal:.3f} x the ideal {1e3 * ideal:.1f} ms (gloo {gloo / ideal:.3f})"
-                yield what, reached, "1.10 x", ours / ideal <= 1.10
+                wire = ideal * (1 + HEADER_BYTES / SEGMENT_BYTES)
+                reached = f"{ours / wire:.3f} x the wire ideal (gloo {gloo / wire:.3f}), "
+                reached += f"{ours / ideal:.3f} x payload / rate = {1e3 * ideal:.1f} ms"
+                yield what, reached, "1.10 x wire", ours / wire <= 1.10
 
 
 def _smoke() -> int:
