@@ -86,7 +86,9 @@ def _all_gathers() -> Iterator[Line]:
             what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
             if size < 10_000:
                 over_ms = 1e3 * (ours - ideal)
-                reached = f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
+                reached = (
+                    f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
+                )
                 yield what, reached, "+1 ms", over_ms <= 1
             else:
                 wire = ideal * (1 + HEADER_BYTES / SEGMENT_BYTES)

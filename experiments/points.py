@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.assets import Assets
 from experiments.verify import Verification, verify
+from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.config import Config
 from testbed.errors import ClusterError, CommError
@@ -202,6 +203,7 @@ class Bench:
         return {
             "devices": self.devices,
             "actor_threads": self.session.cluster.threads,
+            "replay_priority": attainable_priority(),
             **self.facts,
             "verification": checks,
             "degraded": self.degraded,

@@ -6,6 +6,7 @@ times each pass and returns the figures.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from testbed.astra.codebooks import load_codebooks
 from testbed.clock import DeviceClock
+from testbed.cluster.priority import realtime
 from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
 from testbed.comm.pacing import Pacing
@@ -114,9 +116,10 @@ class DeviceWorker:
         method, shard, clock = self._loaded[key]
         clock.mode, clock.macs_per_s, clock.time_scale = mode, macs_per_s, time_scale
         passes = []
-        for _ in range(warmups + repeats):
-            self._start_line()
-            passes.append(self._one_pass(method, shard, clock)[1])
+        with realtime() if mode == "replay" else contextlib.nullcontext():
+            for _ in range(warmups + repeats):
+                self._start_line()
+                passes.append(self._one_pass(method, shard, clock)[1])
         return passes[warmups:]
 
     def _one_pass(self, method: Method, shard: Any, clock: DeviceClock) -> tuple[Output, Pass]:
@@ -170,9 +173,10 @@ class DeviceWorker:
             "nothing": lambda: None,
         }[operation]
         times = []
-        for _ in range(repeats):
-            self._start_line()
-            begin = time.monotonic()
-            run()
-            times.append((begin, time.monotonic()))
+        with realtime():
+            for _ in range(repeats):
+                self._start_line()
+                begin = time.monotonic()
+                run()
+                times.append((begin, time.monotonic()))
         return times
