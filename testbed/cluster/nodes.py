@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,29 @@ def ray_environment(threads: int, loopback: bool) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """SIGTERM and SIGINT take effect at the end.
+
+    Inside ``ray.init`` an exception from a signal handler may be lost, and Ray would install a handler of its own,
+    which ends the process without cleaning up.
+    """
+    import ray._private.utils
+
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if asked:
+            os.kill(os.getpid(), asked[0])
+
+
 class Cluster:
     """One actor per device of a network. A context manager; leaving it ends Ray and every process of it."""
 
@@ -55,27 +80,21 @@ class Cluster:
         loopback = self.network.name == "loopback"
         self._environment = ray_environment(self.threads, loopback)
         os.environ.update(self._environment)  # before Ray is imported: it reads them then
-        import ray
-
         adopt_orphans()  # Ray's daemons detach themselves
         self._before = descendants()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.__exit__)
+            self._start(loopback)
+            failed.pop_all()
+        return self
+
+    def _start(self, loopback: bool) -> None:
+        import ray
+
         if not loopback:
             self._start_nodes()
-            address = f"{self.network.control_ip}:{PORT}"
-            ray.init(address=address, _node_ip_address=self.network.control_ip, **quiet)
-        else:
-            ray.init(
-                num_cpus=self.devices,
-                resources={f"device_{rank}": 1 for rank in range(self.devices)},
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(scratch() / "ray"),
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without cleaning up
+        with _signals_deferred():
+            self._connect(loopback)
         actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(DeviceWorker)
         self.workers = [
             actor.options(resources={f"device_{rank}": 1}).remote(rank, self.devices, self.threads)
@@ -84,13 +103,31 @@ class Cluster:
         found = self.call("node_ip", timeout_s=START_TIMEOUT_S, phase="start")
         if found != self.network.device_control_ips:
             raise ClusterError(f"actors run on {found}, not on their devices {self.network.device_control_ips}")
-        return self
 
     def __exit__(self, *_: object) -> None:
         import ray
 
         ray.shutdown()
         end_descendants(keep=self._before)
+
+    def _connect(self, loopback: bool) -> None:
+        """Make this process Ray's driver; on loopback that also starts the only node."""
+        import ray
+
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if not loopback:
+            ip = self.network.control_ip
+            ray.init(address=f"{ip}:{PORT}", _node_ip_address=ip, **quiet)
+            return
+        ray.init(
+            num_cpus=self.devices,
+            resources={f"device_{rank}": 1 for rank in range(self.devices)},
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(scratch() / "ray"),
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
 
     def _start_nodes(self) -> None:
         """The head on the control host, then a node on each device, all at once."""

@@ -29,6 +29,7 @@ import psutil
 from testbed.network.probe import tool_path
 
 _BACKEND, _SCRATCH = "TESTBED_BACKEND", "TESTBED_SCRATCH"
+ASK_AGAIN_S, ASK_TIMES = 6.0, 5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # Ends at a line from the supervisor. If its input closes without one, the supervisor was killed.
 JANITOR = """
@@ -104,29 +105,46 @@ def _first_child(pid: int) -> int:
 
 
 def _run(command: list[str], environment: dict[str, str], target: Callable[[int], int]) -> int:
-    """Run a child that cannot outlive us, pass signals on to ``target(its pid)``, return its exit code."""
-    asked: list[int] = []
+    """Run a child that cannot outlive us, pass signals on to ``target(its pid)``, return its exit code.
 
-    def forward(number: int, _frame: object) -> None:
-        asked.append(number)
-        if len(asked) > 2:  # asked three times: no more waiting for an orderly end
-            child.kill()
-            return
+    A signal is passed on again while the child does not end, because an exception that a signal handler raises is lost
+    in libraries' callbacks. A child that takes too long, or of which the user asks three times, is killed.
+    """
+    asked: list[int] = []
+    next_s = float("inf")
+
+    def forward() -> None:
+        nonlocal next_s
+        next_s = time.monotonic() + ASK_AGAIN_S
         try:
-            os.kill(target(child.pid), number)
+            os.kill(target(child.pid), asked[0])
         except (OSError, IndexError):
             child.kill()
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        if len(asked) > 2:
+            child.kill()
+        else:
+            forward()
 
     # A session of its own, so that Ctrl-C on the terminal reaches the run once, through us.
     child = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     )
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    times = 0
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
-        code = child.wait()
+        while child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1.0)
+            if time.monotonic() > next_s:
+                times += 1
+                forward() if times <= ASK_TIMES else child.kill()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    code = child.returncode
     if asked and code:  # whatever the run made of it, it ended by this signal
         return 128 + asked[0]
     return code if code >= 0 else 128 - code

@@ -28,7 +28,8 @@ from testbed.network.sandbox import scratch
 (scratch() / "file").write_text("temporary")
 if sys.argv[1] == "exit":
     sys.exit(7)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
+lost = ["first"] if sys.argv[1] == "deaf" else []
+signal.signal(signal.SIGTERM, lambda *_: lost.pop() if lost else sys.exit(42))
 grandchild = subprocess.Popen(["sleep", "1000.5"], start_new_session=True)  # as Ray's daemons detach themselves
 print("ready", scratch(), flush=True)
 time.sleep(1000)
@@ -68,6 +69,15 @@ def test_sigterm_reaches_the_run_and_nothing_is_left(backend: str, tmp_path: Pat
     assert run.wait(20) == 128 + signal.SIGTERM
     wait_gone()
     assert not folder.exists()
+
+
+def test_a_signal_that_a_library_swallowed_is_sent_again(tmp_path: Path) -> None:
+    run = start("loopback", tmp_path, "deaf")
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(2 * sandbox.ASK_AGAIN_S) == 128 + signal.SIGTERM
+    wait_gone()
 
 
 @pytest.mark.emulation
