@@ -11,7 +11,7 @@ from analysis.tables import mode_table, paper_comparison, points, unfinished
 
 DEGRADED = "~"
 NOTES = {
-    DEGRADED: "~ degraded fidelity (time slots ended late by more than 2% of the latency): not a number to rely on",
+    DEGRADED: "~ degraded fidelity: not a number to rely on; reasons below",
     "failed": "failed: the point has no result; errors below",
     "skipped": "skipped: the point does not exist for this method; reason below",
     "no": "verified no: outputs were not compared with the reference in this run",
@@ -64,7 +64,7 @@ def result_tables(frame: pd.DataFrame) -> list[TextTable]:
     tables = [_modes(frame), _grid("Latency (ms, median over repeats)", measured, frame, "latency_ms")]
     if measured["speedup"].notna().any():
         tables.append(_grid("Speed-up over one device", measured, frame, "speedup"))
-    tables += [_paper(frame), _unfinished(frame)]
+    tables += [_paper(frame), _degraded(frame), _unfinished(frame)]
     return [table for table in tables if table.rows]
 
 
@@ -135,6 +135,21 @@ def _paper(frame: pd.DataFrame) -> TextTable:
     ]
     columns = ["speed-up", "Mbps", "paper", "ours", "difference", "our spread", "conditions that differ"]
     return TextTable("The paper's reported figures beside ours", columns, rows, left=frozenset({columns[-1]}))
+
+
+def _degraded(frame: pd.DataFrame) -> TextTable:
+    rows = [
+        [
+            point["label"],
+            f"{point['bandwidth_mbps']:g}",
+            f"{point['degraded_repeats']} of {point['repeats']}",
+            signed_pct(point["residual_pct"]),
+            point["fidelity_note"],
+        ]
+        for _, point in points(frame).query("degraded").iterrows()
+    ]
+    columns = ["method", "Mbps", "repeats", "against the cost model", "why (first such repeat)"]
+    return TextTable("Points with degraded fidelity", columns, rows, left=frozenset({columns[0], columns[-1]}))
 
 
 def _unfinished(frame: pd.DataFrame) -> TextTable:

@@ -34,7 +34,8 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: label, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median (missing
     for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms, verified (every
-    repeat), degraded (any repeat), and the settings. A ``single`` without a bandwidth stands at every bandwidth.
+    repeat), degraded (any repeat), degraded_repeats, fidelity_note (the first), residual_pct (median), and the
+    settings. A ``single`` without a bandwidth stands at every bandwidth.
     """
     rows = _at_every_bandwidth(with_labels(frame))
     rows = rows[(rows["status"] == "ok") & rows["latency_ms"].notna()]
@@ -51,6 +52,9 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
         speedup_max=("speedup", "max"),
         verified=("verified", lambda values: bool(values.fillna(False).all())),
         degraded=("fidelity", lambda values: bool((values == "degraded").any())),
+        degraded_repeats=("fidelity", lambda values: int((values == "degraded").sum())),
+        fidelity_note=("fidelity_note", lambda notes: next((note for note in notes.fillna("") if note), "")),
+        residual_pct=("residual_pct", "median"),
         **named,
     ).reset_index()
     spread = 100 * (table["latency_max"] - table["latency_min"]) / table["latency_ms"]

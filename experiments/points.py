@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from experiments.assets import Assets
+from experiments.calibration import Calibration, calibrate
 from experiments.verify import Verification, verify
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
@@ -16,6 +17,7 @@ from testbed.session import Session
 
 HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
 LATE_SHARE = 0.02  # of a pass: slots that ended so much too late in total spoil it
+RESIDUAL_LIMIT_PCT = 15.0  # of the cost model: so far off, something is not accounted for
 WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes
 
 
@@ -47,7 +49,7 @@ class Bench:
         self.macs_per_s = config.macs_per_s()
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
-        self.degraded: dict[str, str] = {}  # point and repeat -> reason
+        self.calibrations: list[Calibration] = []
 
     def __enter__(self) -> Bench:
         self._open()
@@ -63,10 +65,12 @@ class Bench:
         self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass
         session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
         session.shape(max(config.bandwidths))
+        idle = session.assert_silent()
+        self.calibrations.append(calibrate(session, config.bandwidths))
         self.facts = {
             "start_s": round(session.start_s, 2),
             "reshape_s": round(session.reshape_s, 4),
-            "idle_bytes": session.assert_silent(),
+            "idle_bytes": idle,
             "network": session.network.describe(),
         }
 
@@ -116,7 +120,7 @@ class Bench:
         )
         wire = None if delivered is None else round(max(delivered))
         return [
-            self._row(point, mode) | self._figures(point, [ranks[repeat] for ranks in passes], repeat, wire)
+            self._row(point, mode) | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire)
             for repeat in range(repeats)
         ]
 
@@ -127,7 +131,9 @@ class Bench:
         seconds = scale * point.load().predicted_s(self.assets.model.shape, self.devices, speed, bits_per_s)
         return seconds + (self._prepared.get(variant(point), 0.0) if mode == "execute" else 0.0)
 
-    def _figures(self, point: Point, ranks: list[Pass], repeat: int, wire_bytes: int | None) -> dict[str, Any]:
+    def _figures(
+        self, point: Point, mode: str, ranks: list[Pass], repeat: int, wire_bytes: int | None
+    ) -> dict[str, Any]:
         """Measured columns of one repeat: the whole group's time, split as the last rank to finish spent it."""
         last = max(ranks, key=lambda done: done.end_s)
         to_ms = 1e3 / self.config.time_scale
@@ -135,8 +141,12 @@ class Bench:
         formula = max(point.load().received_bits(self.assets.model.shape, self.devices)) // 8
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
         late_share = max(done.late_s for done in ranks) / elapsed_s
+        residual = None if mode == "execute" else self._residual_pct(point, elapsed_s, ranks)
+        notes = self.calibrations[-1].breaches(point.bandwidth_mbps)
         if late_share > LATE_SHARE:
-            self.degraded[f"{point.label}, repeat {repeat}"] = f"slots ended late, by {late_share:.1%} of the latency"
+            notes.append(f"slots ended late, by {late_share:.1%} of the latency")
+        if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:
+            notes.append(f"{residual:+.0f}% off the cost model")
         return {
             "repeat": repeat,
             "latency_ms": to_ms * elapsed_s,
@@ -148,9 +158,25 @@ class Bench:
             "payload_bytes": payload,
             "wire_bytes": wire_bytes,
             "overruns": sum(done.overruns for done in ranks),
-            "fidelity": "degraded" if late_share > LATE_SHARE else "ok",
+            "fidelity": "degraded" if notes else "ok",
+            "fidelity_note": "; ".join(notes),
+            "residual_pct": residual,
             "status": "ok" if payload == formula else "failed",
             "error": "" if payload == formula else f"{payload} payload bytes, the formula says {formula}",
+        }
+
+    def _residual_pct(self, point: Point, elapsed_s: float, ranks: list[Pass]) -> float:
+        """Measured over modelled: slots, bits over the rate, and the calibrated overhead of each message."""
+        messages = max(done.operations for done in ranks)
+        model_s = self.expected_s(point, "analytic") + messages * self.calibrations[-1].message_overhead_s
+        return 100 * (elapsed_s / model_s - 1)
+
+    def recalibrate(self) -> dict[float, str]:
+        """After the last point: is everything still as before? Returns what is wrong at which bandwidth (Mbps)."""
+        self.calibrations.append(calibrate(self.session, self.config.bandwidths))
+        found = {bandwidth: self.calibrations[-1].breaches(bandwidth) for bandwidth in self.config.bandwidths}
+        return {
+            bandwidth: "after the last point: " + "; ".join(reasons) for bandwidth, reasons in found.items() if reasons
         }
 
     def _row(self, point: Point, mode: str) -> dict[str, Any]:
@@ -193,6 +219,8 @@ class Bench:
             "payload_bytes": row["formula_bytes"],
             "overruns": 0,
             "fidelity": "ok",
+            "fidelity_note": "",
+            "residual_pct": 0.0,
             "status": "ok",
             "error": "",
         }
@@ -206,7 +234,7 @@ class Bench:
             "replay_priority": attainable_priority(),
             **self.facts,
             "verification": checks,
-            "degraded": self.degraded,
+            "calibration": [vars(calibration) for calibration in self.calibrations],
         }
 
 

@@ -65,6 +65,8 @@ COLUMNS: dict[str, str] = {
     "max_abs_err": _NUMBER,
     "overruns": _COUNT,
     "fidelity": _TEXT,
+    "fidelity_note": _TEXT,
+    "residual_pct": _NUMBER,
     "status": _TEXT,
     "error": _TEXT,
 }
@@ -164,7 +166,18 @@ class RunFolder:
         records = before.to_dict(orient="records")
         replaced = pd.Series([row["status"] != "ok" and point_key(row) in keys for row in records], dtype=bool)
         new = pd.DataFrame(added, columns=list(COLUMNS)).astype(COLUMNS)
-        frame = with_speedup(pd.concat([before.loc[~replaced], new], ignore_index=True))
+        self._write(with_speedup(pd.concat([before.loc[~replaced], new], ignore_index=True)))
+
+    def degrade(self, reasons: Mapping[tuple[Any, ...], str]) -> None:
+        """Mark points (``point_key`` -> reason) whose links turned out wrong after they were measured."""
+        frame = self.rows()
+        for index, row in enumerate(frame.to_dict(orient="records")):
+            if row["status"] == "ok" and (reason := reasons.get(point_key(row))):
+                notes = [note for note in (row["fidelity_note"], reason) if note]
+                frame.loc[index, ["fidelity", "fidelity_note"]] = ["degraded", "; ".join(notes)]
+        self._write(frame)
+
+    def _write(self, frame: DataFrame) -> None:
         _replace(self.parquet, lambda path: frame.to_parquet(path, index=False))
         _replace(self.csv, lambda path: frame.to_csv(path, index=False))
 

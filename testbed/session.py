@@ -133,11 +133,15 @@ class Session:
         after = self.network.delivered_bytes() or before
         return [(end - begin) / LINE_UPS for begin, end in zip(before, after, strict=True)]
 
-    def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
-        """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
-        calls = self.cluster.call(
+    def rank_times(self, operation: str, payload_bytes: int, repeats: int) -> list[list[tuple[float, float]]]:
+        """When each rank began and ended one collective alone, [rank][repeat], in seconds of the machine's clock."""
+        return self.cluster.call(
             "collective", operation, payload_bytes, repeats, timeout_s=COMPUTE_TIMEOUT_S, phase=operation
         )
+
+    def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
+        """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
+        calls = self.rank_times(operation, payload_bytes, repeats)
         return [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*calls, strict=True)]
 
     def assert_silent(self) -> int | None:

@@ -43,6 +43,7 @@ class Pass:
     wire_s: float
     wait_s: float
     received_bytes: int
+    operations: int
     macs: int
     overruns: int
     late_s: float
@@ -140,6 +141,7 @@ class DeviceWorker:
             wire_s=traffic.wire_s,
             wait_s=traffic.wait_s,
             received_bytes=traffic.received_bytes,
+            operations=traffic.operations,
             macs=clock.macs,
             overruns=clock.overruns,
             late_s=clock.late_s,

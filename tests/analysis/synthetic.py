@@ -62,6 +62,8 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "max_abs_err": 1e-6,
         "overruns": 0,
         "fidelity": "ok",
+        "fidelity_note": "",
+        "residual_pct": 2.0,
         "status": "ok",
         "error": "",
     }

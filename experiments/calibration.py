@@ -1,0 +1,78 @@
+"""Is the emulated network what it claims to be, just before and just after it is measured with?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+from testbed.comm.pacing import wire_bytes
+from testbed.session import Session
+
+RATE_S = 0.4  # a link's rate is measured for so long
+MESSAGE_BYTES, MESSAGES = 320, 9  # ASTRA's codes of a layer at G = 1
+WATCH_S = 0.5
+RATE_LIMIT_PCT = 3.0
+BUSY_LIMIT_PCT = 25.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a cluster's links and cores really give.
+
+    rate_error_pct: for each bandwidth (Mbps), of the link that is furthest off, all links loaded both ways at once.
+    message_overhead_s: of one exchange of small messages between all devices, beyond their bits over the rate, in
+    seconds of this machine. busy_pct: of the machine's cores while the cluster rests; other programs' work, mostly.
+    idle_bytes: on the data network meanwhile; None without counters.
+    """
+
+    rate_error_pct: dict[float, float]
+    message_overhead_s: float
+    busy_pct: float
+    idle_bytes: int | None
+
+    def breaches(self, bandwidth_mbps: float) -> list[str]:
+        """What is wrong with measurements at a bandwidth, in words; empty if nothing is."""
+        found = []
+        error = self.rate_error_pct.get(bandwidth_mbps, 0.0)
+        if abs(error) > RATE_LIMIT_PCT:
+            found.append(f"link rate off by {error:+.1f}%")
+        if self.busy_pct > BUSY_LIMIT_PCT:
+            found.append(f"other programs keep {self.busy_pct:.0f}% of the cores busy")
+        if self.idle_bytes:
+            found.append(f"{self.idle_bytes} foreign bytes on the data network")
+        return found
+
+
+def calibrate(session: Session, bandwidths: Iterable[float]) -> Calibration:
+    """Measure a cluster, about half a second for each bandwidth (Mbps). The links stay at the fastest of them."""
+    psutil.cpu_percent()
+    idle = session.idle_bytes()
+    busy = psutil.cpu_percent()
+    errors: dict[float, float] = {}
+    overhead = 0.0
+    if session.devices > 1:
+        for bandwidth in sorted(bandwidths):
+            session.shape(bandwidth)
+            errors[bandwidth] = _rate_error_pct(session, bandwidth)
+        rate_bps = max(errors) * 1e6 / session.time_scale
+        ideal = 8 * (session.devices - 1) * wire_bytes(MESSAGE_BYTES) / rate_bps
+        overhead = max(0.0, statistics.median(session.collective("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal)
+    return Calibration(errors, overhead, busy, idle)
+
+
+def _rate_error_pct(session: Session, bandwidth: float) -> float:
+    """Of the device whose downlink is furthest from the rate, by the kernel's counters where there are any."""
+    rate_bps = bandwidth * 1e6 / session.time_scale
+    size = round(rate_bps / 8 * RATE_S / (session.devices - 1))
+    before = session.network.delivered_bytes()
+    spans = session.rank_times("all_gather", size, 1)
+    after = session.network.delivered_bytes()
+    if before is None or after is None:
+        received = [float((session.devices - 1) * wire_bytes(size))] * session.devices
+    else:
+        received = [end - begin for begin, end in zip(before, after, strict=True)]
+    rates = [8 * count / (end - begin) for count, [(begin, end)] in zip(received, spans, strict=True)]
+    return 100 * max((rate / rate_bps - 1 for rate in rates), key=abs)
