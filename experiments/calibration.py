@@ -11,9 +11,8 @@ import psutil
 from testbed.comm.pacing import wire_bytes
 from testbed.session import Session
 
-RATE_S = 0.4  # a link's rate is measured for so long
+RATE_S, RATE_REPEATS = 0.2, 3  # a link's rate is measured for so long, after a transfer that does not count
 MESSAGE_BYTES, MESSAGES = 320, 9  # ASTRA's codes of a layer at G = 1
-WATCH_S = 0.5
 RATE_LIMIT_PCT = 3.0
 BUSY_LIMIT_PCT = 25.0
 
@@ -33,10 +32,10 @@ class Calibration:
     busy_pct: float
     idle_bytes: int | None
 
-    def breaches(self, bandwidth_mbps: float) -> list[str]:
-        """What is wrong with measurements at a bandwidth, in words; empty if nothing is."""
+    def breaches(self, bandwidth_mbps: float | None) -> list[str]:
+        """What is wrong with a point at a bandwidth (None: nothing is sent), in words; empty if nothing is."""
         found = []
-        error = self.rate_error_pct.get(bandwidth_mbps, 0.0)
+        error = 0.0 if bandwidth_mbps is None else self.rate_error_pct.get(bandwidth_mbps, 0.0)
         if abs(error) > RATE_LIMIT_PCT:
             found.append(f"link rate off by {error:+.1f}%")
         if self.busy_pct > BUSY_LIMIT_PCT:
@@ -47,7 +46,7 @@ class Calibration:
 
 
 def calibrate(session: Session, bandwidths: Iterable[float]) -> Calibration:
-    """Measure a cluster, about half a second for each bandwidth (Mbps). The links stay at the fastest of them."""
+    """Measure a cluster, about a second for each bandwidth (Mbps). The links stay at the fastest of them."""
     psutil.cpu_percent()
     idle = session.idle_bytes()
     busy = psutil.cpu_percent()
@@ -67,12 +66,14 @@ def _rate_error_pct(session: Session, bandwidth: float) -> float:
     """Of the device whose downlink is furthest from the rate, by the kernel's counters where there are any."""
     rate_bps = bandwidth * 1e6 / session.time_scale
     size = round(rate_bps / 8 * RATE_S / (session.devices - 1))
+    session.rank_times("all_gather", size, 1)
     before = session.network.delivered_bytes()
-    spans = session.rank_times("all_gather", size, 1)
+    spans = session.rank_times("all_gather", size, RATE_REPEATS)
     after = session.network.delivered_bytes()
     if before is None or after is None:
         received = [float((session.devices - 1) * wire_bytes(size))] * session.devices
     else:
-        received = [end - begin for begin, end in zip(before, after, strict=True)]
-    rates = [8 * count / (end - begin) for count, [(begin, end)] in zip(received, spans, strict=True)]
+        received = [(end - begin) / RATE_REPEATS for begin, end in zip(before, after, strict=True)]
+    seconds = [statistics.median(end - begin for begin, end in rank) for rank in spans]
+    rates = [8 * count / each for count, each in zip(received, seconds, strict=True)]
     return 100 * max((rate / rate_bps - 1 for rate in rates), key=abs)

@@ -73,8 +73,7 @@ def run_points(
                     failed += any(row["status"] != "ok" for row in rows)
                     line = describe_rows(point, rows, time.monotonic() - begin)
                     shown.done(costs[point], f"[{number}/{len(batch)}] {line}")
-            wrong = bench.recalibrate()
-            folder.degrade({p.key: reason for p in batch if (reason := wrong.get(p.bandwidth_mbps))})
+            folder.degrade({point.key: reason for point, reason in bench.recalibrate(batch).items()})
             manifest["clusters"].append(bench.manifest())
             folder.write_manifest(manifest | {"ended": datetime.now(UTC).isoformat(timespec="seconds")})
     return failed

@@ -142,7 +142,7 @@ class Bench:
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
         late_share = max(done.late_s for done in ranks) / elapsed_s
         residual = None if mode == "execute" else self._residual_pct(point, elapsed_s, ranks)
-        notes = self.calibrations[-1].breaches(point.bandwidth_mbps)
+        notes = self.calibrations[-1].breaches(point.bandwidth_mbps if formula else None)
         if late_share > LATE_SHARE:
             notes.append(f"slots ended late, by {late_share:.1%} of the latency")
         if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:
@@ -171,13 +171,15 @@ class Bench:
         model_s = self.expected_s(point, "analytic") + messages * self.calibrations[-1].message_overhead_s
         return 100 * (elapsed_s / model_s - 1)
 
-    def recalibrate(self) -> dict[float, str]:
-        """After the last point: is everything still as before? Returns what is wrong at which bandwidth (Mbps)."""
+    def recalibrate(self, points: list[Point]) -> dict[Point, str]:
+        """After the last point: is everything still as before? Returns what is wrong with which of the points."""
         self.calibrations.append(calibrate(self.session, self.config.bandwidths))
-        found = {bandwidth: self.calibrations[-1].breaches(bandwidth) for bandwidth in self.config.bandwidths}
-        return {
-            bandwidth: "after the last point: " + "; ".join(reasons) for bandwidth, reasons in found.items() if reasons
-        }
+        wrong = {}
+        for point in points:
+            silent = not any(point.load().received_bits(self.assets.model.shape, self.devices))
+            if found := self.calibrations[-1].breaches(None if silent else point.bandwidth_mbps):
+                wrong[point] = "after the last point: " + "; ".join(found)
+        return wrong
 
     def _row(self, point: Point, mode: str) -> dict[str, Any]:
         """The columns that are known before anything is measured."""

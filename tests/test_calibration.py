@@ -37,9 +37,9 @@ class FakeSession:
     def idle_bytes(self) -> int:
         return self.foreign
 
-    def rank_times(self, _operation: str, size: int, _repeats: int) -> list[list[tuple[float, float]]]:
-        self.network.bytes += size
-        return [[(10.0, 10.0 + 8 * size / (self.share * self.rate))]] * 2
+    def rank_times(self, _operation: str, size: int, repeats: int) -> list[list[tuple[float, float]]]:
+        self.network.bytes += size * repeats
+        return [[(10.0, 10.0 + 8 * size / (self.share * self.rate))] * repeats] * 2
 
     def collective(self, _operation: str, _size: int, repeats: int) -> list[float]:
         return [0.002] * repeats
@@ -54,6 +54,7 @@ def test_rates_are_measured_at_each_bandwidth() -> None:
 def test_what_is_wrong_is_named_with_its_size() -> None:
     good = Calibration({10.0: -1.0, 500.0: -8.0}, 0.0, busy_pct=3.0, idle_bytes=0)
     assert good.breaches(10.0) == [] and good.breaches(500.0) == ["link rate off by -8.0%"]
+    assert good.breaches(None) == []  # a point that sends nothing
     bad = Calibration({10.0: 0.0}, 0.0, busy_pct=99.0, idle_bytes=70)
     assert bad.breaches(10.0) == [
         "other programs keep 99% of the cores busy",
