@@ -180,7 +180,8 @@ def _check_together(config: Config) -> None:
     for key, sizes in (("model", config.model), ("device.reference_model", config.device.reference_model)):
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
-    runners = [path.stem for path in (ROOT / "experiments").glob("[!_]*.py")]
+    sources = (ROOT / "experiments").glob("[!_]*.py")
+    runners = sorted(path.stem for path in sources if "\ndef run(config" in path.read_text())
     if config.runner not in runners:
         raise ConfigError("runner", config.runner, nearest(config.runner, runners))
 

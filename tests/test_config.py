@@ -51,7 +51,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("compute_mode=fast", "compute_mode=fast: must be one of auto, execute, hold, replay"),
     ("comm=mpi", "comm=mpi: must be one of tcp, gloo"),
     ("resume=maybe", "resume=maybe: must be true or false"),
-    ("runner=latncy", "runner=latncy: unknown; did you mean latency?"),
+    ("runner=latncy", "runner=latncy: unknown; did you mean latency? allowed: clock_check, latency"),
     ("~astra", "override=~astra: keys cannot be removed"),
     ("nonsense", "override=nonsense: cannot be read"),
     ("=3", "override==3: cannot be read"),
