@@ -53,7 +53,7 @@ def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2, labelspacing=0.8)
         bars = "bars: slowest to fastest repeat. " if (table["repeats"] > 1).any() else ""
         _caption(figure, axes, frame, f"Median over {_repeats(table)}; {bars}")
-        return _save(figure, Path(out_dir) / "speedup")
+        return save(figure, Path(out_dir) / "speedup")
 
 
 def latency_breakdown(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
@@ -95,7 +95,7 @@ def latency_breakdown(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         text = f"Medians over {_repeats(table)}. {_conditions(frame)}"
         figure.supxlabel(textwrap.fill(text, 130), fontsize=8, color="#444444", x=0.01, ha="left")
-        return _save(figure, Path(out_dir) / "breakdown")
+        return save(figure, Path(out_dir) / "breakdown")
 
 
 def _speedup_lines(axes: Axes, table: pd.DataFrame) -> list[Line2D]:
@@ -221,7 +221,8 @@ def _caption(figure: Figure, axes: Axes, frame: pd.DataFrame, text: str) -> None
     )
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as PNG and PDF and close it; returns the files."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:

@@ -1,6 +1,6 @@
 """Read the rows of one run, and name what each row is a measurement of.
 
-Rows are tidy: one per point of the grid and repeat. Columns and units are those of ``testbed.records.COLUMNS``.
+Rows are tidy: one per point of the grid and repeat. Columns and units are those of ``testbed.rows``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from testbed.records import COLUMNS
+from testbed.rows import LATENCY, SCHEMAS, RowSchema
 
 # Order in tables and legends: the reference, the exact methods, then the one that quantises.
 METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")
@@ -37,7 +37,7 @@ FACETS: dict[str, str] = {
 # One device has no links and no peers, so these do not make it another thing.
 NOT_FOR_SINGLE = frozenset({"codec", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
 
-TEXT = frozenset(name for name, kind in COLUMNS.items() if kind == "string")
+TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 
 
 class ResultsError(ValueError):
@@ -59,35 +59,41 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
         raw = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
     except (ValueError, OSError) as fault:  # pandas and pyarrow derive their parsing errors from these
         raise ResultsError(f"{path}: cannot be read ({fault})") from fault
-    missing = [name for name in COLUMNS if name not in raw.columns]
+    schema = schema_of(raw)
+    missing = [name for name in schema.columns if name not in raw.columns]
     if missing:
         raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; written by another version?")
     if raw.empty:
         raise ResultsError(f"{path}: has no rows; the run ended before its first point")
-    return normalise(raw)
+    return normalise(raw, schema)
 
 
-def normalise(raw: pd.DataFrame) -> pd.DataFrame:
+def schema_of(frame: pd.DataFrame) -> RowSchema:
+    """The kind of rows that a frame has: the one that it lacks the fewest columns of."""
+    return min(SCHEMAS, key=lambda schema: len(set(schema.columns) - set(frame.columns)))
+
+
+def normalise(raw: pd.DataFrame, schema: RowSchema = LATENCY) -> pd.DataFrame:
     """The same rows with the dtypes that ``load_rows`` promises. CSV and Parquet give equal frames."""
     columns: dict[str, Any] = {}
-    for name in COLUMNS:
+    for name, kind in schema.columns.items():
         values = raw[name]
-        if name in TEXT:
+        if kind == "string":
             columns[name] = values.astype(object).where(values.notna(), "").astype(str)
-        elif name == "verified":
+        elif kind == "boolean":
             columns[name] = values.map(_truth).astype("boolean")
         else:
             columns[name] = pd.to_numeric(values, errors="coerce").astype(float)
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def load_manifest(folder: Path | str) -> dict[str, Any]:
-    """The run's manifest.json, or {} where it is missing or half-written: no table depends on it."""
+def revisions(folder: Path | str) -> list[str]:
+    """Code revisions that measured the rows, in their order; none where manifest.json is missing or damaged."""
     try:
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        runs = json.loads((Path(folder) / "manifest.json").read_text())["runs"]
+        return list(dict.fromkeys(str(run["git_sha"]) for run in runs if run["git_sha"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no table depends on it
+        return []
 
 
 def label(row: Mapping[Any, Any] | pd.Series, facets: Iterable[str] = ()) -> str:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cells import result_tables
-from analysis.figures import latency_breakdown, speedup_plot
-from analysis.load import ResultsError, load_manifest, load_rows
+from analysis.contents import draw, tables
+from analysis.load import ResultsError, load_rows, revisions
 from analysis.words import modes, setting
 
 
@@ -22,21 +21,19 @@ def write_report(folder: Path | str, frame: pd.DataFrame | None = None) -> list[
     frame = load_rows(folder) if frame is None else frame
     report = folder / "report"
     report.mkdir(exist_ok=True)
-    figures = [*speedup_plot(frame, report), *latency_breakdown(frame, report)]
-    for stem in {"speedup", "breakdown"} - {path.stem for path in figures}:  # of an earlier state of this folder
-        for suffix in (".png", ".pdf"):
-            (report / stem).with_suffix(suffix).unlink(missing_ok=True)
-    tables = report / "tables.md"
-    tables.write_text(_markdown(folder, frame, figures), encoding="utf-8")
-    return [tables, *figures]
+    figures = draw(frame, report)
+    for path in {*report.glob("*.png"), *report.glob("*.pdf")} - set(figures):  # of an earlier state of this folder
+        path.unlink()
+    text = report / "tables.md"
+    text.write_text(_markdown(folder, frame, figures), encoding="utf-8")
+    return [text, *figures]
 
 
 def _markdown(folder: Path, frame: pd.DataFrame, figures: list[Path]) -> str:
     lines = [f"# {frame['experiment'].iloc[0]}", "", setting(frame), ""]
     lines += [f"- {line}" for line in modes(frame)]
-    revision = load_manifest(folder).get("git_sha")
-    lines += [f"- code revision {revision}"] if revision else []
-    blocks = ["\n".join(lines) + "\n", *(table.markdown() for table in result_tables(frame))]
+    lines += [f"- code revision {revision}" for revision in revisions(folder)]
+    blocks = ["\n".join(lines) + "\n", *(table.markdown() for table in tables(frame))]
     blocks += [f"![{path.stem}]({path.name})\n" for path in figures if path.suffix == ".png"]
     return "\n".join(blocks)
 

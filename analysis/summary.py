@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from analysis.cells import TextTable, result_tables
+from analysis.cells import TextTable
+from analysis.contents import tables
 from analysis.load import load_rows
 from analysis.report import write_report
 from analysis.words import modes, setting
@@ -31,7 +32,7 @@ def summarize(folder: Path, console: Console | None = None) -> None:
     console.print(Text(f"{frame['experiment'].iloc[0]}: {setting(frame)}", style="bold"), soft_wrap=True)
     for line in modes(frame):
         console.print(Text(f"  {line}"), soft_wrap=True)
-    for table in result_tables(frame):
+    for table in tables(frame):
         console.print()
         console.print(_rich(table))
         for note in table.notes:

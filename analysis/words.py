@@ -24,7 +24,9 @@ COMPUTE = {
 
 
 def values(frame: pd.DataFrame, column: str) -> list[Any]:
-    """The distinct values of a column that are there, sorted."""
+    """The distinct values of a column that are there, sorted; none if rows of this kind have no such column."""
+    if column not in frame:
+        return []
     present = frame[column].replace("", None).dropna().unique()
     return sorted(present.tolist())
 
@@ -37,7 +39,7 @@ def joined(frame: pd.DataFrame, column: str, pattern: str = "{}") -> str:
 
 def setting(frame: pd.DataFrame) -> str:
     """Model, input, devices and links of a run on one line."""
-    parallel = frame[frame["method"] != "single"]
+    parallel = frame[frame["method"] != "single"] if "method" in frame else frame
     parts = [
         joined(frame, "model"),
         joined(frame, "layers", "{} layers"),
@@ -46,7 +48,8 @@ def setting(frame: pd.DataFrame) -> str:
         joined(parallel, "devices", "{} devices"),
         joined(parallel, "topology"),
     ]
-    parts += [joined(frame[frame[name] > 0], name, text) for name, text in _DISTURBANCES.items()]
+    for name, text in _DISTURBANCES.items():
+        parts.append(joined(frame[frame[name] > 0], name, text) if name in frame else "")
     return ", ".join(part for part in parts if part)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codebooks import codebooks_for
-from testbed.config import ROOT, Config
 from testbed.data import photograph
 from testbed.methods.base import Method
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, build_model, load_model, save_model
 from testbed.network.sandbox import scratch
 from testbed.progress import counted
+from testbed.schema import ROOT, LatencyConfig
 
 CACHE = ROOT / ".cache"
 
@@ -39,7 +39,7 @@ class Assets:
     core_macs_per_s: float
 
 
-def prepare(config: Config, methods: list[Method]) -> Assets:
+def prepare(config: LatencyConfig, methods: list[Method]) -> Assets:
     """Build the model, train codebooks where the cache has none (a minute for the paper's shape), run single."""
     choice = ModelChoice(**asdict(config.model))
     weights = scratch() / "weights.safetensors"

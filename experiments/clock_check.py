@@ -6,12 +6,12 @@ from typing import Any
 
 from experiments.latency import run_points
 from experiments.points import Bench
-from testbed.config import Config
 from testbed.grid import Point
 from testbed.records import RunFolder
+from testbed.schema import LatencyConfig
 
 
-def run(config: Config, backend: str, folder: RunFolder) -> int:
+def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:
     """Rows in compute_mode hold, replay and analytic for each point. Returns the number of points that failed."""
     return run_points(config, backend, folder, lambda devices, assets: ["hold", "replay"], _analytic)
 

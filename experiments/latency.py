@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from experiments.assets import Assets, prepare
+from experiments.manifest import Manifest
 from experiments.points import Bench, describe_rows, resolve_mode
-from testbed.config import Config
 from testbed.grid import Point, batches
 from testbed.progress import steps
-from testbed.records import RunFolder, provenance
+from testbed.records import RunFolder
+from testbed.schema import Config, LatencyConfig
 
 Modes = Callable[[int, Assets], list[str]]
 ExtraRows = Callable[[Bench, Point], list[dict[str, Any]]]
@@ -25,7 +24,7 @@ MODE_WORDS = {
 }
 
 
-def run(config: Config, backend: str, folder: RunFolder) -> int:
+def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:
     """Measure what is not finished yet and write rows after each point. Returns the number of points that failed."""
 
     def modes(devices: int, assets: Assets) -> list[str]:
@@ -36,22 +35,20 @@ def run(config: Config, backend: str, folder: RunFolder) -> int:
 
 
 def run_points(
-    config: Config, backend: str, folder: RunFolder, modes: Modes, extra_rows: ExtraRows | None = None
+    config: LatencyConfig, backend: str, folder: RunFolder, modes: Modes, extra_rows: ExtraRows | None = None
 ) -> int:
     """The grid's points, each in the clock modes that ``modes(devices, assets)`` gives.
 
     extra_rows(bench, point): more rows of a point, which are not measured on the cluster.
     """
-    finished = folder.finished()
-    todo = [(devices, [p for p in batch if p.key not in finished]) for devices, batch in batches(config)]
+    settled = folder.settled(config.retry_failed)
+    todo = [(devices, [p for p in batch if p.key not in settled]) for devices, batch in batches(config)]
     todo = [(devices, batch) for devices, batch in todo if batch]
     count = sum(len(batch) for _, batch in todo)
-    if finished:
-        print(f"{len(finished)} points are finished already, {count} to measure")
+    print_settled(folder, config, count)
     if not count:
         return 0
-    manifest: dict[str, Any] = {**provenance(), "config": dataclasses.asdict(config), "clusters": []}
-    manifest["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = Manifest(folder, config)
     assets = prepare(config, [point.load() for _, batch in todo for point in batch])
     failed = 0
     for devices, batch in todo:
@@ -61,6 +58,7 @@ def run_points(
         )
         with Bench(config, backend, devices, assets) as bench:
             print(f"up in {bench.facts['start_s']:.1f} s")
+            manifest.open_cluster(bench.manifest())
             costs = {point: sum(_cost_s(bench, point, mode) for mode in chosen) for point in batch}
             with steps(f"{len(batch)} points", sum(costs.values())) as shown:
                 for number, point in enumerate(batch, 1):
@@ -74,9 +72,19 @@ def run_points(
                     line = describe_rows(point, rows, time.monotonic() - begin)
                     shown.done(costs[point], f"[{number}/{len(batch)}] {line}")
             folder.degrade({point.key: reason for point, reason in bench.recalibrate(batch).items()})
-            manifest["clusters"].append(bench.manifest())
-            folder.write_manifest(manifest | {"ended": datetime.now(UTC).isoformat(timespec="seconds")})
+            manifest.close_cluster(bench.manifest())
     return failed
+
+
+def print_settled(folder: RunFolder, config: Config, to_measure: int) -> None:
+    """Say what of an earlier run is not measured again."""
+    points = folder.points()
+    if not points:
+        return
+    failed = sum(not ok for ok in points.values())
+    again = "are measured again" if config.retry_failed else "are left as they are (retry_failed=true measures them)"
+    lost = f"{failed} failed before and {again}; " if failed else ""
+    print(f"{len(points) - failed} points are finished already; {lost}{to_measure} to measure")
 
 
 def _cost_s(bench: Bench, point: Point, mode: str) -> float:

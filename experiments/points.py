@@ -10,9 +10,9 @@ from experiments.calibration import Calibration, calibrate
 from experiments.verify import Verification, verify
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
-from testbed.config import Config
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.schema import LatencyConfig
 from testbed.session import Session
 
 HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
@@ -44,7 +44,7 @@ class Bench:
     mended: torn connections are made anew, and if an actor or node is gone, the whole cluster.
     """
 
-    def __init__(self, config: Config, backend: str, devices: int, assets: Assets):
+    def __init__(self, config: LatencyConfig, backend: str, devices: int, assets: Assets):
         self.config, self.backend, self.devices, self.assets = config, backend, devices, assets
         self.macs_per_s = config.macs_per_s()
         self.verified: dict[str, Verification] = {}
@@ -200,6 +200,7 @@ class Bench:
             "time_scale": config.time_scale,
             "repeat": 0,
             "formula_bytes": round(formula),
+            "free_burst_bytes": self.session.free_burst_bytes if formula else 0,
             "wire_floor_ms": 8e3 * formula / (point.bandwidth_mbps * 1e6),
             "verified": None if check is None else check.ok,
             "max_abs_err": None if check is None else check.max_abs_err,
@@ -209,7 +210,7 @@ class Bench:
         """The cost model's row of a point: the device's slots and bits over the rate. Nothing of it is measured."""
         latency = 1e3 * self.expected_s(point, "analytic") / self.config.time_scale
         unmeasured: dict[str, Any] = dict.fromkeys(
-            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified")
+            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified", "free_burst_bytes")
         )
         row = self._row(point, "analytic") | unmeasured
         wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)

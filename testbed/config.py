@@ -7,7 +7,8 @@ and units; methods then check that they can split the model. Every failure is on
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_type_hints
+from collections.abc import Iterable
+from typing import Any, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -17,10 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from testbed.errors import ConfigError, nearest
-from testbed.records import COLUMNS
-from testbed.schema import CONF, ROOT, Config, choices
-
-AXES = ("methods", "devices", "bandwidths")  # one value or a list, at the top level
+from testbed.rows import LATENCY
+from testbed.schema import CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
 
 
 def load_config(overrides: list[str]) -> Config:
@@ -29,18 +28,26 @@ def load_config(overrides: list[str]) -> Config:
     A single value stands for a list of one; duplicates in a list are dropped. Raises ConfigError.
     """
     raw = _compose(_checked_overrides(overrides))
-    methods = {name: raw.pop(name, {}) for name in choices("method")}
-    _refuse_unknown(raw, Config, "")
-    for key in AXES:
-        raw[key] = _distinct(key, raw[key])
-    config = _typed(raw)
+    schema = SCHEMAS[raw["runner"]]
+    with_methods = issubclass(schema, LatencyConfig)
+    methods = {name: raw.pop(name, {}) for name in choices("method")} if with_methods else {}
+    _refuse_unknown(raw, schema, "", methods)
+    for key, kind in get_type_hints(schema).items():
+        if get_origin(kind) is list:
+            raw[key] = _distinct(key, raw[key])
+    config = _typed(raw, schema)
     _check_rules(config, "")
-    for name in config.methods:
-        if name not in methods:
-            raise ConfigError("methods", name, nearest(name, methods))
-    settings = {name: _method_settings(name, given) for name, given in methods.items()}
-    config.settings = {name: settings[name] for name in config.methods}
-    _check_together(config)
+    if isinstance(config, LatencyConfig):
+        for name in config.methods:
+            if name not in methods:
+                raise ConfigError("methods", name, nearest(name, methods))
+        settings = {name: _method_settings(name, given) for name, given in methods.items()}
+        config.settings = {name: settings[name] for name in config.methods}
+        _check_methods(config)
+    if isinstance(config, FidelityConfig) and min(config.devices) < 2:
+        raise ConfigError(
+            "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
+        )
     return config
 
 
@@ -94,14 +101,13 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in composed.items()}
 
 
-def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str) -> None:
-    """ConfigError for the first key in ``raw`` that ``schema`` lacks."""
+def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterable[str] = ()) -> None:
+    """ConfigError for the first key in ``raw`` that ``schema`` lacks; ``also``: other keys that are proposed."""
     types = get_type_hints(schema)
-    known = [name for name in types if name != "settings"]
+    known = [name for name in types if name not in ("settings", "rows")]
     for key, value in raw.items():
         if key not in known:
-            top_level = [*known, *choices("method")] if not prefix else known
-            raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, top_level))
+            raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, [*known, *also]))
         if dataclasses.is_dataclass(types[key]) and isinstance(value, dict):
             _refuse_unknown(value, types[key], f"{prefix}{key}.")
 
@@ -115,24 +121,26 @@ def _distinct(key: str, value: Any) -> list[Any]:
     return list({repr(item): item for item in items}.values())
 
 
-def _typed(raw: dict[str, Any]) -> Config:
+def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
     """The schema filled in. ConfigError names the field that is missing or of another type."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), {**raw, "settings": {}}))
+        filled = {**raw, "settings": {}} if issubclass(schema, LatencyConfig) else raw
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), filled))
     except OmegaConfBaseException as error:
         key, _, index = (error.full_key or "").rstrip("]").partition("[")
-        schema: type = Config
+        part_of: type = schema
         value: Any = raw
         rule = "of another type"
         for part in key.split("."):
             value = value.get(part, "") if isinstance(value, dict) else value
-            rule = {f.name: f for f in dataclasses.fields(schema)}[part].metadata.get("allowed", "KEY: VALUE pairs")
-            schema = get_type_hints(schema)[part]
+            rule = {f.name: f for f in dataclasses.fields(part_of)}[part].metadata.get("allowed", "KEY: VALUE pairs")
+            part_of = get_type_hints(part_of)[part]
         value = value[int(index)] if index else value
         raise ConfigError(key, _shown(value), f"must be {rule}") from None
     assert isinstance(config, Config)
-    config.devices = list(dict.fromkeys(config.devices))  # again: 10 and 10.0 are now equal
-    config.bandwidths = list(dict.fromkeys(config.bandwidths))
+    for f in dataclasses.fields(config):  # again: 10 and 10.0 are now equal
+        if isinstance(items := getattr(config, f.name), list):
+            setattr(config, f.name, list(dict.fromkeys(items)))
     return config
 
 
@@ -165,7 +173,7 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
         for item in value if isinstance(value, list) else [value]:
             if type(item) is not type(example) and not (type(item) is int and type(example) is float):
                 raise ConfigError(full_key, _shown(item), f"must be of type {type(example).__name__}, as {example}")
-        if isinstance(value, list) and key not in COLUMNS:
+        if isinstance(value, list) and key not in LATENCY.columns:
             raise ConfigError(full_key, _shown(value), "must be one value: rows have no column to tell variants apart")
         if value == []:
             raise ConfigError(full_key, "[]", "must be at least one value")
@@ -173,17 +181,13 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
     return settings
 
 
-def _check_together(config: Config) -> None:
+def _check_methods(config: LatencyConfig) -> None:
     """ConfigError where values that are fine by themselves do not go together; asks every method about every split."""
     if max(config.devices) > config.tokens:
         raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={config.tokens}")
     for key, sizes in (("model", config.model), ("device.reference_model", config.device.reference_model)):
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
-    sources = (ROOT / "experiments").glob("[!_]*.py")
-    runners = sorted(path.stem for path in sources if "\ndef run(config" in path.read_text())
-    if config.runner not in runners:
-        raise ConfigError("runner", config.runner, nearest(config.runner, runners))
 
     from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
 

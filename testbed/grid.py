@@ -7,13 +7,14 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from testbed.records import BASELINE, point_key, short_hash
+from testbed.provenance import short_hash
+from testbed.rows import BASELINE, LATENCY
 
 if TYPE_CHECKING:
-    from testbed.config import Config
     from testbed.methods.base import Method
+    from testbed.schema import Config, LatencyConfig
 
-NOT_MEASURED = ("resume", "results_dir")  # keys that do not change any number
+NOT_MEASURED = ("resume", "retry_failed", "force", "results_dir")  # keys that do not change any number
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Point:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The point's element of ``RunFolder.finished()``."""
-        return point_key(self.columns)
+        """The point's key in ``RunFolder.points()``."""
+        return LATENCY.key(self.columns)
 
     @property
     def signature(self) -> str:
@@ -63,7 +64,7 @@ class Point:
         return load_method(self.method, **dict(self.settings))
 
 
-def batches(config: Config) -> list[tuple[int, list[Point]]]:
+def batches(config: LatencyConfig) -> list[tuple[int, list[Point]]]:
     """(devices of the emulated cluster, its points in random order by ``seed``), one for each value of ``devices``.
 
     The baseline runs on one device and is the same on any cluster, so only the first batch has it.
@@ -82,7 +83,7 @@ def batches(config: Config) -> list[tuple[int, list[Point]]]:
     return [(devices, batch) for devices, batch in result if batch]
 
 
-def points(config: Config) -> list[Point]:
+def points(config: LatencyConfig) -> list[Point]:
     """All points in the order in which they are measured."""
     return [point for _, batch in batches(config) for point in batch]
 

@@ -6,84 +6,20 @@ Files are replaced whole, never written in place: whatever ends a run, a file ho
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import ConfigError, TestbedError
+from testbed.rows import LATENCY, RowSchema
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-BASELINE = "single"  # the method that speed-up is against; it runs on one device whatever ``devices`` is
-
-_TEXT, _COUNT, _NUMBER, _FLAG = "string", "Int64", "Float64", "boolean"  # pandas types with missing values
-COLUMNS: dict[str, str] = {
-    "experiment": _TEXT,
-    "signature": _TEXT,
-    "method": _TEXT,
-    "codec": _TEXT,
-    "groups": _COUNT,
-    "codebook_size": _COUNT,
-    "devices": _COUNT,
-    "bandwidth_mbps": _NUMBER,
-    "delay_ms": _NUMBER,
-    "loss_pct": _NUMBER,
-    "tokens": _COUNT,
-    "layers": _COUNT,
-    "hidden": _COUNT,
-    "heads": _COUNT,
-    "model": _TEXT,
-    "topology": _TEXT,
-    "network": _TEXT,
-    "device_profile": _TEXT,
-    "compute_mode": _TEXT,
-    "time_scale": _NUMBER,
-    "repeat": _COUNT,
-    "latency_ms": _NUMBER,
-    "compute_ms": _NUMBER,
-    "encode_ms": _NUMBER,
-    "wire_ms": _NUMBER,
-    "wait_ms": _NUMBER,
-    "decode_ms": _NUMBER,
-    "speedup": _NUMBER,
-    "payload_bytes": _COUNT,
-    "formula_bytes": _COUNT,
-    "wire_bytes": _COUNT,
-    "wire_floor_ms": _NUMBER,
-    "verified": _FLAG,
-    "max_abs_err": _NUMBER,
-    "overruns": _COUNT,
-    "fidelity": _TEXT,
-    "fidelity_note": _TEXT,
-    "residual_pct": _NUMBER,
-    "status": _TEXT,
-    "error": _TEXT,
-}
-KEY_COLUMNS = ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens")
-FILLED_HERE = ("experiment", "signature", "speedup")
-SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode"]  # of the two sides of a speed-up
-PACKAGES = ["torch", "numpy", "ray", "pandas", "pyarrow", "hydra-core", "omegaconf", "mininet"]
-
-
-def point_key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """What identifies a point within a folder: the row's KEY_COLUMNS."""
-    return tuple(row[column] for column in KEY_COLUMNS)
-
-
-def short_hash(value: object) -> str:
-    """Ten hexadecimal digits that depend only on the value, which must be JSON data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 class RunFolder:
@@ -92,10 +28,12 @@ class RunFolder:
     Raises ConfigError (key results_dir) if the folder cannot be made or written to.
     """
 
-    def __init__(self, results_dir: str | Path, experiment: str, signature: str):
+    def __init__(self, results_dir: str | Path, experiment: str, signature: str, schema: RowSchema = LATENCY):
         self.results_dir, self.experiment, self.signature = Path(results_dir), experiment, signature
+        self.schema = schema
         self.path = self.results_dir / experiment / signature
         self.parquet, self.csv = self.path / "results.parquet", self.path / "results.csv"
+        self.manifest = self.path / "manifest.json"
         self._make()
 
     def _make(self) -> None:
@@ -130,49 +68,51 @@ class RunFolder:
         return aside
 
     def rows(self) -> DataFrame:
-        """All rows with the types of COLUMNS. Raises TestbedError naming the file if it is damaged."""
+        """All rows with the types of the schema. Raises TestbedError naming the file if it is damaged."""
         import pandas as pd
 
+        columns = dict(self.schema.columns)
         if not self.parquet.exists():
-            return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+            return pd.DataFrame(columns=list(columns)).astype(columns)
         try:
-            return pd.read_parquet(self.parquet).loc[:, list(COLUMNS)].astype(COLUMNS)
+            return pd.read_parquet(self.parquet).loc[:, list(columns)].astype(columns)
         except Exception as error:  # pyarrow raises several kinds, OSError and KeyError among them
             reason = str(error).splitlines()[0]
             message = f"{self.parquet} is damaged or of another version ({reason}); move it away, or use resume=false"
             raise TestbedError(message) from None
 
-    def finished(self) -> set[tuple[Any, ...]]:
-        """Keys (``point_key``) of the points that have rows, all with status ok."""
-        keys_ok: dict[tuple[Any, ...], bool] = {}
-        for row in self.rows().loc[:, [*KEY_COLUMNS, "status"]].to_dict(orient="records"):
-            keys_ok[point_key(row)] = keys_ok.get(point_key(row), True) and row["status"] == "ok"
-        return {key for key, ok in keys_ok.items() if ok}
+    def points(self) -> dict[tuple[Any, ...], bool]:
+        """Key (``schema.key``) of each point that has rows -> whether all of them have status ok."""
+        ok: dict[tuple[Any, ...], bool] = {}
+        for row in self.rows().loc[:, [*self.schema.keys, "status"]].to_dict(orient="records"):
+            key = self.schema.key(row)
+            ok[key] = ok.get(key, True) and row["status"] == "ok"
+        return ok
+
+    def settled(self, retry_failed: bool) -> set[tuple[Any, ...]]:
+        """Keys of the points that are not to be measured again."""
+        return {key for key, ok in self.points().items() if ok or not retry_failed}
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add all rows of a point at once, in place of its rows that are not ok; recompute all speed-ups.
-
-        Each row has all COLUMNS but FILLED_HERE; one that is not ok may lack what was not measured. Else ValueError.
-        """
+        """Add all rows of a point at once, in place of its rows that are not ok. ValueError for wrong columns."""
         import pandas as pd
 
         for row in rows:
-            needed = set(COLUMNS) - set(FILLED_HERE) if row.get("status") == "ok" else {*KEY_COLUMNS, "status", "error"}
-            if wrong := (needed - set(row)) | (set(row) - set(COLUMNS)):
-                raise ValueError(f"row of {row.get('method')}: columns missing or unknown: {sorted(wrong)}")
+            self.schema.check(row)
+        columns, key = dict(self.schema.columns), self.schema.key
         added = [{**row, "experiment": self.experiment, "signature": self.signature} for row in rows]
-        keys = {point_key(row) for row in rows}
+        keys = {key(row) for row in rows}
         before = self.rows()
         records = before.to_dict(orient="records")
-        replaced = pd.Series([row["status"] != "ok" and point_key(row) in keys for row in records], dtype=bool)
-        new = pd.DataFrame(added, columns=list(COLUMNS)).astype(COLUMNS)
-        self._write(with_speedup(pd.concat([before.loc[~replaced], new], ignore_index=True)))
+        replaced = pd.Series([row["status"] != "ok" and key(row) in keys for row in records], dtype=bool)
+        new = pd.DataFrame(added, columns=list(columns)).astype(columns)
+        self._write(self.schema.derive(pd.concat([before.loc[~replaced], new], ignore_index=True)))
 
     def degrade(self, reasons: Mapping[tuple[Any, ...], str]) -> None:
-        """Mark points (``point_key`` -> reason) whose links turned out wrong after they were measured."""
+        """Mark points (key -> reason) whose links turned out wrong after they were measured."""
         frame = self.rows()
         for index, row in enumerate(frame.to_dict(orient="records")):
-            if row["status"] == "ok" and (reason := reasons.get(point_key(row))):
+            if row["status"] == "ok" and (reason := reasons.get(self.schema.key(row))):
                 notes = [note for note in (row["fidelity_note"], reason) if note]
                 frame.loc[index, ["fidelity", "fidelity_note"]] = ["degraded", "; ".join(notes)]
         self._write(frame)
@@ -181,10 +121,22 @@ class RunFolder:
         _replace(self.parquet, lambda path: frame.to_parquet(path, index=False))
         _replace(self.csv, lambda path: frame.to_csv(path, index=False))
 
-    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+    def runs(self) -> list[dict[str, Any]]:
+        """How the rows came to be: one entry of manifest.json for each run that measured some of them.
+
+        Raises TestbedError naming the file if it is damaged.
+        """
+        try:
+            return json.loads(self.manifest.read_text())["runs"] if self.manifest.exists() else []
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TestbedError(
+                f"{self.manifest} is damaged ({type(error).__name__}); move it away, or use resume=false"
+            ) from None
+
+    def write_manifest(self, runs: list[dict[str, Any]]) -> None:
         """manifest.json, replaced whole."""
-        text = json.dumps(manifest, indent=2, sort_keys=True, default=str) + "\n"
-        _replace(self.path / "manifest.json", lambda path: path.write_text(text))
+        text = json.dumps({"runs": runs}, indent=2, sort_keys=True, default=str) + "\n"
+        _replace(self.manifest, lambda path: path.write_text(text))
 
     def point_to_latest(self) -> None:
         """Make results_dir/latest a relative link to this folder."""
@@ -195,29 +147,6 @@ class RunFolder:
         os.replace(temporary, link)
 
 
-def with_speedup(frame: DataFrame) -> DataFrame:
-    """The rows with ``speedup``: the baseline's median latency under SAME_CONDITIONS, divided by the row's latency."""
-    ok = frame["status"] == "ok"
-    baseline = frame.loc[ok & (frame["method"] == BASELINE)].groupby(SAME_CONDITIONS)[["latency_ms"]].median()
-    of_row = frame.loc[:, SAME_CONDITIONS].merge(baseline, how="left", left_on=SAME_CONDITIONS, right_index=True)
-    speedup = (of_row["latency_ms"] / frame["latency_ms"]).where(ok)
-    return frame.assign(speedup=speedup.astype("Float64"))
-
-
-def provenance() -> dict[str, Any]:
-    """What this run was made with: code, packages, machine and command line. Nothing that identifies user or host."""
-    return {
-        "git_sha": _git("rev-parse", "HEAD").strip() or None,
-        "git_dirty_hash": _dirty_hash(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "python": platform.python_version(),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "argv": sys.argv[1:],
-    }
-
-
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
     """``write(path)`` to a temporary file beside ``target``, then put it in target's place once it is safe on disk."""
     temporary = target.with_name(f".{target.name}.part")
@@ -225,37 +154,3 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, target)
-
-
-def _git(*arguments: str) -> str:
-    """Output of git in the source tree; empty without git or a repository."""
-    try:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _dirty_hash() -> str | None:
-    """Hash of what differs from the commit, new source files included; None if nothing does."""
-    top = Path(_git("rev-parse", "--show-toplevel").strip())
-    new = _git("ls-files", "--others", "--exclude-standard", "--full-name", ":/*.py", ":/*.yaml").splitlines()
-    contents = {name: hashlib.sha256((top / name).read_bytes()).hexdigest() for name in new}
-    diff = _git("diff", "HEAD")
-    return short_hash([diff, contents]) if diff or contents else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -56,31 +56,29 @@ def _run(words: list[str]) -> int:
 
     # Only now: what a mistyped flag or --help does not need.
     from testbed.config import load_config
-    from testbed.grid import config_signature
     from testbed.network.sandbox import inside
-    from testbed.records import RunFolder
 
     config = load_config(words)
     if inside():
-        return _measure(config, RunFolder(config.results_dir, config.experiment, config_signature(config)))
+        return _measure(config, _folder(config))
     return _supervise(config, words)
 
 
 def _supervise(config: Config, words: list[str]) -> int:
     """Outside the sandbox. The backend that was found becomes part of the configuration and so of the signature."""
-    from testbed.grid import config_signature
     from testbed.network.probe import choose_backend
     from testbed.network.sandbox import supervise
-    from testbed.records import RunFolder
 
     requested = config.network.backend
     backend = config.network.backend = choose_backend(requested)
-    folder = RunFolder(config.results_dir, config.experiment, config_signature(config))
+    folder = _folder(config)
     if not config.resume:
         with folder.exclusive():
             aside = folder.set_aside()
         if aside:
             print(f"earlier results set aside in {aside}")
+    elif not config.force:
+        _refuse_other_code(folder)
     _announce(requested, backend)
     sys.stdout.flush()
     with folder.exclusive():
@@ -89,6 +87,28 @@ def _supervise(config: Config, words: list[str]) -> int:
         kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
         print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
     return code
+
+
+def _folder(config: Config) -> RunFolder:
+    from testbed.grid import config_signature
+    from testbed.records import RunFolder
+
+    return RunFolder(config.results_dir, config.experiment, config_signature(config), config.rows)
+
+
+def _refuse_other_code(folder: RunFolder) -> None:
+    """ConfigError if rows are there that other code measured: one table must not mix them unnoticed."""
+    from testbed.provenance import code_hash
+
+    if not folder.parquet.exists():
+        return
+    before = {run.get("code_hash", "unknown") for run in folder.runs()} or {"unknown"}
+    if before != {now := code_hash()}:
+        allowed = (
+            f"{folder.path} was measured with other code ({', '.join(sorted(before))}, now {now}); "
+            "resume=false measures afresh and keeps it under another name, force=true goes on regardless"
+        )
+        raise ConfigError("resume", "true", allowed)
 
 
 def _announce(requested: str, backend: str) -> None:

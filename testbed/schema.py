@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from testbed.records import BASELINE
+from testbed.network.shaping import SHAPERS
+from testbed.rows import BASELINE, FIDELITY, LATENCY, RowSchema
 
 if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
@@ -114,15 +115,13 @@ class NetworkChoice:
 
 @dataclass
 class Config:
-    """One experiment. All lists are axes of its grid: non-empty, without duplicates."""
+    """What every experiment has. All lists are axes of its grid: non-empty, without duplicates."""
+
+    rows: ClassVar[RowSchema]  # of the rows that the runner writes
 
     experiment: str = ruled("a name of letters, digits, _ and -", lambda value: bool(re.fullmatch(r"[\w-]+", value)))
-    runner: str = ruled("a module in experiments/")
-    methods: list[str] = ruled("names in conf/method/, at least one")
-    devices: list[int] = ruled("whole numbers from 1 to tokens, at least one", lambda value: value >= 1)
-    bandwidths: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
-    tokens: int = count()
-    compute_mode: str = one_of("auto", "execute", "hold", "replay")
+    runner: str = named("runner")
+    devices: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     time_scale: float = ruled("a number from 0.1 to 1000", lambda value: 0.1 <= value <= 1000)
     comm: str = one_of("tcp", "gloo")
     repeats: int = count()
@@ -130,10 +129,24 @@ class Config:
     seed: int = ruled("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     results_dir: str = ruled("a folder", bool)
     resume: bool = ruled("true or false")
-    model: Model = section()
+    retry_failed: bool = ruled("true or false")
+    force: bool = ruled("true or false")
     topology: Topology = section()
-    device: DeviceProfile = section()
     network: NetworkChoice = section()
+
+
+@dataclass
+class LatencyConfig(Config):
+    """A grid of methods, numbers of devices and bandwidths."""
+
+    rows: ClassVar[RowSchema] = LATENCY
+
+    methods: list[str] = ruled("names in conf/method/, at least one")
+    bandwidths: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
+    tokens: int = count()
+    compute_mode: str = one_of("auto", "execute", "hold", "replay")
+    model: Model = section()
+    device: DeviceProfile = section()
     settings: dict[str, dict[str, Any]] = section()  # of each chosen method; a list is an axis: one variant each
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,3 +166,24 @@ class Config:
 
         reference = self.device.reference_model
         return load_method(BASELINE).macs(reference.shape(reference.tokens), 0, 1) / self.device.reference_s
+
+
+@dataclass
+class FidelityConfig(Config):
+    """A grid of messages over links: what is measured is the emulation, not a method."""
+
+    rows: ClassVar[RowSchema] = FIDELITY
+
+    rates: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
+    sizes_bytes: list[int] = ruled(
+        "multiples of 4 from 4 to 1000000000 (bytes), at least one", lambda value: 4 <= value <= 10**9 and not value % 4
+    )
+    patterns: list[str] = one_of("one_way", "both_ways", "all_gather", "all_reduce")
+    shapers: list[str] = one_of(*SHAPERS)
+
+
+SCHEMAS: dict[str, type[Config]] = {
+    "latency": LatencyConfig,
+    "clock_check": LatencyConfig,
+    "fidelity": FidelityConfig,
+}

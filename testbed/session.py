@@ -12,11 +12,13 @@ import torch
 
 from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import Pass
+from testbed.comm.pacing import CreditHold
 from testbed.errors import ClusterError
 from testbed.methods.base import Output
 from testbed.models.weights import ModelChoice
 from testbed.network.backend import Network
 from testbed.network.sandbox import scratch
+from testbed.network.shaping import SHAPERS
 
 JOIN_TIMEOUT_S = 30.0  # connections between ranks
 OPERATION_TIMEOUT_S = 30.0  # one collective, beyond what its bytes need on the link
@@ -76,14 +78,19 @@ class Session:
                 "connect", addresses, token, OPERATION_TIMEOUT_S, timeout_s=2 * JOIN_TIMEOUT_S, phase="connect"
             )
 
-    def shape(self, bandwidth_mbps: float) -> None:
+    def shape(self, bandwidth_mbps: float, shaper: str = SHAPERS[0]) -> None:
         """Set all data links to a bandwidth (in the emulated device's time) while everything runs."""
         begin = time.monotonic()
         rate_bps = bandwidth_mbps * 1e6 / self.time_scale
-        self.network.shape(rate_bps)
-        args = [(self.network.pacing(rate_bps), rate_bps) for _ in range(self.devices)]
-        self.cluster.call_each("set_link", args, timeout_s=JOIN_TIMEOUT_S, phase="shape")
+        self.network.shape(rate_bps, shaper)
+        self.cluster.call("set_link", self.network.pacing(), rate_bps, timeout_s=JOIN_TIMEOUT_S, phase="shape")
         self.reshape_s = time.monotonic() - begin
+
+    @property
+    def free_burst_bytes(self) -> int:
+        """What an idle link lets through at once and nobody pays for: nothing, unless a transport cannot hold back."""
+        held_back = self.comm == "tcp" and isinstance(self.network.pacing(), CreditHold)
+        return 0 if held_back else self.network.bucket_bytes
 
     def idle_bytes(self) -> int | None:
         """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""
@@ -138,6 +145,10 @@ class Session:
         return self.cluster.call(
             "collective", operation, payload_bytes, repeats, timeout_s=COMPUTE_TIMEOUT_S, phase=operation
         )
+
+    def retransmits(self) -> int:
+        """Segments that the ranks' data connections have sent twice so far."""
+        return sum(self.cluster.call("retransmits", timeout_s=JOIN_TIMEOUT_S, phase="counters"))
 
     def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
         """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments.calibration import Calibration, calibrate
-from testbed.records import RunFolder, point_key
+from testbed.records import RunFolder
+from testbed.rows import LATENCY
 from tests.analysis import synthetic
 
 
@@ -68,7 +69,7 @@ def test_a_breach_found_afterwards_marks_the_points_rows_and_no_others(tmp_path:
     made[1]["fidelity_note"] = "slots ended late"
     for row in made:
         folder.append([{key: value for key, value in row.items() if key not in ("experiment", "signature", "speedup")}])
-    folder.degrade({point_key(made[1]): "link rate off by -8.0%"})
+    folder.degrade({LATENCY.key(made[1]): "link rate off by -8.0%"})
     rows = folder.rows()
     assert list(rows["fidelity"]) == ["ok", "degraded"]
     assert list(rows["fidelity_note"]) == ["", "slots ended late; link rate off by -8.0%"]

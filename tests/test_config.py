@@ -20,7 +20,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("bandwidths=10,20", "bandwidths=10,20: is not one value"),
     ("bandwidths=[10,20", "override=bandwidths=[10,20: cannot be read"),
     ("bandwidths=[[10]]", "bandwidths=[[10]]: must be one value or a flat list"),
-    ("devices=0", "devices=0: must be whole numbers from 1 to tokens"),
+    ("devices=0", "devices=0: must be whole numbers >= 1"),
     ("devices=[2,65]", "devices=65: must be from 1 to tokens=64"),
     ("devices=2.5", "devices=2.5:"),
     ("devices=5", "devices=5: tensor"),  # 12 heads
@@ -51,7 +51,10 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("compute_mode=fast", "compute_mode=fast: must be one of auto, execute, hold, replay"),
     ("comm=mpi", "comm=mpi: must be one of tcp, gloo"),
     ("resume=maybe", "resume=maybe: must be true or false"),
-    ("runner=latncy", "runner=latncy: unknown; did you mean latency? allowed: clock_check, latency"),
+    (
+        "runner=latncy",
+        "runner=latncy: unknown; did you mean latency or fidelity? allowed: clock_check, fidelity, latency",
+    ),
     ("~astra", "override=~astra: keys cannot be removed"),
     ("nonsense", "override=nonsense: cannot be read"),
     ("=3", "override==3: cannot be read"),
@@ -87,7 +90,7 @@ def test_bad_input_is_named(words: str, message: str) -> None:
 
 
 def test_missing_experiment_lists_them_all() -> None:
-    with pytest.raises(ConfigError, match="bandwidth_sweep, clock_check, smoke"):
+    with pytest.raises(ConfigError, match="bandwidth_sweep, clock_check, fidelity, smoke"):
         load_config([])
     with pytest.raises(ConfigError, match="did you mean smoke"):
         load_config(["+experiment=smok"])

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from testbed.config import load_config
 from testbed.grid import batches, config_signature, points
-from testbed.records import KEY_COLUMNS
-from testbed.schema import Config
+from testbed.rows import LATENCY
+from testbed.schema import LatencyConfig
 
 
 @cache
-def smoke() -> Config:
+def smoke() -> LatencyConfig:
     return load_config(["+experiment=smoke"])
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
+def configs(draw: st.DrawFn) -> LatencyConfig:
     def some(items: list[Any]) -> list[Any]:
         return draw(st.lists(st.sampled_from(items), min_size=1, unique=True))
 
@@ -36,7 +36,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 @given(configs())
-def test_each_combination_is_there_once(config: Config) -> None:
+def test_each_combination_is_there_once(config: LatencyConfig) -> None:
     grid = points(config)
     variants = sum(len(config.settings["astra"]["groups"]) if name == "astra" else 1 for name in config.methods)
     split = variants - ("single" in config.methods)
@@ -45,7 +45,7 @@ def test_each_combination_is_there_once(config: Config) -> None:
 
 
 @given(configs())
-def test_a_cluster_is_brought_up_once_for_each_number_of_devices(config: Config) -> None:
+def test_a_cluster_is_brought_up_once_for_each_number_of_devices(config: LatencyConfig) -> None:
     grid = batches(config)
     sizes = [size for size, _ in grid]
     assert len(set(sizes)) == len(sizes)
@@ -55,14 +55,14 @@ def test_a_cluster_is_brought_up_once_for_each_number_of_devices(config: Config)
 
 
 @given(configs(), st.integers(0, 2**32 - 1))
-def test_order_depends_on_the_seed_alone(config: Config, seed: int) -> None:
+def test_order_depends_on_the_seed_alone(config: LatencyConfig, seed: int) -> None:
     assert points(config) == points(dataclasses.replace(config))
     other = points(dataclasses.replace(config, seed=seed))
     assert sorted(map(str, other)) == sorted(map(str, points(config)))
 
 
 @given(configs())
-def test_signature_is_of_what_is_measured(config: Config) -> None:
+def test_signature_is_of_what_is_measured(config: LatencyConfig) -> None:
     def same(**changes: Any) -> bool:
         return config_signature(dataclasses.replace(config, **changes)) == config_signature(config)
 
@@ -79,7 +79,7 @@ def test_signatures_are_the_same_in_every_process() -> None:
 
 def test_points_fill_the_key_columns_and_name_themselves() -> None:
     point = next(point for point in points(smoke()) if point.settings and dict(point.settings)["groups"] == 16)
-    assert tuple(point.columns) == KEY_COLUMNS
+    assert tuple(point.columns) == LATENCY.keys
     assert (point.columns["groups"], point.columns["codebook_size"], point.columns["codec"]) == (16, 1024, "vq")
     assert point.load().groups == 16
     assert point.label.endswith(f", 2 devices, {point.bandwidth_mbps:g} Mbps")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,13 +9,16 @@ import pandas as pd
 import pytest
 
 from testbed.errors import ConfigError, TestbedError
-from testbed.records import COLUMNS, FILLED_HERE, KEY_COLUMNS, RunFolder, point_key, provenance
+from testbed.provenance import provenance
+from testbed.records import RunFolder
+from testbed.rows import LATENCY, STAMPED
 
+COLUMNS, point_key = LATENCY.columns, LATENCY.key
 EXAMPLE = {"string": "x", "Int64": 1, "Float64": 0.5, "boolean": True}
 
 
 def row(method: str = "single", bandwidth_mbps: float = 10, **values: Any) -> dict[str, Any]:
-    filled = {name: EXAMPLE[kind] for name, kind in COLUMNS.items() if name not in FILLED_HERE}
+    filled = {name: EXAMPLE[kind] for name, kind in COLUMNS.items() if name not in (*STAMPED, *LATENCY.derived)}
     return {**filled, "method": method, "bandwidth_mbps": bandwidth_mbps, "status": "ok", "error": None, **values}
 
 
@@ -31,7 +33,7 @@ def test_rows_come_back_with_their_types(folder: RunFolder) -> None:
     folder.append([row("astra", groups=16)])
     frame = RunFolder(folder.results_dir, "smoke", "abc").rows()
     assert list(frame.columns) == list(COLUMNS)
-    assert {name: str(kind) for name, kind in frame.dtypes.items()} == COLUMNS
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == dict(COLUMNS)
     assert list(frame["repeat"]) == [0, 1, 1]
     assert set(frame["signature"]) == {"abc"} and set(frame["experiment"]) == {"smoke"}
     copy = pd.read_csv(folder.csv)
@@ -42,7 +44,7 @@ def test_columns_are_the_design_cards() -> None:
     text = """experiment signature method codec groups codebook_size devices
     bandwidth_mbps delay_ms loss_pct tokens layers hidden heads model topology network device_profile compute_mode
     time_scale repeat latency_ms compute_ms encode_ms wire_ms wait_ms decode_ms speedup payload_bytes formula_bytes
-    wire_bytes wire_floor_ms verified max_abs_err overruns fidelity fidelity_note
+    wire_bytes wire_floor_ms free_burst_bytes verified max_abs_err overruns fidelity fidelity_note
     residual_pct status error"""
     assert list(COLUMNS) == text.split()
 
@@ -56,12 +58,14 @@ def test_wrong_columns_are_refused(folder: RunFolder) -> None:
 
 
 def test_only_points_with_all_rows_ok_are_finished(folder: RunFolder) -> None:
-    failed = {name: row("tensor")[name] for name in KEY_COLUMNS}  # nothing was measured
+    failed = {name: row("tensor")[name] for name in LATENCY.keys}  # nothing was measured
     folder.append([row(repeat=0), row(repeat=1)])
     folder.append([{**failed, "status": "failed", "error": "rank 1 is gone"}])
-    assert folder.finished() == {point_key(row())}
+    assert folder.points() == {point_key(row()): True, point_key(row("tensor")): False}
+    assert folder.settled(retry_failed=True) == {point_key(row())}
+    assert folder.settled(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
     folder.append([row("tensor")])  # a later run repairs it
-    assert folder.finished() == {point_key(row()), point_key(row("tensor"))}
+    assert folder.settled(retry_failed=True) == {point_key(row()), point_key(row("tensor"))}
     assert set(folder.rows()["status"]) == {"ok"} and len(folder.rows()) == 3
 
 
@@ -98,7 +102,7 @@ def test_a_truncated_file_is_named(folder: RunFolder) -> None:
     folder.append([row()])
     folder.parquet.write_bytes(folder.parquet.read_bytes()[:-100])
     with pytest.raises(TestbedError, match=r"results\.parquet is damaged"):
-        folder.finished()
+        folder.points()
 
 
 def test_the_parquet_file_is_the_truth(folder: RunFolder) -> None:
@@ -140,10 +144,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file", "smoke", "abc")
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"runs"', "{}", "[" * 100_000])
+def test_a_damaged_manifest_is_named(folder: RunFolder, text: str) -> None:
+    assert folder.runs() == []
+    folder.manifest.write_text(text)
+    with pytest.raises(TestbedError, match=r"manifest\.json is damaged"):
+        folder.runs()
+
+
 def test_the_manifest_says_how_it_was_made(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hush-hush")
-    folder.write_manifest({"provenance": provenance()})
-    text = (folder.path / "manifest.json").read_text()
-    made = json.loads(text)["provenance"]
+    folder.write_manifest([provenance()])
+    text = folder.manifest.read_text()
+    (made,) = folder.runs()
     assert made["packages"]["torch"] and made["kernel"] and made["cores"] >= 1 and "git_sha" in made
     assert "hush-hush" not in text and os.uname().nodename not in text.replace(made["cpu"], "")

@@ -16,6 +16,7 @@ from testbed.config import load_config
 from testbed.errors import CommError, EnvironmentFault
 from testbed.grid import config_signature
 from testbed.network import probe, sandbox
+from testbed.provenance import code_hash
 from testbed.records import RunFolder
 from tests.test_records import row
 
@@ -74,7 +75,7 @@ def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
     shown = command("--cfg", "job", SMOKE, cwd=tmp_path)
     assert shown.returncode == 0 and "experiment: smoke" in shown.stdout and "codebook_size: 1024" in shown.stdout
     helped = command("--help", cwd=tmp_path)
-    assert helped.returncode == 0 and "experiment: bandwidth_sweep, clock_check, smoke" in helped.stdout
+    assert helped.returncode == 0 and "experiment: bandwidth_sweep, clock_check, fidelity, smoke" in helped.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -130,6 +131,7 @@ def test_after_a_signal_the_user_learns_where_the_points_are(
     assert "no point was finished" in capsys.readouterr().err
     folder = folder_of(tmp_path, "network=loopback")
     folder.append([row()])
+    folder.write_manifest([{"code_hash": code_hash()}])
     assert supervised("network=loopback", code=130)[0] == 130
     assert f"finished points lie in {folder.path}" in capsys.readouterr().err
 
@@ -137,9 +139,24 @@ def test_after_a_signal_the_user_learns_where_the_points_are(
 def test_without_resume_earlier_results_are_set_aside(supervised: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "network=loopback")
     folder.append([row()])
+    folder.write_manifest([{"code_hash": code_hash()}])
     assert supervised("network=loopback")[0] == 0 and len(folder.rows()) == 1
     assert supervised("network=loopback", "resume=false")[0] == 0 and folder.rows().empty
     assert len(list((tmp_path / "smoke").iterdir())) == 2
+
+
+@pytest.mark.parametrize("runs", [[], [{"code_hash": "0123456789"}], [{}]])
+def test_rows_of_other_code_are_not_mixed_in_unless_forced(
+    supervised: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: list[dict[str, str]]
+) -> None:
+    folder = folder_of(tmp_path, "network=loopback")
+    folder.append([row()])
+    folder.write_manifest(runs)
+    assert supervised("network=loopback") == (2, [])
+    error = capsys.readouterr().err
+    assert error.startswith("error: resume=true: ") and "other code" in error and error.count("\n") == 1
+    assert supervised("network=loopback", "force=true")[0] == 0
+    assert len(folder.rows()) == 1
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,20 +166,33 @@ class DeviceWorker:
         return self._group
 
     def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[tuple[float, float]]:
-        """Time one collective alone: (begin, end) of each repeat. payload_bytes: what each rank contributes."""
+        """Time one operation alone: (begin, end) of each repeat. payload_bytes: what each rank contributes.
+
+        one_way, both_ways: between ranks 0 and 1, 2 and 3, ... at once; a last rank without a partner only waits.
+        """
         group = self._connected()
         local = torch.zeros(payload_bytes, dtype=torch.uint8)
-        numbers = torch.zeros(payload_bytes // 4)
-        run = {
+        partner = self.rank ^ 1
+        run: dict[str, Callable[[], object]] = {
             "all_gather": lambda: group.all_gather(local, [payload_bytes] * self.world),
-            "all_reduce": lambda: group.all_reduce(numbers),
+            "all_reduce": lambda: group.all_reduce(local.view(torch.float32)),
             "nothing": lambda: None,
-        }[operation]
+            "one_way": lambda: (
+                group.recv([payload_bytes], torch.uint8, partner) if self.rank % 2 else group.send(local, partner)
+            ),
+            "both_ways": lambda: group.sendrecv(local, partner, [payload_bytes], torch.uint8, partner),
+        }
+        if operation in ("one_way", "both_ways") and partner >= self.world:
+            operation = "nothing"
         times = []
         with realtime():
             for _ in range(repeats):
                 self._start_line()
                 begin = time.monotonic()
-                run()
+                run[operation]()
                 times.append((begin, time.monotonic()))
         return times
+
+    def retransmits(self) -> int:
+        """Segments that this rank's data connections have sent twice; 0 on transports that do not tell."""
+        return self._group.retransmits() if isinstance(self._group, TcpGroup) else 0

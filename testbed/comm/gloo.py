@@ -73,6 +73,15 @@ class GlooGroup(Group):
         self._run("recv", lambda: self._gloo.recv([result], peer, 0), result.nbytes)
         return result
 
+    def sendrecv(self, tensor: Tensor, to: int, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
+        result = torch.empty(tuple(shape), dtype=dtype)
+        begin = time.monotonic()
+        works = [self._gloo.recv([result], source, 2), self._gloo.send([tensor.contiguous()], to, 2)]
+        for work in works:
+            self._wait("sendrecv", lambda work=work: work)
+        self._book(begin, result.nbytes)
+        return result
+
     def barrier(self) -> None:
         self._wait("barrier", self._gloo.barrier)
 

@@ -101,6 +101,10 @@ class Group(ABC):
         """Receive one tensor of this shape and dtype from one peer."""
 
     @abstractmethod
+    def sendrecv(self, tensor: Tensor, to: int, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
+        """Send ``tensor`` to one peer while receiving one of this shape and dtype from another or the same."""
+
+    @abstractmethod
     def barrier(self) -> None:
         """Return when all ranks have come here. Not counted as payload."""
 

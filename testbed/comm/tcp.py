@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ from torch import Tensor
 from testbed.comm.exchange import Exchange
 from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
 from testbed.comm.pacing import Pacing
+
+TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags, then the 24th 32-bit number
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
@@ -120,6 +123,12 @@ class TcpGroup(Group):
         self._exchange("send", {}, {peer: result})
         return result
 
+    def sendrecv(self, tensor: Tensor, to: int, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
+        self._settle()
+        result = torch.empty(tuple(shape), dtype=dtype)
+        self._exchange("send", {to: tensor.contiguous()}, {source: result})
+        return result
+
     def barrier(self) -> None:
         self._settle()
         nothing = memoryview(bytearray())
@@ -128,6 +137,13 @@ class TcpGroup(Group):
             to, source = (self.rank + distance) % self.world, (self.rank - distance) % self.world
             self._wire.run("barrier", {to: nothing}, {source: nothing})
             distance *= 2
+
+    def retransmits(self) -> int:
+        """Segments sent twice on these connections so far; 0 where the system does not tell."""
+        if not hasattr(socket, "TCP_INFO"):
+            return 0
+        infos = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS.stop) for c in self._connections)
+        return sum(int.from_bytes(info[TOTAL_RETRANS], sys.byteorder) for info in infos)
 
     def close(self) -> None:
         if self._worker is not None:

@@ -33,16 +33,25 @@ class Network(ABC):
         """Start a process on a device, with its output in ``log``."""
 
     @abstractmethod
-    def shape(self, rate_bps: float) -> None:
-        """Set every data link to ``rate_bps`` bits/s both ways."""
+    def shape(self, rate_bps: float, shaper: str) -> None:
+        """Set every data link to ``rate_bps`` bits/s both ways with one of ``testbed.network.shaping.SHAPERS``."""
 
     @abstractmethod
-    def pacing(self, rate_bps: float) -> Pacing:
-        """How ranks must hand bytes to links of this rate."""
+    def pacing(self) -> Pacing:
+        """How ranks must hand bytes to the links as they are now."""
+
+    @property
+    @abstractmethod
+    def bucket_bytes(self) -> int:
+        """What a link that was idle lets through at once."""
 
     @abstractmethod
     def delivered_bytes(self) -> list[int] | None:
         """Bytes that each device's link has delivered to it so far, with packet headers; None if uncounted."""
+
+    @abstractmethod
+    def dropped_packets(self) -> int | None:
+        """Packets that the links' queues have refused so far; None if uncounted."""
 
     @abstractmethod
     def describe(self) -> dict[str, object]:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.comm.pacing import Pacing, TransportPacing
+from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
+from testbed.network.shaping import SHAPERS
 
 
 class LoopbackNetwork(Network):
@@ -33,13 +35,23 @@ class LoopbackNetwork(Network):
         with log.open("wb") as output:
             return subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
 
-    def shape(self, rate_bps: float) -> None:
-        """Nothing to do here: ranks pace themselves by ``pacing``."""
+    def shape(self, rate_bps: float, shaper: str) -> None:
+        """Ranks pace themselves by ``pacing``."""
+        if shaper != SHAPERS[0]:
+            raise EnvironmentFault(f"loopback links are paced in the transport; {shaper} needs network=mininet")
+        self._rate_bps = rate_bps
 
-    def pacing(self, rate_bps: float) -> Pacing:
-        return TransportPacing(rate_bps)
+    def pacing(self) -> Pacing:
+        return TransportPacing(self._rate_bps)
+
+    @property
+    def bucket_bytes(self) -> int:
+        return 0
 
     def delivered_bytes(self) -> None:
+        return None
+
+    def dropped_packets(self) -> None:
         return None
 
     def describe(self) -> dict[str, object]:

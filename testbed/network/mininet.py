@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mininet.log import setLogLevel
 from mininet.net import Mininet
 from mininet.nodelib import LinuxBridge
 
-from testbed.comm.pacing import CreditHold, Pacing
+from testbed.comm.pacing import Pacing
 from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
 from testbed.network.probe import kernel_qdiscs
@@ -21,6 +23,7 @@ from testbed.network.sandbox import scratch
 from testbed.network.shaping import LinkPolicy
 
 FORWARDING_TIMEOUT_S = 10.0
+UNSHAPED_BPS = 1e10  # before the first shape()
 HOST_SETUP = (
     "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
     # Connections live as long as the run and rest between layers: they must not start slowly each time.
@@ -42,7 +45,7 @@ class MininetNetwork(Network):
         self.control_ip = "10.1.0.254"
         self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(devices)]
         self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(devices)]
-        self._rate_bps: float | None = None
+        self._policy = LinkPolicy(UNSHAPED_BPS)
 
     def __enter__(self) -> MininetNetwork:
         setLogLevel("error")
@@ -82,29 +85,46 @@ class MininetNetwork(Network):
         with log.open("wb") as output:
             return self._hosts[device].popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
 
-    def shape(self, rate_bps: float) -> None:
-        policy = LinkPolicy(rate_bps)
-        batches = [("", [f"d0-h{rank}" for rank in range(self.devices)])]
-        batches += [(str(host.pid), [f"h{rank}-data"]) for rank, host in enumerate(self._hosts)]
-        for pid, interfaces in batches:
-            enter = ["mnexec", "-a", pid] if pid else []
-            lines = "\n".join(line for interface in interfaces for line in policy.commands(interface))
+    def shape(self, rate_bps: float, shaper: str) -> None:
+        if shaper == "netem" and shaper not in kernel_qdiscs():
+            raise EnvironmentFault("this kernel has no netem (module sch_netem)")
+        policy = LinkPolicy(rate_bps, shaper)
+        for (enter, interfaces), lines in zip(self._link_ends(), self._commands(policy), strict=True):
             done = subprocess.run([*enter, "tc", "-batch", "-"], input=lines, capture_output=True, text=True)
             if done.returncode:
                 raise EnvironmentFault(
                     f"tc refused {rate_bps:g} bit/s on {', '.join(interfaces)}: {done.stderr.strip()}"
                 )
-        self._rate_bps = rate_bps
+        self._policy = policy
 
-    def pacing(self, rate_bps: float) -> Pacing:
-        return CreditHold(rate_bps, LinkPolicy(rate_bps).bucket_bytes)
+    def _link_ends(self) -> list[tuple[list[str], list[str]]]:
+        """Both ends of each data link: how to enter their namespace, and their names in it; the switch first."""
+        hosts = [(["mnexec", "-a", str(host.pid)], [f"{host.name}-data"]) for host in self._hosts]
+        return [([], [f"d0-{host.name}" for host in self._hosts]), *hosts]
+
+    def _commands(self, policy: LinkPolicy) -> list[str]:
+        return ["\n".join(itertools.chain(*map(policy.commands, names))) for _, names in self._link_ends()]
+
+    def pacing(self) -> Pacing:
+        return self._policy.pacing()
+
+    @property
+    def bucket_bytes(self) -> int:
+        return self._policy.bucket_bytes
 
     def delivered_bytes(self) -> list[int]:
         # The switch port's qdisc counts every packet of an offloaded bundle with its headers; interface counters do
         # not.
-        shown = subprocess.run(["tc", "-s", "-j", "qdisc", "show"], capture_output=True, text=True, check=True)
-        sent = {entry["dev"]: entry["bytes"] for entry in json.loads(shown.stdout) if entry.get("root")}
+        sent = {entry["dev"]: entry["bytes"] for entry in _root_qdiscs([])}
         return [sent.get(f"d0-h{rank}", 0) for rank in range(self.devices)]
+
+    def dropped_packets(self) -> int:
+        return sum(
+            entry["drops"]
+            for enter, interfaces in self._link_ends()
+            for entry in _root_qdiscs(enter)
+            if entry["dev"] in interfaces
+        )
 
     def describe(self) -> dict[str, object]:
         return {
@@ -113,8 +133,14 @@ class MininetNetwork(Network):
             "data_addresses": self.device_data_ips,
             "control_addresses": self.device_control_ips,
             "kernel_qdiscs": kernel_qdiscs(),
-            "shaper": "tbf on both ends of each data link, bucket charged by hold-back before idle links send",
-            "bucket_bytes": None if self._rate_bps is None else LinkPolicy(self._rate_bps).bucket_bytes,
+            "shaper": "on both ends of each data link; tbf's bucket is charged by hold-back before idle links send",
+            "bucket_bytes": self.bucket_bytes,
             "tcp": {"congestion_control": "cubic", "host_setup": HOST_SETUP},
-            "tc": None if self._rate_bps is None else LinkPolicy(self._rate_bps).commands("d0-h0"),
+            "tc": self._policy.commands("d0-h0"),
         }
+
+
+def _root_qdiscs(enter: list[str]) -> list[dict[str, Any]]:
+    """Counters of the outermost qdisc of each interface in a namespace."""
+    shown = subprocess.run([*enter, "tc", "-s", "-j", "qdisc", "show"], capture_output=True, text=True, check=True)
+    return [entry for entry in json.loads(shown.stdout) if entry.get("root")]

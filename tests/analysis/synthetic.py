@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from testbed.records import COLUMNS
+from testbed.rows import LATENCY
 
 BANDWIDTHS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 SINGLE_MS = 350.0
@@ -57,6 +57,7 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "payload_bytes": round(MBIT[method] * 1e6 / 8),
         "formula_bytes": round(MBIT[method] * 1e6 / 8),
         "wire_bytes": round(MBIT[method] * 1.04e6 / 8),
+        "free_burst_bytes": 0,
         "wire_floor_ms": wire,
         "verified": True,
         "max_abs_err": 1e-6,
@@ -72,7 +73,7 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
 
 def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Rows with the dtypes that the testbed writes."""
-    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
+    return pd.DataFrame(list(rows), columns=list(LATENCY.columns)).astype(dict(LATENCY.columns))
 
 
 def failed(method: str, groups: int = 0, **changes: Any) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def failed(method: str, groups: int = 0, **changes: Any) -> dict[str, Any]:
     keep = ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens")
     known = {name: value for name, value in row(method, groups, **changes).items() if name in keep}
     return (
-        dict.fromkeys(COLUMNS)
+        dict.fromkeys(LATENCY.columns)
         | known
         | {"status": "failed", "error": "all_gather: rank 2 is missing after 30 s"}
         | changes

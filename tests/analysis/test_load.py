@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from analysis.load import ResultsError, label, load_manifest, load_rows, with_labels
-from testbed.records import COLUMNS
+from analysis.load import ResultsError, label, load_rows, revisions, with_labels
+from testbed.rows import LATENCY
 from tests.analysis import synthetic
 
 
@@ -12,7 +12,7 @@ def test_parquet_and_csv_give_the_same_frame(tmp_path):
     from_csv = load_rows(tmp_path)
     made.to_parquet(tmp_path / "results.parquet", index=False)
     pd.testing.assert_frame_equal(load_rows(tmp_path), from_csv)
-    assert list(from_csv.columns) == list(COLUMNS)
+    assert list(from_csv.columns) == list(LATENCY.columns)
     assert from_csv["verified"].all() and from_csv["error"].eq("").all()
 
 
@@ -44,9 +44,11 @@ def test_errors_say_what_is_wrong(tmp_path):
 
 
 def test_manifest_is_never_needed(tmp_path):
-    assert load_manifest(tmp_path) == {}
-    (tmp_path / "manifest.json").write_text('{"git_sha": "ab')
-    assert load_manifest(tmp_path) == {}
+    assert revisions(tmp_path) == []
+    (tmp_path / "manifest.json").write_text('{"runs": [{"git_sha": "ab')
+    assert revisions(tmp_path) == []
+    (tmp_path / "manifest.json").write_text('{"runs": [{"git_sha": "ab"}, {"git_sha": "ab"}, {"git_sha": null}]}')
+    assert revisions(tmp_path) == ["ab"]
 
 
 def test_label_names_the_groups_of_astra_only():

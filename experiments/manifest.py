@@ -1,0 +1,39 @@
+"""This run's entry in manifest.json, written as the run goes on, so that a run that is ended is on record too."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from typing import Any
+
+from testbed.provenance import provenance
+from testbed.records import RunFolder
+from testbed.schema import Config
+
+
+class Manifest:
+    """An entry beside those of the folder's earlier runs; written at once."""
+
+    def __init__(self, folder: RunFolder, config: Config):
+        self._folder, self._earlier = folder, folder.runs()
+        self._entry: dict[str, Any] = {**provenance(), "config": dataclasses.asdict(config), "started": _now()}
+        self._clusters: list[dict[str, Any]] = []
+        self._write()
+
+    def open_cluster(self, facts: dict[str, Any]) -> None:
+        """A cluster is up; its points follow."""
+        self._clusters.append(facts)
+        self._write()
+
+    def close_cluster(self, facts: dict[str, Any]) -> None:
+        """The last cluster's points are measured; ``facts`` replace what was known of it before."""
+        self._clusters[-1] = facts
+        self._write()
+
+    def _write(self) -> None:
+        entry = self._entry | {"clusters": self._clusters, "last_written": _now()}
+        self._folder.write_manifest([*self._earlier, entry])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
