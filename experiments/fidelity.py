@@ -27,7 +27,7 @@ from testbed.progress import Steps, steps
 from testbed.records import RunFolder
 from testbed.rows import FIDELITY
 from testbed.schema import FidelityConfig
-from testbed.session import Session
+from testbed.session import Session, open_session
 
 TOLERANCE = 0.10  # of the ideal
 SLACK_S, MESSAGE_SLACK_S = 1e-3, 0.5e-3  # beyond its bytes: an operation at least, and each message of it
@@ -94,7 +94,7 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
     for devices, messages in grid.items():
         if not messages:
             continue
-        with Session(backend, config.topology.name, devices, config.comm, config.time_scale) as session:
+        with open_session(config, backend, devices) as session:
             print(f"cluster of {devices} devices on {backend}, up in {session.start_s:.1f} s")
             facts: dict[str, Any] = {"devices": devices, "calibration": [vars(calibrate(session, config.rates))]}
             facts |= {"idle_bytes": session.assert_silent(), "network": session.network.describe()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -12,8 +13,9 @@ from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.progress import console
 from testbed.schema import LatencyConfig
-from testbed.session import Session
+from testbed.session import open_session
 
 HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
 LATE_SHARE = 0.02  # of a pass: slots that ended so much too late in total spoil it
@@ -59,14 +61,24 @@ class Bench:
         self.session.__exit__()
 
     def _open(self) -> None:
+        """A fresh cluster, loaded and calibrated. If it does not come up, another one is tried once."""
+        try:
+            self._open_once()
+        except (ClusterError, CommError) as error:
+            console().print(f"cluster of {self.devices} devices: {error}; trying once more", soft_wrap=True)
+            self._open_once()
+
+    def _open_once(self) -> None:
         config = self.config
-        session = Session(self.backend, config.topology.name, self.devices, config.comm, config.time_scale)
-        self.session = session.__enter__()
+        with contextlib.ExitStack() as stack:
+            session = stack.enter_context(open_session(config, self.backend, self.devices))
+            session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
+            session.shape(max(config.bandwidths))
+            idle = session.assert_silent()
+            self.calibrations.append(calibrate(session, config.bandwidths))
+            stack.pop_all()
+        self.session = session
         self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass
-        session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
-        session.shape(max(config.bandwidths))
-        idle = session.assert_silent()
-        self.calibrations.append(calibrate(session, config.bandwidths))
         self.facts = {
             "start_s": round(session.start_s, 2),
             "reshape_s": round(session.reshape_s, 4),

@@ -148,9 +148,17 @@ class RunFolder:
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """``write(path)`` to a temporary file beside ``target``, then put it in target's place once it is safe on disk."""
+    """``write(path)`` to a temporary file beside ``target``, then put it in target's place once it is safe on disk.
+
+    Raises TestbedError if the disk does not take it; what was there stays.
+    """
     temporary = target.with_name(f".{target.name}.part")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise TestbedError(f"{target} cannot be written: {reason}; finished points are kept") from None

@@ -126,6 +126,7 @@ class Config:
     comm: str = one_of("tcp", "gloo")
     repeats: int = count()
     point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
+    timeout_s: float = ruled("a finite number > 0 (seconds)", positive)
     seed: int = ruled("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     results_dir: str = ruled("a folder", bool)
     resume: bool = ruled("true or false")

@@ -19,9 +19,9 @@ from testbed.models.weights import ModelChoice
 from testbed.network.backend import Network
 from testbed.network.sandbox import scratch
 from testbed.network.shaping import SHAPERS
+from testbed.schema import Config
 
-JOIN_TIMEOUT_S = 30.0  # connections between ranks
-OPERATION_TIMEOUT_S = 30.0  # one collective, beyond what its bytes need on the link
+ANSWER_S = 5.0  # a rank's answer may take so much longer than the operation it reports on
 COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
 LINE_UPS = 8
 QUIET_S = 0.5  # how long the data network is watched when it should be silent
@@ -38,14 +38,28 @@ def make_network(backend: str, topology: str, devices: int) -> Network:
     return LoopbackNetwork(devices)
 
 
+def open_session(config: Config, backend: str, devices: int) -> Session:
+    """The session that an experiment's configuration asks for; to be entered."""
+    return Session(backend, config.topology.name, devices, config.comm, config.time_scale, config.timeout_s)
+
+
 class Session:
     """``devices`` actors joined by emulated links. A context manager.
 
     comm: ``tcp`` or ``gloo``. time_scale: links run this many times slower than asked for, as the device's clock does.
+    timeout_s: the longest that joining, or one operation beyond what its bytes need on the link, may take.
     """
 
-    def __init__(self, backend: str, topology: str, devices: int, comm: str = "tcp", time_scale: float = 1.0):
-        self.devices, self.comm, self.time_scale = devices, comm, time_scale
+    def __init__(
+        self,
+        backend: str,
+        topology: str,
+        devices: int,
+        comm: str = "tcp",
+        time_scale: float = 1.0,
+        timeout_s: float = 30.0,
+    ):
+        self.devices, self.comm, self.time_scale, self.timeout_s = devices, comm, time_scale, timeout_s
         self.network = make_network(backend, topology, devices)
         self._stack = contextlib.ExitStack()
         self.start_s = self.reshape_s = 0.0
@@ -54,7 +68,7 @@ class Session:
         begin = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.network)
-            self.cluster = stack.enter_context(Cluster(self.network, self.devices))
+            self.cluster = stack.enter_context(Cluster(self.network, self.devices, self.timeout_s + ANSWER_S))
             self.join()
             self._stack = stack.pop_all()
         self.start_s = time.monotonic() - begin
@@ -66,16 +80,16 @@ class Session:
     def join(self) -> None:
         """Connect the actors over the data network; again after a collective failed, since streams are then torn."""
         addresses = self.cluster.call_each(
-            "listen", [(ip,) for ip in self.network.device_data_ips], timeout_s=JOIN_TIMEOUT_S, phase="listen"
+            "listen", [(ip,) for ip in self.network.device_data_ips], timeout_s=self.timeout_s, phase="listen"
         )
         if self.comm == "gloo":
             store = str(scratch() / f"gloo-{time.monotonic_ns()}")
-            args = [(ip, store, OPERATION_TIMEOUT_S) for ip in self.network.device_data_ips]
-            self.cluster.call_each("connect_gloo", args, timeout_s=2 * JOIN_TIMEOUT_S, phase="connect")
+            args = [(ip, store, self.timeout_s) for ip in self.network.device_data_ips]
+            self.cluster.call_each("connect_gloo", args, timeout_s=self.timeout_s + ANSWER_S, phase="connect")
         else:
             token = os.urandom(16)
             self.cluster.call(
-                "connect", addresses, token, OPERATION_TIMEOUT_S, timeout_s=2 * JOIN_TIMEOUT_S, phase="connect"
+                "connect", addresses, token, self.timeout_s, timeout_s=self.timeout_s + ANSWER_S, phase="connect"
             )
 
     def shape(self, bandwidth_mbps: float, shaper: str = SHAPERS[0]) -> None:
@@ -83,7 +97,7 @@ class Session:
         begin = time.monotonic()
         rate_bps = bandwidth_mbps * 1e6 / self.time_scale
         self.network.shape(rate_bps, shaper)
-        self.cluster.call("set_link", self.network.pacing(), rate_bps, timeout_s=JOIN_TIMEOUT_S, phase="shape")
+        self.cluster.call("set_link", self.network.pacing(), rate_bps, timeout_s=self.timeout_s, phase="shape")
         self.reshape_s = time.monotonic() - begin
 
     @property
@@ -136,7 +150,7 @@ class Session:
         before = self.network.delivered_bytes()
         if before is None:
             return None
-        self.cluster.call("collective", "nothing", 0, LINE_UPS, timeout_s=JOIN_TIMEOUT_S, phase="line up")
+        self.cluster.call("collective", "nothing", 0, LINE_UPS, timeout_s=self.timeout_s, phase="line up")
         after = self.network.delivered_bytes() or before
         return [(end - begin) / LINE_UPS for begin, end in zip(before, after, strict=True)]
 
@@ -148,7 +162,7 @@ class Session:
 
     def retransmits(self) -> int:
         """Segments that the ranks' data connections have sent twice so far."""
-        return sum(self.cluster.call("retransmits", timeout_s=JOIN_TIMEOUT_S, phase="counters"))
+        return sum(self.cluster.call("retransmits", timeout_s=self.timeout_s, phase="counters"))
 
     def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
         """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""

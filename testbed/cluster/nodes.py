@@ -7,21 +7,27 @@ import functools
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from testbed.cluster.answers import Answers
 from testbed.cluster.worker import DeviceWorker
-from testbed.errors import ClusterError, CommError
+from testbed.errors import ClusterError
 from testbed.network.backend import Network
 from testbed.network.sandbox import adopt_orphans, descendants, end_descendants, scratch
 
 PORT = 6379
 OBJECT_STORE_BYTES = 100_000_000
 START_TIMEOUT_S = 60.0
+WATCH_S = 1.0  # how often a call that is under way looks after Ray's processes
 
 
 @functools.cache
@@ -70,11 +76,15 @@ def _signals_deferred() -> Iterator[None]:
 
 
 class Cluster:
-    """One actor per device of a network. A context manager; leaving it ends Ray and every process of it."""
+    """One actor per device of a network. A context manager; leaving it ends Ray and every process of it.
 
-    def __init__(self, network: Network, devices: int):
-        self.network, self.devices = network, devices
+    grace_s: how long the other ranks may still take to answer after one has failed.
+    """
+
+    def __init__(self, network: Network, devices: int, grace_s: float):
+        self.network, self.devices, self.grace_s = network, devices, grace_s
         self.threads = max(1, (os.cpu_count() or 1) // devices)
+        self._nodes: list[tuple[str, int | None, psutil.Process]] = []  # name, rank, process
 
     def __enter__(self) -> Cluster:
         loopback = self.network.name == "loopback"
@@ -95,6 +105,7 @@ class Cluster:
             self._start_nodes()
         with _signals_deferred():
             self._connect(loopback)
+        self._nodes = [*self._find_nodes(loopback)]
         actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(DeviceWorker)
         self.workers = [
             actor.options(resources={f"device_{rank}": 1}).remote(rank, self.devices, self.threads)
@@ -109,6 +120,9 @@ class Cluster:
 
         ray.shutdown()
         end_descendants(keep=self._before)
+        for session in scratch().glob("ray*/session_*"):  # logs and sockets: the head's, and those of each host
+            if not session.is_symlink():
+                shutil.rmtree(session, ignore_errors=True)
 
     def _connect(self, loopback: bool) -> None:
         """Make this process Ray's driver; on loopback that also starts the only node."""
@@ -150,38 +164,52 @@ class Cluster:
             if process.wait(START_TIMEOUT_S):
                 raise ClusterError(f"the Ray node of device {rank} did not start: {logs[rank].read_text()[-400:]!r}")
 
-    def call(self, name: str, *args: Any, timeout_s: float, phase: str) -> list[Any]:
-        """Call a method on all actors and return the results by rank.
+    def _find_nodes(self, loopback: bool) -> Iterator[tuple[str, int | None, psutil.Process]]:
+        """Ray's processes that must live as long as the cluster."""
+        for process in descendants() - self._before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "gcs_server":
+                    yield "head", None, process
+                elif process.name() == "raylet":
+                    words = " ".join(process.cmdline())
+                    ranks = [
+                        r for r, ip in enumerate(self.network.device_control_ips) if f"node_ip_address={ip} " in words
+                    ]
+                    if loopback or not ranks:
+                        yield "head's node", None, process
+                    else:
+                        yield f"node of rank {ranks[0]}", ranks[0], process
 
-        Raises CommError or ClusterError with the ranks and the phase, after ``timeout_s`` at the latest.
-        """
+    def call(self, name: str, *args: Any, timeout_s: float, phase: str) -> list[Any]:
+        """Call a method on all actors and return the results by rank. Raises what ``call_each`` raises."""
         return self.call_each(name, [args] * self.devices, timeout_s=timeout_s, phase=phase)
 
     def call_each(self, name: str, args: list[tuple[Any, ...]], *, timeout_s: float, phase: str) -> list[Any]:
-        """``call`` with arguments of its own for each rank."""
+        """``call`` with arguments of its own for each rank.
+
+        Raises CommError if a collective failed and all ranks still answer, else ClusterError; both name the phase and
+        the ranks at fault. At the latest after ``timeout_s``; once a rank has failed, the others have ``grace_s`` left.
+        """
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
         refs = [getattr(worker, name).remote(*each) for worker, each in zip(self.workers, args, strict=True)]
-        done, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-        results, dead, faults = [], [], []
-        for rank, ref in enumerate(refs):
-            if ref in late:
-                continue
-            try:
-                results.append(ray.get(ref, timeout=timeout_s))
-            except (RayActorError, GetTimeoutError):
-                dead.append(rank)
-            except RayTaskError as error:
-                faults.append((rank, error.cause))
-        if dead:
-            raise ClusterError(f"{phase}: the actor of rank {dead} died", dead)
-        if faults:
-            rank, cause = faults[0]
-            if isinstance(cause, CommError):
-                raise CommError(f"{phase}: {cause}", cause.ranks)
-            raise ClusterError(f"{phase}: rank {rank}: {type(cause).__name__}: {cause}", [rank])
-        if late:
-            ranks = [rank for rank, ref in enumerate(refs) if ref in late]
-            raise ClusterError(f"{phase}: rank {ranks} did not answer within {timeout_s:g} s", ranks)
-        return results
+        answers = Answers(phase, self.devices)
+        now = time.monotonic()
+        deadline = now + timeout_s
+        while now < deadline and len(answers.seen) < self.devices:
+            waiting = [ref for rank, ref in enumerate(refs) if rank not in answers.seen]
+            done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=min(WATCH_S, deadline - now))
+            now = time.monotonic()
+            failed_before = answers.failed
+            for ref in done:
+                answers.take(refs.index(ref), ref)
+            if answers.failed and not failed_before:
+                deadline = min(deadline, now + self.grace_s)
+            self._check_nodes(phase)
+        return answers.results(timeout_s)
+
+    def _check_nodes(self, phase: str) -> None:
+        """ClusterError if a process of Ray is gone; its own detection takes up to a minute, and then ends us."""
+        for name, rank, process in self._nodes:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ClusterError(f"{phase}: the Ray {name} died", [] if rank is None else [rank])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.emulation.test_run import ROOT, command, pytestmark
+from tests.emulation.machine import ROOT, command, pytestmark
 
 __all__ = ["pytestmark"]
 

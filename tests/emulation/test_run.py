@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
-from testbed.network.probe import missing_for_mininet
+from tests.emulation.machine import ROOT, command, machine_state, pytestmark
 
-pytestmark = [
-    pytest.mark.emulation,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(missing_for_mininet()), reason="; ".join(missing_for_mininet())),
-]
-ROOT = Path(__file__).parents[2]
-SMALL = ["model.layers=4", "model.hidden=96", "model.heads=12", "tokens=50", "astra.codebook_size=64"]
-
-
-def command(results: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "testbed.run", "+experiment=smoke", f"results_dir={results}", *SMALL, *words]
+__all__ = ["pytestmark"]
 
 
 def test_every_method_across_mininet_links(tmp_path: Path) -> None:
@@ -43,22 +30,6 @@ def test_every_method_across_mininet_links(tmp_path: Path) -> None:
     assert (moved.wire_bytes > moved.payload_bytes).all()  # the kernel's counters saw the bytes go over the links
     manifest = json.loads((tmp_path / "latest" / "manifest.json").read_text())
     assert [cluster["idle_bytes"] for cluster in manifest["runs"][-1]["clusters"]] == [0, 0, 0, 0]
-
-
-def machine_state() -> dict[str, set[str]]:
-    """What a run could leave behind: interfaces, network namespaces, files, processes of Ray or of the testbed."""
-    words = ("ray::", "raylet", "gcs_server", "testbed.", "mnexec", "mininet:")
-    processes = {
-        f"{process.pid} {line[:60]}"
-        for process in psutil.process_iter(["cmdline"])
-        if any(word in (line := " ".join(process.info["cmdline"] or [])) for word in words)
-    }
-    return {
-        "interfaces": set(psutil.net_if_stats()),
-        "/tmp": set(os.listdir("/tmp")),
-        "/dev/shm": set(os.listdir("/dev/shm")),
-        "processes": processes,
-    }
 
 
 PHASES = {"bring-up": "cluster of", "measuring": "[1/"}

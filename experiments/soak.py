@@ -1,0 +1,113 @@
+"""``make soak``: 50 clusters up and down in one process; what each leaves behind would add up, so it must not grow.
+
+Memory is allowed to settle: allocators keep what they once had. Ray keeps one dead connection of each cluster, which
+is counted apart. Everything else has to be the same after each cycle.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from dataclasses import asdict, dataclass
+
+import psutil
+from rich.table import Table
+
+from testbed.errors import EnvironmentFault
+from testbed.network.probe import choose_backend
+from testbed.network.sandbox import inside, scratch, supervise
+from testbed.progress import console, steps
+from testbed.session import Session
+
+CYCLES, DEVICES = 50, 2
+SETTLING = 5  # cycles after which caches and pools have what they need
+MEMORY_GROWTH_MIB = 30
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What one process and its sandbox hold between two clusters.
+
+    closed_by_peer: connections that Ray's library does not let go of when it is shut down, one for each cluster; they
+    are not among ``descriptors``. memory_mib: resident, of the driver.
+    """
+
+    descriptors: int
+    closed_by_peer: int
+    threads: int
+    processes: int
+    network_namespaces: int
+    interfaces: int
+    temporary_files: int
+    memory_mib: int
+
+    @classmethod
+    def now(cls) -> Counters:
+        """Count."""
+        own = psutil.Process()
+        dead = sum(map(_closed_by_peer, os.listdir("/proc/self/fd")))
+        spaces = {os.readlink(f"/proc/{process.pid}/ns/net") for process in (own, *own.children(recursive=True))}
+        return cls(
+            descriptors=own.num_fds() - dead,
+            closed_by_peer=dead,
+            threads=own.num_threads(),
+            processes=len(own.children(recursive=True)),
+            network_namespaces=len(spaces),
+            interfaces=len(psutil.net_if_stats()),
+            temporary_files=sum(len(files) for _, _, files in os.walk(scratch())),
+            memory_mib=own.memory_info().rss >> 20,
+        )
+
+
+def main() -> int:
+    """Print the counters after each cycle; exit code 1 if any grew, 2 where Mininet cannot run."""
+    cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
+    if not inside():
+        try:
+            return supervise(sys.argv[1:], choose_backend("mininet"), module="experiments.soak")
+        except EnvironmentFault as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    seen = []
+    with steps(f"{cycles} clusters of {DEVICES} devices", cycles) as shown:
+        for cycle in range(1, cycles + 1):
+            with Session("mininet", "star", DEVICES) as session:
+                session.shape(100)
+                session.collective("all_gather", 10_000, 3)
+            seen.append(Counters.now())
+            values = ", ".join(f"{name} {value}" for name, value in asdict(seen[-1]).items())
+            shown.done(1, f"[{cycle}/{cycles}] {values}")
+    return report(seen)
+
+
+def _closed_by_peer(descriptor: str) -> bool:
+    """Whether a descriptor of this process is a TCP connection whose other end is gone."""
+    try:
+        if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
+            return False
+        with socket.socket(fileno=os.dup(int(descriptor))) as copy:
+            if copy.family != socket.AF_INET or copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return False
+            copy.getpeername()
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def report(seen: list[Counters]) -> int:
+    """The table of first, highest and last counts. Returns 1 if anything grew after SETTLING cycles, else 0."""
+    table = Table("between two clusters", "after settling", "highest since", "last", "flat")
+    grown = 0
+    for name in asdict(seen[0]):
+        values = [getattr(counters, name) for counters in seen[min(SETTLING, len(seen)) - 1 :]]
+        flat = values[-1] - values[0] <= {"memory_mib": MEMORY_GROWTH_MIB, "closed_by_peer": len(values)}.get(name, 0)
+        grown += not flat
+        table.add_row(name, str(values[0]), str(max(values)), str(values[-1]), "yes" if flat else "NO")
+    console().print(table)
+    return int(grown > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What tests on real emulated hosts share: the command, what it could leave behind, and the processes of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from testbed.network.probe import missing_for_mininet
+
+pytestmark = [
+    pytest.mark.emulation,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(missing_for_mininet()), reason="; ".join(missing_for_mininet())),
+]
+ROOT = Path(__file__).parents[2]
+SMALL = ["model.layers=4", "model.hidden=96", "model.heads=12", "tokens=50", "astra.codebook_size=64"]
+
+
+def command(results: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "testbed.run", "+experiment=smoke", f"results_dir={results}", *SMALL, *words]
+
+
+# What the testbed and its libraries call their temporary files; other programs write to /tmp too.
+OUR_FILES = ("testbed", "ray", "tmp", "torch", "gloo", "mn", "pymp")
+
+
+def machine_state() -> dict[str, set[str]]:
+    """What a run could leave behind: interfaces, network namespaces, files, processes of Ray or of the testbed."""
+    words = ("ray::", "raylet", "gcs_server", "testbed.", "mnexec", "mininet:")
+    processes = {
+        f"{process.pid} {line[:60]}"
+        for process in psutil.process_iter(["cmdline"])
+        if any(word in (line := " ".join(process.info["cmdline"] or [])) for word in words)
+    }
+    return {
+        "interfaces": set(psutil.net_if_stats()),
+        "/tmp": {name for name in os.listdir("/tmp") if name.startswith(OUR_FILES)},
+        "/dev/shm": set(os.listdir("/dev/shm")),
+        "processes": processes,
+    }
+
+
+def actor(below: psutil.Process, rank: int) -> psutil.Process:
+    """The actor of a rank, among the processes below one: the one whose host has the rank's data address."""
+    for process in below.children(recursive=True):
+        routes = Path(f"/proc/{process.pid}/net/fib_trie")
+        if process.name().startswith("ray::DeviceW") and f"-- 10.2.0.{rank + 1}\n" in routes.read_text():
+            return process
+    raise AssertionError(f"no actor of rank {rank}")
