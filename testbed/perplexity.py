@@ -1,0 +1,37 @@
+"""How well a language model predicts text: negative log likelihood of each window, and the perplexity of them all.
+
+Shape suffixes: N windows, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def window_nll(
+    logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """Mean negative log likelihood of each window's tokens but the first, in nats a token, [N], float64.
+
+    logits_of: ids [1, S] -> logits [1, S, V]: a model, or a method's simulation of it. One window at a time, as logits
+    are large; ``progress(done, total)`` is called after each. The windows, all of one length, are what a bootstrap
+    draws from.
+    """
+    nll_N = torch.empty(len(windows_NS), dtype=torch.float64)
+    for index, ids_S in enumerate(windows_NS):
+        logits_SV = logits_of(ids_S[None])[0]
+        nll_N[index] = F.cross_entropy(logits_SV[:-1].float(), ids_S[1:]).item()
+        if progress is not None:
+            progress(index + 1, len(windows_NS))
+    return nll_N
+
+
+def perplexity(nll_N: Tensor) -> float:
+    """exp of the mean over windows of one length, which is the mean over all predicted tokens."""
+    return math.exp(nll_N.mean().item())
