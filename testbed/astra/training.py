@@ -167,7 +167,7 @@ class _Run:
         devices = settings.devices[int(torch.randint(len(settings.devices), ()))]
         cut = random_shares if settings.random_cuts else even_shares
         shares = cut(self.student.tokens, devices)
-        inputs, targets = (tensor.to(self.device) for tensor in self.examples.batch(indices, augmented=True))
+        inputs, targets = (tensor.to(self.device) for tensor in self.examples.batch(indices, settings.augment))
         half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             loss = objective(settings.objective, self.student, self.teacher, inputs, targets, shares)

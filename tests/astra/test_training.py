@@ -209,6 +209,22 @@ def test_elastic_training_draws_every_number_of_devices_and_other_cuts(tmp_path:
     assert set(seen) == {(6, 5, 5)}
 
 
+def test_examples_vary_only_where_asked(tmp_path: Path) -> None:
+    asked = []
+
+    class Watched(Toy):
+        def batch(self, indices: torch.Tensor, augmented: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+            asked.append(augmented)
+            return super().batch(indices, augmented)
+
+    data = toy(80, 1)
+    for augment in (True, False):
+        asked.clear()
+        settings = replace(SHORT, epochs=1, augment=augment)
+        run(tiny_student(), tmp_path / str(augment), settings, examples=Watched(data.pixels, data.labels))
+        assert asked == [augment] * 5
+
+
 def test_distillation_pulls_towards_the_teacher(tmp_path: Path) -> None:
     teacher = AstraVit(tiny_model(seed=5)).eval()
     before = [parameter.clone() for parameter in teacher.parameters()]
