@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from testbed.astra.evaluation import Examples
 from testbed.astra.quantizer import check_quantizer
 from testbed.data import photographs
 from testbed.models.vit import VisionTransformer
@@ -30,6 +31,8 @@ RECIPE = 1  # to be raised with every change that alters codebooks, so that olde
 ITERATIONS = 6  # k-means gains little beyond
 SAMPLES_PER_CODEWORD = 4
 FEWEST_PICTURES = 4  # even where fewer give samples enough: codewords of one picture fit no other
+TRAINING_SAMPLES_PER_CODEWORD = 64  # where there are labelled pictures enough
+FEWEST_EXAMPLES = 256
 TOKENS_AT_ONCE = 2048  # through a block; bounds the memory of activations
 
 Progress = Callable[[int, int], None]
@@ -76,6 +79,18 @@ def train_codebooks(
         if layer + 1 < layers:
             x_BSD = torch.cat([block(part_BSD) for part_BSD in x_BSD.split(len(batches[0]))])
     return books
+
+
+def codebooks_of_examples(
+    model: VisionTransformer, examples: Examples, groups: Sequence[int], codebook_size: int, seed: int
+) -> dict[int, Tensor]:
+    """Codebooks as ``train_codebooks`` makes them, of examples that ``seed`` draws: where fine-tuning starts.
+
+    The model must be on the CPU. Raises what ``train_codebooks`` raises.
+    """
+    wanted = max(FEWEST_EXAMPLES, math.ceil(TRAINING_SAMPLES_PER_CODEWORD * codebook_size / model.shape.tokens))
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return train_codebooks(model, examples.batch(order[:wanted])[0], groups, codebook_size, seed)
 
 
 def codebooks_for(
