@@ -39,7 +39,7 @@ from testbed.astra.simulation import Student, random_shares
 from testbed.comm.group import even_shares
 from testbed.errors import ConfigError, TestbedError
 from testbed.progress import Steps, steps
-from testbed.records import provenance
+from testbed.provenance import provenance
 
 CHECKPOINT, RESULT, MANIFEST = "checkpoint.safetensors", "astra.safetensors", "manifest.json"
 
