@@ -134,7 +134,7 @@ def _inform() -> int:
 
 
 def _fail(error: TestbedError, code: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return code
 
 
