@@ -60,4 +60,4 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"unknown; {hint}allowed: {', '.join(names)}"
+    return f"unknown; {hint}allowed: {', '.join(names) or 'none'}"

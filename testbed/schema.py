@@ -42,9 +42,14 @@ def positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
+def link_rate(mbps: float) -> bool:
+    """A rate that times and queues can be computed of: 1 kbit/s to 1 Tbit/s."""
+    return 1e-3 <= mbps <= 1e6
+
+
 def count() -> Any:
-    """A whole number >= 1."""
-    return ruled("a whole number >= 1", lambda value: value >= 1)
+    """A whole number from 1 to a million: what is beyond is a slip, and formulas would leave the range of numbers."""
+    return ruled("a whole number from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
 
 
 def one_of(*names: str) -> Any:
@@ -120,7 +125,7 @@ class Config:
     runner: str = ruled("a module in experiments/")
     methods: list[str] = ruled("names in conf/method/, at least one")
     devices: list[int] = ruled("whole numbers from 1 to tokens, at least one", lambda value: value >= 1)
-    bandwidths: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
+    bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
     tokens: int = count()
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     time_scale: float = ruled("a number from 0.1 to 1000", lambda value: 0.1 <= value <= 1000)
