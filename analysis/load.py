@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from testbed.errors import printable
 from testbed.rows import LATENCY, SCHEMAS, RowSchema
 
 # Order in tables and legends: the reference, the exact methods, then the one that quantises.
@@ -39,16 +40,23 @@ NOT_FOR_SINGLE = frozenset({"codec", "codebook_size", "devices", "topology", "de
 
 TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 
+MODES = ("execute", "hold", "replay", "analytic", "")  # of computation, in the order of tables
+# What no row may hold, so that sums, ratios and axes exist: other numbers are not measurements.
+ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale", "rate_mbps", "time_ms", "ideal_ms"})
+ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
+LEAST, MOST = 1e-9, 1e15
+
 
 class ResultsError(ValueError):
-    """A results folder that cannot be read: says which file and what is wrong with it."""
+    """A results folder that cannot be read: says in one line which file and what is wrong with it."""
 
 
 def load_rows(folder: Path | str) -> pd.DataFrame:
     """All rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
 
     Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: "").
-    Raises ResultsError for a missing folder or file, an unreadable or empty file, or missing columns.
+    Raises ResultsError for a missing folder or file, an unreadable or empty file, missing columns, and values that
+    cannot be.
     """
     folder = Path(folder)
     path = next((folder / name for name in ("results.parquet", "results.csv") if (folder / name).is_file()), None)
@@ -56,16 +64,36 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
         reason = "no results.parquet or results.csv in it" if folder.is_dir() else "no such folder"
         raise ResultsError(f"{folder}: {reason}; run an experiment first, e.g. make smoke")
     try:
-        raw = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
-    except (ValueError, OSError) as fault:  # pandas and pyarrow derive their parsing errors from these
-        raise ResultsError(f"{path}: cannot be read ({fault})") from fault
-    schema = schema_of(raw)
-    missing = [name for name in schema.columns if name not in raw.columns]
+        if path.suffix == ".parquet":
+            raw = pd.read_parquet(path, page_checksum_verification=True)
+        else:
+            raw = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
+        schema = schema_of(raw)
+        missing = [name for name in schema.columns if name not in raw.columns]
+        rows = normalise(raw, schema) if not missing else raw
+    except Exception as fault:  # pandas and pyarrow let every kind through, RecursionError and KeyError among them
+        reason = printable(str(fault).partition("\n")[0])
+        raise ResultsError(f"{path}: cannot be read ({reason})") from fault
     if missing:
         raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; written by another version?")
-    if raw.empty:
+    if rows.empty:
         raise ResultsError(f"{path}: has no rows; the run ended before its first point")
-    return normalise(raw, schema)
+    _check_values(rows, path)
+    return rows
+
+
+def _check_values(rows: pd.DataFrame, path: Path) -> None:
+    """ResultsError for the first value that cannot be."""
+    for name, kind in schema_of(rows).columns.items():
+        if name == "compute_mode":
+            wrong, allowed = ~rows[name].isin(MODES), ", ".join(filter(None, MODES))
+        elif kind in ("string", "boolean") or name in ANY_NUMBER:
+            continue
+        else:
+            least = LEAST if name in ABOVE_ZERO else -MOST
+            wrong, allowed = rows[name].notna() & ~rows[name].between(least, MOST), f"{least:g} to {MOST:g}"
+        for row, value in rows.loc[wrong, name].head(1).items():
+            raise ResultsError(f"{path}: {name}={printable(str(value))} in row {row}; allowed: {allowed}")
 
 
 def schema_of(frame: pd.DataFrame) -> RowSchema:
@@ -79,7 +107,7 @@ def normalise(raw: pd.DataFrame, schema: RowSchema = LATENCY) -> pd.DataFrame:
     for name, kind in schema.columns.items():
         values = raw[name]
         if kind == "string":
-            columns[name] = values.astype(object).where(values.notna(), "").astype(str)
+            columns[name] = values.astype(object).where(values.notna(), "").astype(str).map(printable)
         elif kind == "boolean":
             columns[name] = values.map(_truth).astype("boolean")
         else:

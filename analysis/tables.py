@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.load import method_rank, with_labels
+from analysis.load import MODES, method_rank, with_labels
 
 REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
-MODES = ("execute", "hold", "replay", "analytic", "")
 PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
 # Columns that are the same for all repeats of a point.
 SETTINGS = (

@@ -7,13 +7,13 @@ and units; methods then check that they can split the model. Every failure is on
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,12 +68,14 @@ def _checked_overrides(overrides: list[str]) -> list[str]:
         key = key.lstrip("+~")
         try:
             override = parser.parse_override(text if key else "")
-        except HydraException:
+        except Exception:  # HydraException, and what its parser lets through: ValueError, RecursionError
             raise ConfigError("override", text, "cannot be read; it must be KEY=VALUE, lists as [a,b]") from None
         if override.is_delete() or override.package is not None:
             raise ConfigError("override", text, "keys cannot be removed or moved; it must be KEY=VALUE")
         if override.is_sweep_override():
             raise ConfigError(key, value, "is not one value; write a list as [a,b]")
+        if re.match(r"hydra\b", key):
+            raise ConfigError(key, value, "unknown; Hydra's own settings are those of conf/config.yaml")
         if key == "method":
             raise ConfigError(key, value, "unknown; methods are chosen by methods=[NAME,...]")
         if key in group_names:
@@ -82,7 +84,7 @@ def _checked_overrides(overrides: list[str]) -> list[str]:
                 raise ConfigError(key, value, nearest(value, choices(key)))
         else:
             # ++ also takes keys that do not exist: _refuse_unknown then finds them in YAML files and here alike.
-            values.append(text if key.startswith(("hydra.", "hydra/")) else f"++{text.lstrip('+')}")
+            values.append(f"++{text.lstrip('+')}")
     if "experiment" not in groups:
         raise ConfigError("+experiment", "", f"is needed; allowed: {', '.join(choices('experiment'))}")
     return [("+" if key == "experiment" else "") + f"{key}={name}" for key, name in groups.items()] + values
@@ -93,12 +95,29 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     register_methods()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+            composed = OmegaConf.to_container(compose("config", overrides), resolve=False)
+    except Exception as error:  # HydraException, OmegaConfBaseException, and what both let through
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ConfigError("overrides", " ".join(overrides), f"Hydra cannot apply them: {reason}") from None
     assert isinstance(composed, dict)
-    return {str(key): value for key, value in composed.items()}
+    raw = {str(key): value for key, value in composed.items()}
+    _check_plain(raw, "")
+    return raw
+
+
+def _check_plain(value: Any, key: str) -> None:
+    """ConfigError for a value that OmegaConf would take from elsewhere, as ``${oc.env:HOME}``, and for endless numbers.
+
+    The environment or the time of day in a configuration would make it another one on another machine, and put what
+    they hold into manifest and messages.
+    """
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        _check_plain(part, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(key, value, "must be written out: ${...} is not filled in")
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ConfigError(key, hex(value), "must be a number of 64 bits at most")
 
 
 def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterable[str] = ()) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_VALUE = 200  # characters of a user's value that a message repeats
+
 
 class TestbedError(Exception):
-    """Base of every error the testbed raises on purpose."""
+    """Base of every error the testbed raises on purpose. Whatever the message quotes, it becomes one printable line."""
 
     __test__ = False  # the name starts with "Test"; pytest must not collect it
+
+    def __init__(self, message: str):
+        super().__init__(printable(message.replace("\n", " ")))
 
 
 class ConfigError(TestbedError):
@@ -17,7 +22,12 @@ class ConfigError(TestbedError):
 
     def __init__(self, key: str, value: object, allowed: str):
         self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(f"{key}={value}: {allowed}")
+        shown = printable(str(value))
+        shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}..."
+        super().__init__(f"{key}={shown}: {allowed}")
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
+        return type(self), (self.key, self.value, self.allowed)  # actors' errors come back to the driver pickled
 
 
 class EnvironmentFault(TestbedError):
@@ -40,9 +50,14 @@ class ClusterError(TestbedError):
         super().__init__(message)
 
 
+def printable(text: str) -> str:
+    """The text with what would break its line or steer a terminal written as escapes, a line break as ``\\n``."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """``"unknown; did you mean a, b? (allowed: a, b, c)"`` for a mistyped name."""
     names = sorted(allowed)
     close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"unknown; {hint}allowed: {', '.join(names)}"
+    return f"unknown; {hint}allowed: {', '.join(names) or 'none'}"

@@ -70,14 +70,17 @@ class RunFolder:
     def rows(self) -> DataFrame:
         """All rows with the types of the schema. Raises TestbedError naming the file if it is damaged."""
         import pandas as pd
+        from pyarrow import parquet
 
         columns = dict(self.schema.columns)
         if not self.parquet.exists():
             return pd.DataFrame(columns=list(columns)).astype(columns)
         try:
-            return pd.read_parquet(self.parquet).loc[:, list(columns)].astype(columns)
+            table = parquet.read_table(self.parquet, page_checksum_verification=True)
+            table.validate(full=True)  # else text that is not UTF-8 shows much later
+            return table.to_pandas().loc[:, list(columns)].astype(columns)
         except Exception as error:  # pyarrow raises several kinds, OSError and KeyError among them
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             message = f"{self.parquet} is damaged or of another version ({reason}); move it away, or use resume=false"
             raise TestbedError(message) from None
 
@@ -118,7 +121,7 @@ class RunFolder:
         self._write(frame)
 
     def _write(self, frame: DataFrame) -> None:
-        _replace(self.parquet, lambda path: frame.to_parquet(path, index=False))
+        _replace(self.parquet, lambda path: frame.to_parquet(path, index=False, write_page_checksum=True))
         _replace(self.csv, lambda path: frame.to_csv(path, index=False))
 
     def runs(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Flags that only show something; Hydra answers them.
 INFORMING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+DETAILS = ("-p", "--package", "--resolve")  # of what --cfg shows
 SWEEPS = ("-m", "--multirun")
 OK, FAILED, BAD_INPUT = 0, 1, 2
 SIGNALLED = 128  # exit codes above: ended by signal code - 128, as in shells
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        _refuse_flags(words)
         if any(word.partition("=")[0] in INFORMING for word in words):
             return _inform()
         return _run(words)
@@ -47,13 +49,17 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(words: list[str]) -> int:
-    for flag in (word for word in words if word.startswith("-")):
+def _refuse_flags(words: list[str]) -> None:
+    """ConfigError for flags that do more than show something. Hydra has one that unpickles a file."""
+    for flag in (word.partition("=")[0] for word in words if word.startswith("-")):
         if flag in SWEEPS:
             allowed = "points are measured one after another on this machine; write lists instead, as devices=[2,4]"
             raise ConfigError("flag", flag, allowed)
-        raise ConfigError("flag", flag, f"must be KEY=VALUE, or one of {' '.join(INFORMING)}")
+        if flag not in (*INFORMING, *DETAILS):
+            raise ConfigError("flag", flag, f"must be KEY=VALUE, or one of {' '.join(INFORMING)}")
 
+
+def _run(words: list[str]) -> int:
     # Only now: what a mistyped flag or --help does not need.
     from testbed.config import load_config
     from testbed.network.sandbox import inside
@@ -154,7 +160,7 @@ def _inform() -> int:
 
 
 def _fail(error: TestbedError, code: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return code
 
 

@@ -43,9 +43,14 @@ def positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
+def link_rate(mbps: float) -> bool:
+    """A rate that times and queues can be computed of: 1 kbit/s to 1 Tbit/s."""
+    return 1e-3 <= mbps <= 1e6
+
+
 def count() -> Any:
-    """A whole number >= 1."""
-    return ruled("a whole number >= 1", lambda value: value >= 1)
+    """A whole number from 1 to a million: what is beyond is a slip, and formulas would leave the range of numbers."""
+    return ruled("a whole number from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
 
 
 def one_of(*names: str) -> Any:
@@ -126,7 +131,7 @@ class Config:
     comm: str = one_of("tcp", "gloo")
     repeats: int = count()
     point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
-    timeout_s: float = ruled("a finite number > 0 (seconds)", positive)
+    timeout_s: float = ruled("a number from 0.1 to 86400 (seconds)", lambda value: 0.1 <= value <= 86400)
     seed: int = ruled("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     results_dir: str = ruled("a folder", bool)
     resume: bool = ruled("true or false")
@@ -143,7 +148,7 @@ class LatencyConfig(Config):
     rows: ClassVar[RowSchema] = LATENCY
 
     methods: list[str] = ruled("names in conf/method/, at least one")
-    bandwidths: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
+    bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
     tokens: int = count()
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     model: Model = section()
@@ -175,7 +180,7 @@ class FidelityConfig(Config):
 
     rows: ClassVar[RowSchema] = FIDELITY
 
-    rates: list[float] = ruled("finite numbers > 0 (Mbps), at least one", positive)
+    rates: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
     sizes_bytes: list[int] = ruled(
         "multiples of 4 from 4 to 1000000000 (bytes), at least one", lambda value: 4 <= value <= 10**9 and not value % 4
     )

@@ -13,13 +13,23 @@ from testbed.comm.tcp import TcpGroup
 T = TypeVar("T")
 
 
-def run_ranks(world: int, rank_main: Callable[[TcpGroup], T], timeout_s: float = 20.0) -> list[T]:
-    """Run ``rank_main(group)`` on each of ``world`` ranks and return the results by rank. The first error is raised."""
+def run_ranks(
+    world: int,
+    rank_main: Callable[[TcpGroup], T],
+    timeout_s: float = 20.0,
+    first: Callable[[list[tuple[str, int]], bytes], None] | None = None,
+) -> list[T]:
+    """Run ``rank_main(group)`` on each of ``world`` ranks and return the results by rank. The first error is raised.
+
+    ``first(addresses, token)`` is called when the data ports listen and no rank has come yet.
+    """
     listeners = [listen("127.0.0.1") for _ in range(world)]
     addresses = [listener.getsockname() for listener in listeners]
     token = os.urandom(16)
     results: list[T | None] = [None] * world
     errors: list[BaseException] = []
+    if first is not None:
+        first(addresses, token)
 
     def run(rank: int) -> None:
         try:

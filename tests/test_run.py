@@ -61,6 +61,9 @@ def test_cheap_checks_come_before_heavy_imports(tmp_path: Path) -> None:
         ([], "error: +experiment=: is needed"),
         (["-m", SMOKE], "error: flag=-m: points are measured one after another"),
         (["--fast", SMOKE], "error: flag=--fast: must be KEY=VALUE"),
+        (["--help", "--experimental-rerun", "x.pickle"], "error: flag=--experimental-rerun: must be"),
+        (["--help", "--experimental-rerun=x.pickle"], "error: flag=--experimental-rerun: must be"),
+        (["--help", "--exp=x.pickle"], "error: flag=--exp: must be"),  # argparse would complete it
         ([SMOKE, "devices=5"], "error: devices=5: tensor"),
         ([SMOKE, "astra.codebook_size=1000"], "error: astra.codebook_size=1000: "),
     ],
@@ -74,6 +77,8 @@ def test_bad_input_in_one_line(words: list[str], message: str, capsys: pytest.Ca
 def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
     shown = command("--cfg", "job", SMOKE, cwd=tmp_path)
     assert shown.returncode == 0 and "experiment: smoke" in shown.stdout and "codebook_size: 1024" in shown.stdout
+    part = command("--cfg", "job", "--package", "model", SMOKE, cwd=tmp_path)
+    assert part.returncode == 0 and "hidden: 768" in part.stdout and "codebook_size" not in part.stdout
     helped = command("--help", cwd=tmp_path)
     assert helped.returncode == 0 and "experiment: bandwidth_sweep, clock_check, fidelity, smoke" in helped.stdout
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LARGEST_BITS = 16
+MOST_MESSAGE_BITS = 2**31 - 1  # unpacking counts them in 32 bits: 256 MB, hundreds of times what is ever sent
 
 
 def index_bits(codebook_size: int) -> int:
@@ -18,9 +19,11 @@ def index_bits(codebook_size: int) -> int:
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of a message of ``count`` indices. Raises ValueError unless ``bits`` is 1 to 16."""
+    """Bytes of a message of ``count`` indices. Raises ValueError unless ``bits`` is 1 to 16 and ``count`` fits."""
     if not 1 <= bits <= LARGEST_BITS:
         raise ValueError(f"bits is {bits}; allowed: 1 to {LARGEST_BITS}")
+    if not 0 <= count <= MOST_MESSAGE_BITS // bits:
+        raise ValueError(f"{count} codes of {bits} bits; allowed: 0 to {MOST_MESSAGE_BITS // bits} codes")
     return (count * bits + 7) // 8
 
 

@@ -8,18 +8,28 @@ SIGCOMM 1991). An ordinary Linux host has fq_codel for this.
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
 
 from testbed.comm.frame import GREETING_BYTES, pack_greeting, read_greeting
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 
 PRIORITY_INTERACTIVE = 6  # TC_PRIO_INTERACTIVE: the first band of pfifo_fast
+STRANGERS_WAITING = 64  # connections beyond the ranks' own whose greeting is awaited; then the oldest is closed
+STRANGERS_NAMED = 3
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket on a free port of one address of the data network, never on all addresses."""
+    """A listening socket on a free port of one address of the data network; ValueError if that means all addresses."""
+    if ip_address(address).is_unspecified:
+        raise ValueError(f"{address} means all addresses; data ports listen on the one of their own network only")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen()
@@ -32,7 +42,7 @@ def connect(
     """Connect this rank with all others and return the group; closes the listener.
 
     addresses: (data address, port) of each rank's listener. token: 16 random bytes that mark this run's connections.
-    Raises CommError that names the ranks that never came.
+    Raises CommError that names the ranks that never came, and where strangers came from.
     """
     world, deadline = len(addresses), time.monotonic() + timeout_s
     to: dict[int, socket.socket] = {}
@@ -40,20 +50,11 @@ def connect(
     try:
         for peer in range(world):
             if peer != rank:
-                to[peer] = _open(addresses[peer], listener.getsockname()[0], peer, deadline)
-                to[peer].sendall(pack_greeting(token, rank))
-        while len(source) < world - 1:
-            try:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
-                connection, _ = listener.accept()
-                connection.settimeout(max(0.01, deadline - time.monotonic()))
-                greeting = connection.recv(GREETING_BYTES, socket.MSG_WAITALL)
-            except TimeoutError:
-                missing = sorted(set(range(world)) - set(source) - {rank})
-                raise CommError(f"rank {rank} waited {timeout_s:g} s for ranks {missing} to join", missing) from None
-            if hasattr(socket, "SO_PRIORITY"):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY_INTERACTIVE)
-            source[read_greeting(greeting, token, world)] = connection
+                to[peer] = _open(addresses[peer], listener.getsockname()[0], peer, deadline, pack_greeting(token, rank))
+        strangers = _accept(listener, source, set(to), token, deadline)
+        if missing := sorted(set(to) - set(source)):
+            others = f"; turned away {', '.join(strangers)}: not of this run" if strangers else ""
+            raise CommError(f"rank {rank} waited {timeout_s:g} s for ranks {missing} to join{others}", missing)
     except BaseException:
         for connection in (*to.values(), *source.values()):
             connection.close()
@@ -63,7 +64,68 @@ def connect(
     return TcpGroup(rank, world, to, source, timeout_s)
 
 
-def _open(address: tuple[str, int], source: str, peer: int, deadline: float) -> socket.socket:
+@dataclass
+class _Newcomer:
+    """A connection whose greeting has not come in full."""
+
+    connection: socket.socket
+    address: str
+    greeting: bytes = b""
+
+    def read(self) -> bool:
+        """Read on; True once there is nothing to wait for: the greeting is whole or its sender gone."""
+        try:
+            part = self.connection.recv(GREETING_BYTES - len(self.greeting))
+        except OSError:
+            part = b""
+        self.greeting += part
+        return not part or len(self.greeting) == GREETING_BYTES
+
+
+def _accept(
+    listener: socket.socket, source: dict[int, socket.socket], peers: set[int], token: bytes, deadline: float
+) -> Iterable[str]:
+    """Put the connection of each of ``peers`` into ``source``, as far as they come before the deadline.
+
+    A connection that is not of this run, or claims a rank that has joined, is closed and the wait goes on. All
+    greetings are awaited at once, so one that says nothing holds nobody up. Returns the last strangers' addresses.
+    """
+    newcomers: dict[socket.socket, _Newcomer] = {}  # who waits longest comes first
+    strangers: deque[str] = deque(maxlen=STRANGERS_NAMED)
+
+    def turn_away(newcomer: _Newcomer) -> None:
+        strangers.append(newcomer.address)
+        newcomer.connection.close()
+
+    listener.setblocking(False)
+    try:
+        while len(source) < len(peers) and (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([listener, *newcomers], [], [], left)
+            for connection in readable:
+                if connection is listener or not newcomers[connection].read():
+                    continue
+                newcomer = newcomers.pop(connection)
+                peer = read_greeting(newcomer.greeting, token)
+                if peer is None or peer not in peers or peer in source:
+                    turn_away(newcomer)
+                else:
+                    source[peer] = connection
+            if listener in readable:
+                with contextlib.suppress(OSError):  # gone again
+                    connection, (host, port) = listener.accept()
+                    connection.setblocking(False)
+                    if hasattr(socket, "SO_PRIORITY"):
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY_INTERACTIVE)
+                    newcomers[connection] = _Newcomer(connection, f"{host}:{port}")
+            if len(newcomers) > len(peers) + STRANGERS_WAITING:
+                turn_away(newcomers.pop(next(iter(newcomers))))
+    finally:
+        for newcomer in newcomers.values():
+            turn_away(newcomer)
+    return strangers
+
+
+def _open(address: tuple[str, int], source: str, peer: int, deadline: float, greeting: bytes) -> socket.socket:
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_CONGESTION"):
@@ -74,6 +136,7 @@ def _open(address: tuple[str, int], source: str, peer: int, deadline: float) -> 
     connection.settimeout(max(0.01, deadline - time.monotonic()))
     try:
         connection.connect(address)
+        connection.sendall(greeting)
     except OSError as error:
         connection.close()
         raise CommError(f"rank {peer} at {address[0]}:{address[1]} does not answer: {error}", [peer]) from error

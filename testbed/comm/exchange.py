@@ -192,6 +192,9 @@ class Exchange:
         return message.got - before
 
     def _time_out(self, operation: str, outgoing: deque[_Outgoing], incoming: dict[socket.socket, _Incoming]) -> None:
+        """CommError: of a peer that sent something else, or naming all that are missing."""
+        for message in incoming.values():
+            self._receive(operation, message)  # a wrong message may be too short to have woken this rank
         missing = sorted({message.peer for message in (*incoming.values(), *outgoing)})
         raise CommError(f"rank {self.rank} waited {self.timeout_s:g} s in {operation} for ranks {missing}", missing)
 

@@ -27,9 +27,9 @@ def check_header(header: bytes, operation: str, source: int, sequence: int, payl
     """Raise CommError naming the peer unless the header is exactly the expected one."""
     if header == pack_header(operation, source, sequence, payload_bytes):
         return
-    magic, code, rank, number, length = _HEADER.unpack(header)
-    if magic != _MAGIC or code >= len(OPERATIONS):
-        raise CommError(f"rank {source} sent a corrupt frame in {operation}: {header.hex()}", [source])
+    if len(header) != HEADER_BYTES or header[:2] != _MAGIC or header[2] >= len(OPERATIONS):
+        raise CommError(f"rank {source} sent a corrupt frame in {operation}: {header[:HEADER_BYTES].hex()}", [source])
+    _, code, rank, number, length = _HEADER.unpack(header)
     raise CommError(
         f"rank {source} sent {OPERATIONS[code]} #{number} of {length} bytes as rank {rank}; "
         f"expected {operation} #{sequence} of {payload_bytes} bytes",
@@ -42,10 +42,9 @@ def pack_greeting(token: bytes, rank: int) -> bytes:
     return _GREETING.pack(token, rank)
 
 
-def read_greeting(greeting: bytes, token: bytes, world: int) -> int:
-    """The peer's rank; CommError if the connection is not of this run."""
-    if len(greeting) == GREETING_BYTES:
-        got, rank = _GREETING.unpack(greeting)
-        if got == token and 0 <= rank < world:
-            return rank
-    raise CommError("a connection that does not belong to this run reached the data port")
+def read_greeting(greeting: bytes, token: bytes) -> int | None:
+    """The rank that the peer says it is; None if the connection is not of this run."""
+    if len(greeting) != GREETING_BYTES:
+        return None
+    got, rank = _GREETING.unpack(greeting)
+    return rank if got == token else None
