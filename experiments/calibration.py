@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,13 +32,16 @@ class Calibration:
     message_overhead_s: float
     busy_pct: float
     idle_bytes: int | None
+    time_scale: float = 1.0
 
     def breaches(self, bandwidth_mbps: float | None) -> list[str]:
         """What is wrong with a point at a bandwidth (None: nothing is sent), in words; empty if nothing is."""
         found = []
         error = 0.0 if bandwidth_mbps is None else self.rate_error_pct.get(bandwidth_mbps, 0.0)
         if abs(error) > RATE_LIMIT_PCT:
-            found.append(f"link rate off by {error:+.1f}%")
+            enough = self.time_scale * 2 ** math.ceil(math.log2(abs(error) / RATE_LIMIT_PCT))
+            # Slower links need less of this machine; one that is too fast would be so at any scale.
+            found.append(f"link rate off by {error:+.1f}%" + (f" (try time_scale={enough:g})" if error < 0 else ""))
         if self.busy_pct > BUSY_LIMIT_PCT:
             found.append(f"other programs keep {self.busy_pct:.0f}% of the cores busy")
         if self.idle_bytes:
@@ -59,7 +63,7 @@ def calibrate(session: Session, bandwidths: Iterable[float]) -> Calibration:
         rate_bps = max(errors) * 1e6 / session.time_scale
         ideal = 8 * (session.devices - 1) * wire_bytes(MESSAGE_BYTES) / rate_bps
         overhead = max(0.0, statistics.median(session.collective("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal)
-    return Calibration(errors, overhead, busy, idle)
+    return Calibration(errors, overhead, busy, idle, session.time_scale)
 
 
 def _rate_error_pct(session: Session, bandwidth: float) -> float:

@@ -54,7 +54,7 @@ def test_rates_are_measured_at_each_bandwidth() -> None:
 
 def test_what_is_wrong_is_named_with_its_size() -> None:
     good = Calibration({10.0: -1.0, 500.0: -8.0}, 0.0, busy_pct=3.0, idle_bytes=0)
-    assert good.breaches(10.0) == [] and good.breaches(500.0) == ["link rate off by -8.0%"]
+    assert good.breaches(10.0) == [] and good.breaches(500.0) == ["link rate off by -8.0% (try time_scale=4)"]
     assert good.breaches(None) == []  # a point that sends nothing
     bad = Calibration({10.0: 0.0}, 0.0, busy_pct=99.0, idle_bytes=70)
     assert bad.breaches(10.0) == [
