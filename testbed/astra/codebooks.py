@@ -24,6 +24,7 @@ from torch import Tensor
 from testbed.astra.evaluation import Examples
 from testbed.astra.quantizer import check_quantizer
 from testbed.data import photographs
+from testbed.errors import EnvironmentFault
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, save_tensors
 
@@ -120,7 +121,9 @@ def codebooks_for(
         recipes[count] = json.dumps(recipe | {"groups": count, "codebook_size": codebook_size}, sort_keys=True)
         name = hashlib.sha256(recipes[count].encode()).hexdigest()[:16]
         paths[count] = cache_dir / f"codebooks-{name}.safetensors"
-    missing = [count for count, path in paths.items() if not _usable(path)]
+    layers, hidden = model.shape.layers, model.shape.hidden
+    shapes = {count: (layers, count, codebook_size, hidden // count) for count in groups}
+    missing = [count for count, path in paths.items() if not _usable(path, shapes[count])]
     if missing:
         pictures = max(FEWEST_PICTURES, math.ceil(SAMPLES_PER_CODEWORD * codebook_size / tokens))
         pictures_BCHW = photographs(tokens, choice.patch, pictures, seed)
@@ -131,8 +134,18 @@ def codebooks_for(
 
 
 def load_codebooks(path: Path) -> Tensor:
-    """The codebooks [L, G, K, d] of a file, mapped and not copied, so that processes share them."""
-    return load_file(path)["codebooks"]
+    """The codebooks [L, G, K, d] of a file, mapped and not copied, so that processes share them.
+
+    Raises EnvironmentFault naming a file that is missing, damaged or holds something else.
+    """
+    try:
+        codebooks_LGKd = load_file(path)["codebooks"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise EnvironmentFault(f"{path} is damaged or no file of codebooks ({error})") from error
+    if codebooks_LGKd.dim() != 4 or codebooks_LGKd.dtype != torch.float32:
+        found = f"{codebooks_LGKd.dtype} {list(codebooks_LGKd.shape)}"
+        raise EnvironmentFault(f"{path} is damaged or no file of codebooks (they are {found})")
+    return codebooks_LGKd
 
 
 def _kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
@@ -150,16 +163,18 @@ def _kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
     return kmeans.centroids
 
 
-def _usable(path: Path) -> bool:
-    """Whether the file is there and whole."""
+def _usable(path: Path, shape: tuple[int, int, int, int]) -> bool:
+    """Whether the file is there, whole, and has codebooks of this shape."""
     if not path.exists():
         return False
     try:
-        load_codebooks(path)
-    except (SafetensorError, KeyError) as error:
-        warnings.warn(f"{path} is damaged ({error}); training its codebooks again", stacklevel=3)
-        return False
-    return True
+        if load_codebooks(path).shape == shape:
+            return True
+        reason = f"{path} is damaged (codebooks of another shape)"
+    except EnvironmentFault as error:
+        reason = str(error)
+    warnings.warn(f"{reason}; training its codebooks again", stacklevel=3)
+    return False
 
 
 def _fingerprint(model: VisionTransformer) -> str:

@@ -22,6 +22,7 @@ from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
 from testbed.comm.pacing import Pacing
 from testbed.comm.tcp import TcpGroup
+from testbed.errors import CommError
 from testbed.methods import load_method
 from testbed.methods.base import Method, Output
 from testbed.models.weights import ModelChoice, load_model
@@ -158,7 +159,10 @@ class DeviceWorker:
                 group.send(torch.tensor([start], dtype=torch.float64), peer)
         else:
             start = group.recv([1], torch.float64, 0).item()
-        time.sleep(max(0.0, start - time.monotonic()))
+        ahead_s = start - time.monotonic()
+        if not ahead_s <= 2 * START_LINE_S:
+            raise CommError(f"rank 0 set a start {ahead_s:g} s ahead; expected {START_LINE_S:g} s at most", [0])
+        time.sleep(max(0.0, ahead_s))
 
     def _connected(self) -> Group:
         if self._group is None:

@@ -107,8 +107,11 @@ def load_model(choice: ModelChoice, tokens: int, path: Path) -> VisionTransforme
     Raises EnvironmentFault if the file is missing, damaged, or holds another model.
     """
     try:
-        return _fill(_skeleton(choice, tokens), load_file(path))
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        state = load_file(path)
+        if others := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
+            raise ValueError(f"it holds {', '.join(sorted(others))}; expected torch.float32")
+        return _fill(_skeleton(choice, tokens), state)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) < 200 else f"{reason[:200]}..."
         message = f"{path}: no usable weights of {choice.name} at {tokens} tokens; build the file anew ({reason})"

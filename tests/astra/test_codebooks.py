@@ -1,13 +1,17 @@
 import importlib.util
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save
 
 from testbed.astra import codebooks
 from testbed.astra.codebooks import codebooks_for, load_codebooks, train_codebooks
 from testbed.astra.quantizer import Quantizer
-from testbed.errors import ConfigError
+from testbed.errors import ConfigError, EnvironmentFault
 from testbed.models.weights import ModelChoice, build_model
 
 TINY = ModelChoice("tiny", layers=3, hidden=24, heads=3, patch=4, classes=5, pretrained=False)
@@ -117,7 +121,43 @@ def test_anything_that_matters_changes_the_file(model, tmp_path: Path):
     assert len(paths) == 4
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b)])
+def tensors(**named):
+    return save(named)
+
+
+DAMAGES = [
+    lambda b: b[: len(b) // 2],
+    lambda b: b"",
+    lambda b: b"\xff" * len(b),
+    lambda b: pickle.dumps({"codebooks": [1.0]}),
+    lambda b: tensors(weights=torch.zeros(3, 1, 16, 24)),
+    lambda b: tensors(codebooks=torch.zeros(3, 1, 16)),
+    lambda b: tensors(codebooks=torch.zeros(3, 1, 16, 24, dtype=torch.int32)),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_files_that_are_no_codebooks_are_named(tmp_path: Path, damage):
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(damage(tensors(codebooks=torch.zeros(3, 1, 16, 24))))
+    with pytest.raises(EnvironmentFault, match=r"c\.safetensors is damaged or no file of codebooks \(") as error:
+        load_codebooks(path)
+    assert str(error.value).isprintable()
+    with pytest.raises(EnvironmentFault, match=r"nowhere is damaged or no file of codebooks \(No such file"):
+        load_codebooks(tmp_path / "nowhere")
+    with pytest.raises(EnvironmentFault, match="is damaged or no file of codebooks"):
+        load_codebooks(tmp_path)
+
+
+@given(st.binary() | st.binary(max_size=60).map(lambda header: len(header).to_bytes(8, "little") + header))
+def test_any_bytes_are_no_codebooks(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "c.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(EnvironmentFault, match=r"c\.safetensors is damaged or no file of codebooks"):
+        load_codebooks(path)
+
+
+@pytest.mark.parametrize("damage", [DAMAGES[0], lambda b: tensors(codebooks=torch.zeros(3, 1, 8, 24))])
 def test_damaged_files_are_replaced_with_a_warning(model, tmp_path: Path, damage):
     path = codebooks_for(TINY, model, TOKENS, [1], 16, 0, tmp_path)[1]
     whole = path.read_bytes()

@@ -156,13 +156,20 @@ def test_saved_and_loaded_models_are_equal(tmp_path: Path):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other model"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other model", "pickle", "other numbers", "folder"])
 def test_unusable_files_are_reported_in_one_line(tmp_path: Path, damage):
     path = tmp_path / "m.safetensors"
     if damage != "missing":
         save_model(build_model(SMALL, 16, 3), path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "pickle":
+        torch.save(build_model(SMALL, 16, 3).state_dict(), path)
+    elif damage == "other numbers":
+        save_model(build_model(SMALL, 16, 3).to(torch.float16), path)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
     choice = replace(SMALL, layers=4) if damage == "other model" else SMALL
     with pytest.raises(EnvironmentFault, match="m.safetensors: no usable weights of vit_base at 16 tokens") as caught:
         load_model(choice, 16, path)
