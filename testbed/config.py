@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -27,7 +27,7 @@ def load_config(overrides: list[str]) -> Config:
 
     A single value stands for a list of one; duplicates in a list are dropped. Raises ConfigError.
     """
-    raw = _compose(_checked_overrides(overrides))
+    raw = _with_preset(_checked_overrides(overrides))
     schema = SCHEMAS[raw["runner"]]
     with_methods = issubclass(schema, LatencyConfig)
     methods = {name: raw.pop(name, {}) for name in choices("method")} if with_methods else {}
@@ -105,6 +105,28 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     return raw
 
 
+def _with_preset(overrides: list[str]) -> dict[str, Any]:
+    """The composed configuration; the chosen preset's values come before those of the command line."""
+    raw = _compose(overrides)
+    presets = raw.pop("presets", {})
+    name = raw["preset"]
+    if name:
+        if name not in presets:
+            raise ConfigError("preset", _shown(name), nearest(str(name), presets) if presets else "there is none here")
+        raw = _compose([*(f"++{key}={_shown(value)}" for key, value in _flat(presets[name], "")), *overrides])
+        raw.pop("presets")
+    return raw
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _check_plain(value: Any, key: str) -> None:
     """ConfigError for a value that OmegaConf would take from elsewhere, as ``${oc.env:HOME}``, and for endless numbers.
 
@@ -123,7 +145,7 @@ def _check_plain(value: Any, key: str) -> None:
 def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterable[str] = ()) -> None:
     """ConfigError for the first key in ``raw`` that ``schema`` lacks; ``also``: other keys that are proposed."""
     types = get_type_hints(schema)
-    known = [name for name in types if name not in ("settings", "rows")]
+    known = [f.name for f in dataclasses.fields(schema) if f.name != "settings"]
     for key, value in raw.items():
         if key not in known:
             raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, [*known, *also]))

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from testbed.methods.base import Method
     from testbed.schema import Config, LatencyConfig
 
-NOT_MEASURED = ("resume", "retry_failed", "force", "results_dir", "timeout_s")  # keys that do not change any number
+NOT_MEASURED = (
+    "preset",
+    "resume",
+    "retry_failed",
+    "force",
+    "results_dir",
+    "timeout_s",
+)  # keys that do not change any number
 
 
 @dataclass(frozen=True)

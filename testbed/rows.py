@@ -19,7 +19,7 @@ _TEXT, _COUNT, _NUMBER, _FLAG = "string", "Int64", "Float64", "boolean"  # panda
 SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode"]  # of the two sides of a speed-up
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself, and so a key
 class RowSchema:
     """The rows of one kind of experiment.
 
@@ -130,4 +130,41 @@ FIDELITY = RowSchema(
     },
     ("pattern", "shaper", "devices", "rate_mbps", "size_bytes"),
 )
-SCHEMAS = (LATENCY, FIDELITY)
+ACCURACY = RowSchema(
+    {
+        "experiment": _TEXT,
+        "signature": _TEXT,
+        "model": _TEXT,
+        "data": _TEXT,
+        "metric": _TEXT,
+        "stage": _TEXT,
+        "groups": _COUNT,
+        "codebook_size": _COUNT,
+        "bits_per_token": _COUNT,
+        "compression": _NUMBER,
+        "noise": _NUMBER,
+        "commitment": _NUMBER,
+        "class_tokens": _TEXT,
+        "objective": _TEXT,
+        "trained_on": _TEXT,
+        "devices": _COUNT,
+        "seed": _COUNT,
+        "examples": _COUNT,
+        "value": _NUMBER,
+        "value_low": _NUMBER,
+        "value_high": _NUMBER,
+        "change": _NUMBER,
+        "change_low": _NUMBER,
+        "change_high": _NUMBER,
+        "train_s": _NUMBER,
+        "train_examples": _COUNT,
+        "train_device": _TEXT,
+        "status": _TEXT,
+        "error": _TEXT,
+    },
+    (
+        *("stage", "groups", "codebook_size", "noise", "commitment", "class_tokens", "objective", "trained_on"),
+        *("devices", "seed"),
+    ),
+)
+SCHEMAS = (LATENCY, FIDELITY, ACCURACY)

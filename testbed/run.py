@@ -67,16 +67,20 @@ def _run(words: list[str]) -> int:
     config = load_config(words)
     if inside():
         return _measure(config, _folder(config))
-    return _supervise(config, words)
+    folder = _prepare(config)
+    return _supervise(config, words, folder) if config.emulates else _alone(config, folder)
 
 
-def _supervise(config: Config, words: list[str]) -> int:
-    """Outside the sandbox. The backend that was found becomes part of the configuration and so of the signature."""
+def _prepare(config: Config) -> RunFolder:
+    """The folder to write to, with what the user wants done about earlier results in it.
+
+    The backend that was found becomes part of the configuration and so of the signature.
+    """
     from testbed.network.probe import choose_backend
-    from testbed.network.sandbox import supervise
 
     requested = config.network.backend
-    backend = config.network.backend = choose_backend(requested)
+    if config.emulates:
+        config.network.backend = choose_backend(requested)
     folder = _folder(config)
     if not config.resume:
         with folder.exclusive():
@@ -85,14 +89,29 @@ def _supervise(config: Config, words: list[str]) -> int:
             print(f"earlier results set aside in {aside}")
     elif not config.force:
         _refuse_other_code(folder)
-    _announce(requested, backend)
+    if config.emulates:
+        _announce(requested, config.network.backend)
     sys.stdout.flush()
+    return folder
+
+
+def _supervise(config: Config, words: list[str], folder: RunFolder) -> int:
+    """Outside the sandbox."""
+    from testbed.network.sandbox import supervise
+
+    backend = config.network.backend
     with folder.exclusive():
         code = supervise([*words, f"network.backend={backend}"], backend)
     if code > SIGNALLED:
         kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
         print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
     return code
+
+
+def _alone(config: Config, folder: RunFolder) -> int:
+    """An experiment that emulates nothing needs no sandbox."""
+    with folder.exclusive():
+        return _measure(config, folder)
 
 
 def _folder(config: Config) -> RunFolder:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.network.shaping import SHAPERS
-from testbed.rows import BASELINE, FIDELITY, LATENCY, RowSchema
+from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema
 
 if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
 
+DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # of ``trained_on``
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
@@ -123,8 +124,10 @@ class Config:
     """What every experiment has. All lists are axes of its grid: non-empty, without duplicates."""
 
     rows: ClassVar[RowSchema]  # of the rows that the runner writes
+    emulates: ClassVar[bool] = True  # whether the runner needs a network, and so the sandbox
 
     experiment: str = ruled("a name of letters, digits, _ and -", lambda value: bool(re.fullmatch(r"[\w-]+", value)))
+    preset: str = ruled("a name")
     runner: str = named("runner")
     devices: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     time_scale: float = ruled("a number from 0.1 to 1000", lambda value: 0.1 <= value <= 1000)
@@ -188,7 +191,48 @@ class FidelityConfig(Config):
     shapers: list[str] = one_of(*SHAPERS)
 
 
+@dataclass
+class Data:
+    """What a model is trained and judged on."""
+
+    name: str = one_of("fashion_mnist", "cifar100", "pictures")
+    folder: str = ruled("a folder")
+    side: int = ruled("a whole number from 1 to 4096 (pixels)", lambda value: 1 <= value <= 4096)
+    train_examples: int = ruled("a whole number >= 0", lambda value: value >= 0)
+
+
+@dataclass
+class Training:
+    """How long and how fast a model learns."""
+
+    epochs: int = count()
+    batch: int = count()
+    learning_rate: float = ruled("a finite number > 0", positive)
+
+
+@dataclass
+class AccuracyConfig(Config):
+    """A grid of ways to compress and to train, each judged on several numbers of devices."""
+
+    rows: ClassVar[RowSchema] = ACCURACY
+    emulates: ClassVar[bool] = False
+
+    groups: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
+    codebook_sizes: list[int] = ruled("whole numbers >= 2, at least one", lambda value: value >= 2)
+    noises: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
+    commitments: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
+    class_tokens: list[str] = one_of("distributed", "single")
+    objectives: list[str] = one_of("labels", "distill")
+    trained_on: list[str] = ruled("N or N-M devices, as 4 or 1-8", lambda value: bool(re.fullmatch(DEVICES, value)))
+    seeds: list[int] = ruled("whole numbers from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    original: Training = section()
+    training: Training = section()
+    model: Model = section()
+    data: Data = section()
+
+
 SCHEMAS: dict[str, type[Config]] = {
+    "accuracy": AccuracyConfig,
     "latency": LatencyConfig,
     "clock_check": LatencyConfig,
     "fidelity": FidelityConfig,
