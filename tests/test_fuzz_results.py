@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.figures import speedup_plot
 from analysis.load import ResultsError, load_rows, revisions
-from analysis.report import write_report
 from testbed.errors import TestbedError
 from testbed.records import RunFolder
 from testbed.rows import LATENCY
@@ -85,7 +85,7 @@ def resume(folder: RunFolder) -> bool:
     return True
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(damaged(PARQUET) | st.binary(max_size=200).map(lambda inner: b"PAR1" + inner + b"PAR1") | st.binary())
 def test_any_bytes_as_parquet(folder: RunFolder, data: bytes) -> None:
     folder.parquet.write_bytes(data)
@@ -93,7 +93,7 @@ def test_any_bytes_as_parquet(folder: RunFolder, data: bytes) -> None:
     resume(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(damaged(CSV) | st.binary() | st.text().map(lambda text: CSV + text.encode()))
 def test_any_bytes_as_csv(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "results.csv"
@@ -226,7 +226,7 @@ def test_text_stays_text(tmp_path: Path, text: str) -> None:
 def test_figures_show_names_as_they_are(tmp_path: Path) -> None:
     """Matplotlib would read what stands between two dollars as a formula."""
     rows = synthetic.frame([synthetic.row("single", devices=1), synthetic.row("tensor") | {"method": "$\\frac{$"}])
-    assert (tmp_path / "report" / "speedup.png") in write_report(tmp_path, rows)
+    assert (tmp_path / "speedup.png") in speedup_plot(rows, tmp_path)
 
 
 @pytest.mark.parametrize(
