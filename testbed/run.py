@@ -102,16 +102,26 @@ def _supervise(config: Config, words: list[str], folder: RunFolder) -> int:
     backend = config.network.backend
     with folder.exclusive():
         code = supervise([*words, f"network.backend={backend}"], backend)
-    if code > SIGNALLED:
-        kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
-        print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
-    return code
+    return _say_ended(code, folder)
 
 
 def _alone(config: Config, folder: RunFolder) -> int:
     """An experiment that emulates nothing needs no sandbox."""
     with folder.exclusive():
-        return _measure(config, folder)
+        try:
+            return _measure(config, folder)
+        except KeyboardInterrupt:
+            return _say_ended(SIGNALLED + signal.SIGINT, folder)
+        except SystemExit as ending:  # from ``_terminate``
+            return _say_ended(int(ending.code or 0), folder)
+
+
+def _say_ended(code: int, folder: RunFolder) -> int:
+    """If a signal ended the run, tell where its points are."""
+    if code > SIGNALLED:
+        kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
+        print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
+    return code
 
 
 def _folder(config: Config) -> RunFolder:
