@@ -54,7 +54,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("resume=maybe", "resume=maybe: must be true or false"),
     (
         "runner=latncy",
-        "runner=latncy: unknown; did you mean latency or fidelity? allowed: clock_check, fidelity, latency",
+        "runner=latncy: unknown; did you mean latency or fidelity? allowed: accuracy, ",
     ),
     ("~astra", "override=~astra: keys cannot be removed"),
     ("nonsense", "override=nonsense: cannot be read"),
@@ -92,7 +92,7 @@ def test_bad_input_is_named(words: str, message: str) -> None:
 
 
 def test_missing_experiment_lists_them_all() -> None:
-    with pytest.raises(ConfigError, match="bandwidth_sweep, clock_check, fidelity, smoke"):
+    with pytest.raises(ConfigError, match="accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke"):
         load_config([])
     with pytest.raises(ConfigError, match="did you mean smoke"):
         load_config(["+experiment=smok"])

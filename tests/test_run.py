@@ -80,7 +80,10 @@ def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
     part = command("--cfg", "job", "--package", "model", SMOKE, cwd=tmp_path)
     assert part.returncode == 0 and "hidden: 768" in part.stdout and "codebook_size" not in part.stdout
     helped = command("--help", cwd=tmp_path)
-    assert helped.returncode == 0 and "experiment: bandwidth_sweep, clock_check, fidelity, smoke" in helped.stdout
+    assert (
+        helped.returncode == 0
+        and "experiment: accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke" in helped.stdout
+    )
     assert not list(tmp_path.iterdir())
 
 
