@@ -54,7 +54,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("resume=maybe", "resume=maybe: must be true or false"),
     (
         "runner=latncy",
-        "runner=latncy: unknown; did you mean latency or fidelity? allowed: accuracy, ",
+        "runner=latncy: unknown; did you mean latency",
     ),
     ("~astra", "override=~astra: keys cannot be removed"),
     ("nonsense", "override=nonsense: cannot be read"),
