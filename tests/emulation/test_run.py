@@ -42,7 +42,13 @@ def test_no_ending_leaves_anything_behind(tmp_path: Path, backend: str, ending: 
     before = machine_state()
     words = [f"network={backend}", "compute_mode=replay", "bandwidths=[1,100]"]
     run = subprocess.Popen(
-        command(tmp_path, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(tmp_path, *words),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Shells start background jobs with SIGINT ignored, and whatever these start inherits it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout is not None
     seen = []
