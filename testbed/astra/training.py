@@ -147,7 +147,9 @@ class _Run:
             shown.fraction(1)
             if progress.step % settings.checkpoint_steps == 0 and progress.step % self.epoch_steps:
                 self._save()
-        accuracies = [correctness(self.student, self.validation, n).float().mean().item() for n in settings.devices]
+        # a batch that fits with gradients fits without: a decoder's logits are large
+        right = (correctness(self.student, self.validation, n, settings.batch) for n in settings.devices)
+        accuracies = [flags.float().mean().item() for flags in right]
         accuracy = sum(accuracies) / len(accuracies)
         entry = {"epoch": epoch + 1, "loss": progress.loss_sum / self.epoch_steps, "validation_accuracy": accuracy}
         if quantizer is not None and quantizer.used_LGK.any():
