@@ -253,7 +253,7 @@ class _Run:
 
 
 def _adamw(student: Student, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Weight decay for matrices of linear layers only."""
+    """Weight decay for matrices only: of linear layers, and a decoder's embeddings."""
     decayed = [p for n, p in student.named_parameters() if n.endswith("weight") and p.dim() == 2]
     rest = [p for n, p in student.named_parameters() if not (n.endswith("weight") and p.dim() == 2)]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
