@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,21 @@ from testbed.models.weights import save_tensors
 
 RECIPE = 1  # to be raised with every change that alters the tokens, so that older cache files are not used
 BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Windows [N, S] as examples to train on: of each, the first S - 1 tokens, and the ones that follow them."""
+
+    windows_NS: Tensor
+
+    def __len__(self) -> int:
+        return len(self.windows_NS)
+
+    def batch(self, indices: Tensor, augmented: bool = False) -> tuple[Tensor, Tensor]:
+        """(tokens, next tokens), each [B, S - 1]. There is no way to vary a text: ``augmented`` changes nothing."""
+        chosen_BS = self.windows_NS[indices]
+        return chosen_BS[:, :-1], chosen_BS[:, 1:]
 
 
 def windows(

@@ -17,9 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from testbed.astra.decoder import AstraDecoder
 from testbed.astra.simulation import AstraVit, Student
 from testbed.astra.vq import VectorQuantizer
 from testbed.errors import EnvironmentFault
+from testbed.models.gpt2 import Gpt2, Gpt2Config
+from testbed.models.llama import Llama, LlamaConfig
 from testbed.models.vit import VisionTransformer, VitConfig
 from testbed.models.weights import save_tensors
 
@@ -90,16 +93,34 @@ def open_result(path: Path, config: VitConfig) -> AstraVit:
 
     Raises EnvironmentFault, in one line, if the file is missing, damaged or of another model.
     """
-    tensors, described = _read(path)
-    if described.get("model") != asdict(config):
-        found = described.get("model")
-        raise EnvironmentFault(f"{path}: holds a model of sizes {found}; expected {asdict(config)}")
-    quantizer = VectorQuantizer(tensors[CODEBOOKS]) if CODEBOOKS in tensors else None
+    described, quantizer = _described(path, config)
     with torch.device("meta"):
         model = VisionTransformer(config)
     student = AstraVit(model.to_empty(device="cpu"), quantizer, described["class_tokens"])
     load_result(path, student)
     return student.eval()
+
+
+def open_decoder(path: Path, config: LlamaConfig | Gpt2Config) -> AstraDecoder:
+    """As ``open_result``, the Llama or GPT-2, with what of it is quantised and its anchors."""
+    described, quantizer = _described(path, config)
+    with torch.device("meta"):
+        model = Llama(config) if isinstance(config, LlamaConfig) else Gpt2(config)
+    own = {key: described[key] for key in ("tokens", "quantised", "anchors")}
+    student = AstraDecoder(model.to_empty(device="cpu"), quantizer=quantizer, **own)
+    load_result(path, student)
+    return student.eval()
+
+
+def _described(
+    path: Path, config: VitConfig | LlamaConfig | Gpt2Config
+) -> tuple[dict[str, Any], VectorQuantizer | None]:
+    """What ``save_result`` wrote of a model of this config, and its codebooks."""
+    tensors, described = _read(path)
+    if described.get("model") != asdict(config):
+        found = described.get("model")
+        raise EnvironmentFault(f"{path}: holds a model of sizes {found}; expected {asdict(config)}")
+    return described, VectorQuantizer(tensors[CODEBOOKS]) if CODEBOOKS in tensors else None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

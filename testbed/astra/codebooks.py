@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from testbed.astra.evaluation import Examples
 from testbed.astra.quantizer import check_quantizer
@@ -74,7 +74,7 @@ def train_codebooks(
         x_ND = x_BSD[:, 1:].flatten(0, 1).numpy()
         for position, count in enumerate(groups):
             for group, x_Nd in enumerate(np.split(x_ND, count, axis=1)):
-                books[count][layer, group] = torch.from_numpy(_kmeans(x_Nd, codebook_size, seed))
+                books[count][layer, group] = torch.from_numpy(kmeans(x_Nd, codebook_size, seed))
             if progress is not None:
                 progress(layer * len(groups) + position + 1, layers * len(groups))
         if layer + 1 < layers:
@@ -113,21 +113,36 @@ def codebooks_for(
     """
     for count in groups:
         check_quantizer(model.shape.hidden, count, codebook_size)
-    weights = _fingerprint(model)
-    paths: dict[int, Path] = {}
-    recipes: dict[int, str] = {}
-    for count in groups:
-        recipe = {"recipe": RECIPE, "model": asdict(choice), "weights": weights, "tokens": tokens, "seed": seed}
-        recipes[count] = json.dumps(recipe | {"groups": count, "codebook_size": codebook_size}, sort_keys=True)
-        name = hashlib.sha256(recipes[count].encode()).hexdigest()[:16]
-        paths[count] = cache_dir / f"codebooks-{name}.safetensors"
-    layers, hidden = model.shape.layers, model.shape.hidden
-    shapes = {count: (layers, count, codebook_size, hidden // count) for count in groups}
-    missing = [count for count, path in paths.items() if not _usable(path, shapes[count])]
-    if missing:
+
+    def train(missing: list[int]) -> dict[int, Tensor]:
         pictures = max(FEWEST_PICTURES, math.ceil(SAMPLES_PER_CODEWORD * codebook_size / tokens))
         pictures_BCHW = photographs(tokens, choice.patch, pictures, seed)
-        books = train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress)
+        return train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress)
+
+    recipe = {"recipe": RECIPE, "model": asdict(choice), "weights": fingerprint(model), "tokens": tokens, "seed": seed}
+    recipe |= {"codebook_size": codebook_size}
+    layers, hidden = model.shape.layers, model.shape.hidden
+    shapes = {count: (layers, count, codebook_size, hidden // count) for count in groups}
+    return cached_codebooks(recipe, shapes, cache_dir, train)
+
+
+def cached_codebooks(
+    recipe: Mapping[str, object],
+    shapes: Mapping[int, tuple[int, int, int, int]],
+    cache_dir: Path,
+    train: Callable[[list[int]], dict[int, Tensor]],
+) -> dict[int, Path]:
+    """The files with the codebooks of ``recipe``, one for each G of ``shapes``.
+
+    recipe: all that they depend on but G, as JSON data. train: called with each G that ``cache_dir`` lacks, if any, or
+    has damaged, of which it warns.
+    """
+    recipes = {count: json.dumps({**recipe, "groups": count}, sort_keys=True) for count in shapes}
+    names = {count: hashlib.sha256(text.encode()).hexdigest()[:16] for count, text in recipes.items()}
+    paths = {count: cache_dir / f"codebooks-{name}.safetensors" for count, name in names.items()}
+    missing = [count for count, path in paths.items() if not _usable(path, shapes[count])]
+    if missing:
+        books = train(missing)
         for count in missing:
             save_tensors({"codebooks": books[count]}, paths[count], {"recipe": recipes[count]})
     return paths
@@ -148,7 +163,8 @@ def load_codebooks(path: Path) -> Tensor:
     return codebooks_LGKd
 
 
-def _kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
+def kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
+    """Codewords [K, d] for the samples, which must be K or more, both float32."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     faiss.cvar.distance_compute_blas_threshold = 1  # matrix products always: thrice as fast for groups of 24 numbers
     kmeans = faiss.Kmeans(
@@ -173,11 +189,11 @@ def _usable(path: Path, shape: tuple[int, int, int, int]) -> bool:
         reason = f"{path} is damaged (codebooks of another shape)"
     except EnvironmentFault as error:
         reason = str(error)
-    warnings.warn(f"{reason}; training its codebooks again", stacklevel=3)
+    warnings.warn(f"{reason}; training its codebooks again", stacklevel=4)
     return False
 
 
-def _fingerprint(model: VisionTransformer) -> str:
+def fingerprint(model: nn.Module) -> str:
     """A hash of the first numbers of every tensor, so that fine-tuned weights get their own codebooks."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

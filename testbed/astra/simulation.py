@@ -82,8 +82,9 @@ def mixed_attention(block: Block, x_BSD: Tensor, quantised_BTD: Tensor, visible:
 class Forward:
     """What a pass gives.
 
-    logits: [B, classes]. commitment: scalar, the layers' sum (see VectorQuantizer.forward), 0 where nothing is
-    quantised. states: the content rows [B, T, D] after each layer, if asked for.
+    logits: [B, classes], or [B, T, vocabulary] of a decoder. commitment: scalar, the layers' sum (see
+    VectorQuantizer.forward), 0 where nothing is quantised. states: the content rows [B, T, D] after each layer, if
+    asked for.
     """
 
     logits: Tensor
@@ -110,6 +111,24 @@ class Student(nn.Module):
         raise NotImplementedError
 
 
+def check_codebooks(quantizer: VectorQuantizer | None, layers: int, width: int) -> None:
+    """Raise ValueError for codebooks of other ``layers`` or tokens of another ``width``."""
+    if quantizer is None:
+        return
+    found, groups, _, group_width = quantizer.codebooks_LGKd.shape
+    if (found, groups * group_width) != (layers, width):
+        described = f"{found} layers of {groups} x {group_width} numbers"
+        raise ValueError(f"codebooks are for {described}; the model has {layers} x {width}")
+
+
+def check_shares(shares: Sequence[int], tokens: int, quantizer: VectorQuantizer | None) -> None:
+    """Raise ValueError for shares that do not cover the tokens, or several devices without a quantizer."""
+    if sum(shares) != tokens or min(shares) < 1:
+        raise ValueError(f"shares are {list(shares)}; expected positive numbers of sum {tokens}")
+    if len(shares) > 1 and quantizer is None:
+        raise ValueError(f"{len(shares)} devices need a quantizer")
+
+
 class AstraVit(Student):
     """A Vision Transformer on any number of devices."""
 
@@ -128,13 +147,7 @@ class AstraVit(Student):
         super().__init__()
         if class_tokens not in get_args(ClassTokens):
             raise ConfigError("astra.class_tokens", class_tokens, nearest(class_tokens, get_args(ClassTokens)))
-        if quantizer is not None:
-            layers, groups, _, width = quantizer.codebooks_LGKd.shape
-            if (layers, groups * width) != (model.shape.layers, model.shape.hidden):
-                found = f"{layers} layers of {groups} x {width} numbers"
-                raise ValueError(
-                    f"codebooks are for {found}; the model has {model.shape.layers} x {model.shape.hidden}"
-                )
+        check_codebooks(quantizer, model.shape.layers, model.shape.hidden)
         self.model, self.quantizer, self.class_tokens = model, quantizer, class_tokens
 
     @property
@@ -151,10 +164,7 @@ class AstraVit(Student):
         Raises ValueError for shares that do not cover the tokens, or several devices without a quantizer.
         """
         world = len(shares)
-        if sum(shares) != self.tokens or min(shares) < 1:
-            raise ValueError(f"shares are {list(shares)}; expected positive numbers of sum {self.tokens}")
-        if world > 1 and self.quantizer is None:
-            raise ValueError(f"{world} devices need a quantizer")
+        check_shares(shares, self.tokens, self.quantizer)
         owners = range(world) if self.class_tokens == "distributed" else range(1)
         layout = device_layout(shares, owners)
         copies, visible = layout.class_copies, layout.visible.to(pixels_BCHW.device)

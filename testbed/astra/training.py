@@ -147,7 +147,9 @@ class _Run:
             shown.fraction(1)
             if progress.step % settings.checkpoint_steps == 0 and progress.step % self.epoch_steps:
                 self._save()
-        accuracies = [correctness(self.student, self.validation, n).float().mean().item() for n in settings.devices]
+        # a batch that fits with gradients fits without: a decoder's logits are large
+        right = (correctness(self.student, self.validation, n, settings.batch) for n in settings.devices)
+        accuracies = [flags.float().mean().item() for flags in right]
         accuracy = sum(accuracies) / len(accuracies)
         entry = {"epoch": epoch + 1, "loss": progress.loss_sum / self.epoch_steps, "validation_accuracy": accuracy}
         if quantizer is not None and quantizer.used_LGK.any():
@@ -251,7 +253,7 @@ class _Run:
 
 
 def _adamw(student: Student, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Weight decay for matrices of linear layers only."""
+    """Weight decay for matrices only: of linear layers, and a decoder's embeddings."""
     decayed = [p for n, p in student.named_parameters() if n.endswith("weight") and p.dim() == 2]
     rest = [p for n, p in student.named_parameters() if not (n.endswith("weight") and p.dim() == 2)]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]

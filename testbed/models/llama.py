@@ -111,8 +111,8 @@ class LlamaConfig:
 class GroupedAttention(Attention):
     """Attention with rotated queries and keys, fewer key/value heads than query heads, and no biases.
 
-    Keys are rotated by ``keys_values`` and so can be kept. ``unturned_keys_values`` and ``rotary`` are for methods
-    that quantise keys before the rotation.
+    Keys are rotated by ``keys_values`` and so can be kept. ``unturned_keys_values`` and ``turn`` are for methods that
+    quantise keys before the rotation.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -126,7 +126,7 @@ class GroupedAttention(Attention):
 
     def query(self, x_BSD: Tensor, start: int = 0) -> Tensor:
         """Queries [B, H, S, K] of normalised embeddings at positions ``start``, ``start + 1``, ..."""
-        return self.rotary.turn(self.split_heads(self.q(x_BSD)), start)
+        return self.turn(self.split_heads(self.q(x_BSD)), start)
 
     def unturned_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys before the rotation, and values, each [B, J, S, K], of normalised embeddings."""
@@ -134,10 +134,9 @@ class GroupedAttention(Attention):
         v_BSJK = self.v(x_BSD).unflatten(-1, (self.key_value_heads, -1))
         return k_BSJK.transpose(-3, -2), v_BSJK.transpose(-3, -2)
 
-    def keys_values(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [B, J, S, K], of normalised embeddings at positions ``start``, ``start + 1``, ..."""
-        k_BJSK, v_BJSK = self.unturned_keys_values(x_BSD)
-        return self.rotary.turn(k_BJSK, start), v_BJSK
+    def turn(self, k_BHSK: Tensor, start: int = 0) -> Tensor:
+        """Keys, or queries, rotated to positions ``start``, ``start + 1``, ..."""
+        return self.rotary.turn(k_BHSK, start)
 
     def mix(self, q_BHSK: Tensor, k_BJSK: Tensor, v_BJSK: Tensor, visible: Tensor | None = None) -> Tensor:
         """Softmax attention merged over heads, [B, S, H*K], before the output projection; see Attention.mix."""

@@ -142,7 +142,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(tmp_path: Path, monke
     scores = iter([0.3, 0.5, 0.4, 0.5, 0.9])
     weights = []
 
-    def scripted(student: Any, examples: Any, devices: int) -> torch.Tensor:
+    def scripted(student: Any, examples: Any, devices: int, batch: int) -> torch.Tensor:
         weights.append(student.model.head.weight.clone())
         return torch.tensor([next(scores)])
 

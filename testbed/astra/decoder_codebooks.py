@@ -1,0 +1,116 @@
+"""Codebooks of a decoder by k-means on what its layers quantise of a text, without fine-tuning, cached on disk.
+
+The text goes through the plain model layer by layer. Anchors are left out: they are never quantised, and the first
+token of a Llama is so much larger than all others that it would draw codewords which no token sent ever chooses.
+Shape suffixes: B windows, S tokens of a window, N samples, W numbers of what is quantised, G groups, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from testbed.astra.codebooks import Progress, cached_codebooks, fingerprint, kmeans
+from testbed.astra.decoder import Quantised, check_quantised, quantised_width, to_quantise
+from testbed.astra.quantizer import check_quantizer
+from testbed.models.decoder import DecoderBlock
+from testbed.models.gpt2 import Gpt2
+from testbed.models.llama import Llama
+
+RECIPE = 1  # to be raised with every change that alters codebooks, so that older cache files are not used
+TOKENS_AT_ONCE = 2048  # through a block; bounds the memory of activations
+
+
+@torch.no_grad()
+def train_decoder_codebooks(
+    model: Llama | Gpt2,
+    windows_BS: Tensor,
+    quantised: Quantised,
+    groups: Sequence[int],
+    codebook_size: int,
+    seed: int,
+    anchors: int = 0,
+    progress: Progress | None = None,
+) -> dict[int, Tensor]:
+    """Codebooks [layers, G, codebook_size, W / G], float32, for each G of ``groups``, from one pass of the model.
+
+    windows_BS: token ids. anchors: how many first tokens of a window stay exact. ``progress(done, total)`` is called
+    after each layer and G. Held at a time: one layer's input and what it quantises.
+
+    Raises ConfigError for groups, a codebook size or something quantised that cannot be, ValueError if there are fewer
+    tokens than codewords.
+    """
+    shape = model.config.shape(windows_BS.shape[1])
+    width = _checked_width(model, quantised, groups, codebook_size)
+    each = windows_BS.shape[1] - anchors
+    if len(windows_BS) * each < codebook_size:
+        need = f"expected {math.ceil(codebook_size / each)} windows or more" if each > 0 else "all are anchors"
+        raise ValueError(
+            f"{len(windows_BS)} windows of {windows_BS.shape[1]} tokens cannot give {codebook_size} codewords; {need}"
+        )
+    books = {count: torch.empty(shape.layers, count, codebook_size, width // count) for count in groups}
+    at_once = max(1, TOKENS_AT_ONCE // windows_BS.shape[1])
+    parts = [model.embed(part_BS) for part_BS in windows_BS.split(at_once)]
+    for layer, block in enumerate(cast(Iterable[DecoderBlock], model.blocks)):
+        x_NW = torch.cat([to_quantise(block, x_BSD, quantised)[:, anchors:].flatten(0, 1) for x_BSD in parts]).numpy()
+        for position, count in enumerate(groups):
+            for group, x_Nd in enumerate(np.split(x_NW, count, axis=1)):
+                books[count][layer, group] = torch.from_numpy(kmeans(x_Nd, codebook_size, seed))
+            if progress is not None:
+                progress(layer * len(groups) + position + 1, shape.layers * len(groups))
+        del x_NW
+        if layer + 1 < shape.layers:
+            for index, x_BSD in enumerate(parts):
+                parts[index] = block(x_BSD)
+    return books
+
+
+def decoder_codebooks_for(
+    model: Llama | Gpt2,
+    windows_BS: Tensor,
+    quantised: Quantised,
+    groups: Sequence[int],
+    codebook_size: int,
+    seed: int,
+    cache_dir: Path,
+    anchors: int = 0,
+    progress: Progress | None = None,
+) -> dict[int, Path]:
+    """The files with what ``train_decoder_codebooks`` makes, one for each G; made where ``cache_dir`` has none.
+
+    A damaged file is replaced, with a warning. ``load_codebooks`` reads a file. Raises what the former raises.
+    """
+    width = _checked_width(model, quantised, groups, codebook_size)
+
+    def train(missing: list[int]) -> dict[int, Tensor]:
+        return train_decoder_codebooks(model, windows_BS, quantised, missing, codebook_size, seed, anchors, progress)
+
+    recipe = {
+        "decoder_recipe": RECIPE,
+        "model": asdict(model.config),
+        "weights": fingerprint(model),
+        "windows": [list(windows_BS.shape), hashlib.sha256(windows_BS.numpy().tobytes()).hexdigest()],
+        "quantised": quantised,
+        "anchors": anchors,
+        "codebook_size": codebook_size,
+        "seed": seed,
+    }
+    shapes = {count: (model.config.layers, count, codebook_size, width // count) for count in groups}
+    return cached_codebooks(recipe, shapes, cache_dir, train)
+
+
+def _checked_width(model: Llama | Gpt2, quantised: Quantised, groups: Sequence[int], codebook_size: int) -> int:
+    """Numbers of a token that are quantised. Raises ConfigError for what cannot be."""
+    check_quantised(quantised)
+    width = quantised_width(model.config.shape(1), quantised)
+    for count in groups:
+        check_quantizer(width, count, codebook_size)
+    return width
