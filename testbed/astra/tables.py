@@ -157,6 +157,13 @@ class CodewordTables:
         return tokens * self.groups * self.rows_NW.shape[1]
 
 
+def table_bytes(block: Block | DecoderBlock, codebooks_GKd: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """``CodewordTables.bytes`` before they are made."""
+    width = len(block.attn.k.weight) + len(block.attn.v.weight)
+    codewords = codebooks_GKd.shape[0] * codebooks_GKd.shape[1]
+    return codewords * (width * dtype.itemsize + 2 * torch.float64.itemsize)
+
+
 def tables_for(
     model: VisionTransformer | Decoder,
     quantizer: Quantizer,

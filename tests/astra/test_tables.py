@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from testbed.astra.quantizer import Quantizer
-from testbed.astra.tables import CodewordTables, tables_for
+from testbed.astra.tables import CodewordTables, table_bytes, tables_for
 from testbed.errors import ConfigError
 from testbed.models.decoder import DecoderBlock
 from testbed.models.gpt2 import Gpt2, Gpt2Config
@@ -141,7 +141,9 @@ def test_every_layer_of_a_model_has_its_tables(model):
 
 
 def test_their_size_is_that_of_rows_and_sums():
-    tables = CodewordTables(make_block("llama", 12, 1), books(3, 8, 4, 2)[0], torch.bfloat16)
+    block, codebooks = make_block("llama", 12, 1), books(3, 8, 4, 2)[0]
+    tables = CodewordTables(block, codebooks, torch.bfloat16)
+    assert tables.bytes == table_bytes(block, codebooks, torch.bfloat16)
     assert tables.bytes == 3 * 8 * (2 * 2 * 6 * 2 + 2 * 8)  # two key/value heads of 6, keys and values, 2 bytes
     assert tables.additions(5) == 5 * 3 * 24 and tables.made_s > 0
 
