@@ -6,6 +6,11 @@ codebook has, so that the cost per query stops growing with the sequence. The re
 device of a causal model counts what it received, which is from devices before it only, all of it visible to every own
 query.
 
+Attention to the received tokens alone, N = 4, D = 768, 12 heads, K = 1024, one thread of a 2-core AMD EPYC (AVX2) that
+others used too, medians in ms: T = 1024: 9.6 per token, 8.3 per codeword; T = 4096: 177 and 60; T = 16384: 2565 and
+234. With own rows: 12.4 and 11.8; 194 and 99; 3303 and 1149. Nor are received tokens decoded and projected (21, 116,
+454 ms). Own rows and all codewords side by side in one call took 17, 116 and 1075.
+
 It needs keys that do not depend on the position. Rotated keys do: two tokens of one codeword differ in them.
 
 Shape suffixes: B batch, R received tokens, K codewords, U codewords that occur, H heads, Q queries, k head width,

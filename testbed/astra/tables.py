@@ -6,6 +6,17 @@ RMSNorm are linear but for one number per token, its reciprocal deviation, and t
 codeword, its sum and its sum of squares. The mean that LayerNorm takes away is linear: the rows are of weights from
 which it has been taken away already. So the result is exact, but for rounding.
 
+Keys and values of 768 received tokens, D = 768, K = 1024, one thread of a 2-core AMD EPYC (AVX2) that others used too,
+medians of 11 in ms, both ways in one process; decoding and projecting took 23 to 25 for every G:
+
+    G          1     8    16    32
+    float32   1.6   4.3   7.7  14.2
+    bfloat16  1.2   3.1   5.5   9.6
+    float16   1.2   2.6   4.7   9.2
+
+Rows are summed by one ``embedding_bag``: adding them in place, group after group, takes twice as long from G = 8 on,
+and gathering all before the sum twelve times.
+
 Shape suffixes: P received tokens, D hidden, G groups, K codewords, d = D / G, W key and value widths together, J
 key/value heads, k head width.
 """
