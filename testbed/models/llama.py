@@ -56,9 +56,13 @@ class Rotary:
         blend_k = ((waves_k - s.low_factor) / (s.high_factor - s.low_factor)).clamp(0, 1)
         return frequency_k * (blend_k + (1 - blend_k) / s.factor)
 
-    def turn(self, x_BHSK: Tensor, start: int) -> Tensor:
-        """Rotate rows at positions ``start``, ``start + 1``, ..."""
-        cos_Sk, sin_Sk = _table(self, start, x_BHSK.shape[-2], x_BHSK.device)
+    def turn(self, x_BHSK: Tensor, start: int | Tensor) -> Tensor:
+        """Rotate rows at positions ``start``, ``start + 1``, ..., or each at its own of the integers ``start`` [S]."""
+        if isinstance(start, Tensor):
+            angle_Sk = start.to(torch.float32)[:, None] * self.frequencies().to(start.device)
+            cos_Sk, sin_Sk = angle_Sk.cos(), angle_Sk.sin()
+        else:
+            cos_Sk, sin_Sk = _table(self, start, x_BHSK.shape[-2], x_BHSK.device)
         a, b = x_BHSK.chunk(2, dim=-1)
         return torch.cat([a * cos_Sk - b * sin_Sk, b * cos_Sk + a * sin_Sk], dim=-1)
 
