@@ -18,10 +18,11 @@ from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
 from testbed.perplexity import perplexity, window_nll
-from tests.astra.test_decoder import KINDS, MODELS, VOCABULARY
+from tests.astra.test_decoder import CONFIGS, KINDS, VOCABULARY, build
 
 WINDOWS = torch.randint(0, VOCABULARY, (40, 12), generator=torch.Generator().manual_seed(0))
-MODEL = MODELS["grouped"].requires_grad_(False)
+MODELS = {name: build(config).requires_grad_(False) for name, config in CONFIGS.items()}
+MODEL = MODELS["grouped"]
 
 
 def relative_errors(model: Llama | Gpt2, books: Tensor, quantised: Quantised, anchors: int = 0) -> list[float]:
@@ -37,7 +38,7 @@ def relative_errors(model: Llama | Gpt2, books: Tensor, quantised: Quantised, an
 
 @pytest.mark.parametrize("quantised", KINDS)
 def test_codebooks_fit_what_each_layer_quantises(quantised: Quantised, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = MODELS["gpt2"].requires_grad_(False)  # with positions: a layer's inputs are more than the vocabulary
+    model = MODELS["gpt2"]  # with positions: a layer's inputs are more than the vocabulary
     width = 48 if quantised == "keys_values" else 24
     many = width // 2
     books = train_decoder_codebooks(model, WINDOWS, quantised, [1, many], 32, seed=0)
@@ -101,7 +102,7 @@ def test_the_cache_is_used_and_anything_that_matters_changes_the_file(
         decoder_codebooks_for(MODEL, WINDOWS[1:], "keys_values", [2], 16, 0, tmp_path, 1),
         decoder_codebooks_for(MODEL, WINDOWS, "keys_values", [2], 32, 0, tmp_path, 1),
         decoder_codebooks_for(MODEL, WINDOWS, "keys_values", [2], 16, 1, tmp_path, 1),
-        decoder_codebooks_for(MODELS["gpt2"].requires_grad_(False), WINDOWS, "keys_values", [2], 16, 0, tmp_path, 1),
+        decoder_codebooks_for(MODELS["gpt2"], WINDOWS, "keys_values", [2], 16, 0, tmp_path, 1),
     ]
     assert len({*first.values(), *(other[2] for other in others)}) == 8
     monkeypatch.setattr(decoder_codebooks, "train_decoder_codebooks", None)
