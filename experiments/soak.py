@@ -1,7 +1,7 @@
 """``make soak``: 50 clusters up and down in one process; what each leaves behind would add up, so it must not grow.
 
-Memory is allowed to settle: allocators keep what they once had. Ray keeps one dead connection of each cluster, which
-is counted apart. Everything else has to be the same after each cycle.
+Memory is allowed to settle: allocators keep what they once had. Ray keeps one or two dead connections of each
+cluster, which are counted apart. Everything else has to be the same after each cycle.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MEMORY_GROWTH_MIB = 30
 class Counters:
     """What one process and its sandbox hold between two clusters.
 
-    closed_by_peer: connections that Ray's library does not let go of when it is shut down, one for each cluster; they
-    are not among ``descriptors``. memory_mib: resident, of the driver.
+    closed_by_peer: connections that Ray's library does not let go of when it is shut down, one or two for each cluster
+    of two devices; they are not among ``descriptors``. memory_mib: resident, of the driver.
     """
 
     descriptors: int
@@ -102,7 +102,9 @@ def report(seen: list[Counters]) -> int:
     grown = 0
     for name in asdict(seen[0]):
         values = [getattr(counters, name) for counters in seen[min(SETTLING, len(seen)) - 1 :]]
-        flat = values[-1] - values[0] <= {"memory_mib": MEMORY_GROWTH_MIB, "closed_by_peer": len(values)}.get(name, 0)
+        flat = values[-1] - values[0] <= {"memory_mib": MEMORY_GROWTH_MIB, "closed_by_peer": DEVICES * len(values)}.get(
+            name, 0
+        )
         grown += not flat
         table.add_row(name, str(values[0]), str(max(values)), str(values[-1]), "yes" if flat else "NO")
     console().print(table)
