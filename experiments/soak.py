@@ -100,11 +100,10 @@ def report(seen: list[Counters]) -> int:
     """The table of first, highest and last counts. Returns 1 if anything grew after SETTLING cycles, else 0."""
     table = Table("between two clusters", "after settling", "highest since", "last", "flat")
     grown = 0
+    allowed = {"memory_mib": MEMORY_GROWTH_MIB, "closed_by_peer": DEVICES * len(seen)}
     for name in asdict(seen[0]):
         values = [getattr(counters, name) for counters in seen[min(SETTLING, len(seen)) - 1 :]]
-        flat = values[-1] - values[0] <= {"memory_mib": MEMORY_GROWTH_MIB, "closed_by_peer": DEVICES * len(values)}.get(
-            name, 0
-        )
+        flat = values[-1] - values[0] <= allowed.get(name, 0)
         grown += not flat
         table.add_row(name, str(values[0]), str(max(values)), str(values[-1]), "yes" if flat else "NO")
     console().print(table)
