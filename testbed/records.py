@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import ConfigError, TestbedError
+from testbed.files import replacing
 from testbed.rows import LATENCY, RowSchema
 
 if TYPE_CHECKING:
@@ -151,17 +152,10 @@ class RunFolder:
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """``write(path)`` to a temporary file beside ``target``, then put it in target's place once it is safe on disk.
-
-    Raises TestbedError if the disk does not take it; what was there stays.
-    """
-    temporary = target.with_name(f".{target.name}.part")
+    """``write(path)``, then put that file in target's place. TestbedError if the disk does not take it."""
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with replacing(target) as path:
+            write(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise TestbedError(f"{target} cannot be written: {reason}; finished points are kept") from None

@@ -7,7 +7,6 @@ state of random generators: each step seeds them from the run's seed and its own
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from testbed.astra.decoder import AstraDecoder
 from testbed.astra.simulation import AstraVit, Student
 from testbed.astra.vq import VectorQuantizer
 from testbed.errors import EnvironmentFault
+from testbed.files import replacing
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig
 from testbed.models.vit import VisionTransformer, VitConfig
@@ -125,9 +125,8 @@ def _described(
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace a JSON file whole."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(data, indent=2, default=str) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, default=str) + "\n")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ rotation; see llama.py.
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from testbed.errors import EnvironmentFault
+from testbed.files import replacing
 from testbed.models.llama import Llama, LlamaConfig, Rotary, halves_from_interleaved
 from testbed.models.weights import save_tensors
 
@@ -84,9 +84,8 @@ def smollm2_tokenizer(cache_dir: Path) -> Tokenizer:
     path = _cache_file(cache_dir, "json")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        _build_tokenizer().save(str(unfinished))
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            _build_tokenizer().save(str(unfinished))
     return Tokenizer.from_file(str(path))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from testbed.errors import ConfigError, EnvironmentFault, nearest
+from testbed.files import replacing
 from testbed.models.vit import VisionTransformer, VitConfig, patch_grid
 
 BIAS_STD = 0.02  # not zero, so that a bias lost or added twice shows up in a comparison
@@ -121,12 +121,8 @@ def load_model(choice: ModelChoice, tokens: int, path: Path) -> VisionTransforme
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file by way of a temporary name in the same folder, which is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _skeleton(choice: ModelChoice, tokens: int) -> VisionTransformer:
