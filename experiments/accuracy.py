@@ -18,8 +18,7 @@ from torch import Tensor
 
 from analysis.intervals import bootstrap_interval
 from experiments.assets import CACHE
-from experiments.latency import print_settled
-from experiments.manifest import Manifest
+from experiments.manifest import Manifest, print_settled
 from testbed.astra.codebooks import codebooks_of_examples
 from testbed.astra.evaluation import correctness
 from testbed.astra.objective import Objective

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.calibration import RATE_LIMIT_PCT, calibrate
-from experiments.latency import print_settled
-from experiments.manifest import Manifest
+from experiments.manifest import Manifest, print_settled
 from testbed.comm.frame import HEADER_BYTES
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import ClusterError, CommError, EnvironmentFault
@@ -99,7 +98,7 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
             facts: dict[str, Any] = {"devices": devices, "calibration": [vars(calibrate(session, config.rates))]}
             facts |= {"idle_bytes": session.assert_silent(), "network": session.network.describe()}
             manifest.open_cluster(facts)
-            with steps(f"{count} points", sum(_cost_s(config, message) for message in messages)) as shown:
+            with steps(f"{len(messages)} points", sum(_cost_s(config, message) for message in messages)) as shown:
                 failed += _measure_all(config, backend, folder, session, messages, shown)
             facts["calibration"].append(vars(calibrate(session, config.rates)))
             manifest.close_cluster(facts)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.assets import Assets, prepare
-from experiments.manifest import Manifest
+from experiments.manifest import Manifest, print_settled
 from experiments.points import Bench, describe_rows, resolve_mode
 from testbed.grid import Point, batches
 from testbed.progress import steps
 from testbed.records import RunFolder
-from testbed.schema import Config, LatencyConfig
+from testbed.schema import LatencyConfig
 
 Modes = Callable[[int, Assets], list[str]]
 ExtraRows = Callable[[Bench, Point], list[dict[str, Any]]]
@@ -74,17 +74,6 @@ def run_points(
             folder.degrade({point.key: reason for point, reason in bench.recalibrate(batch).items()})
             manifest.close_cluster(bench.manifest())
     return failed
-
-
-def print_settled(folder: RunFolder, config: Config, to_measure: int) -> None:
-    """Say what of an earlier run is not measured again."""
-    points = folder.points()
-    if not points:
-        return
-    failed = sum(not ok for ok in points.values())
-    again = "are measured again" if config.retry_failed else "are left as they are (retry_failed=true measures them)"
-    lost = f"{failed} failed before and {again}; " if failed else ""
-    print(f"{len(points) - failed} points are finished already; {lost}{to_measure} to measure")
 
 
 def _cost_s(bench: Bench, point: Point, mode: str) -> float:

@@ -1,4 +1,4 @@
-"""This run's entry in manifest.json, written as the run goes on, so that a run that is ended is on record too."""
+"""What runners keep of their runs: an entry in manifest.json, written as the run goes on, and what is done already."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ class Manifest:
     def _write(self) -> None:
         entry = self._entry | {"clusters": self._clusters, "last_written": _now()}
         self._folder.write_manifest([*self._earlier, entry])
+
+
+def print_settled(folder: RunFolder, config: Config, to_measure: int) -> None:
+    """Say what of an earlier run is not measured again."""
+    points = folder.points()
+    if not points:
+        return
+    failed = sum(not ok for ok in points.values())
+    again = "are measured again" if config.retry_failed else "are left as they are (retry_failed=true measures them)"
+    lost = f"{failed} failed before and {again}; " if failed else ""
+    print(f"{len(points) - failed} points are finished already; {lost}{to_measure} to measure")
 
 
 def _now() -> str:

@@ -72,11 +72,7 @@ def train_codebooks(
     # layer by layer, so that the samples of one layer only are held at a time
     for layer, block in enumerate(model.blocks):
         x_ND = x_BSD[:, 1:].flatten(0, 1).numpy()
-        for position, count in enumerate(groups):
-            for group, x_Nd in enumerate(np.split(x_ND, count, axis=1)):
-                books[count][layer, group] = torch.from_numpy(kmeans(x_Nd, codebook_size, seed))
-            if progress is not None:
-                progress(layer * len(groups) + position + 1, layers * len(groups))
+        cluster(x_ND, layer, books, seed, progress)
         if layer + 1 < layers:
             x_BSD = torch.cat([block(part_BSD) for part_BSD in x_BSD.split(len(batches[0]))])
     return books
@@ -163,7 +159,22 @@ def load_codebooks(path: Path) -> Tensor:
     return codebooks_LGKd
 
 
-def kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
+def cluster(
+    x_NW: np.ndarray, layer: int, books: dict[int, Tensor], seed: int, progress: Progress | None = None
+) -> None:
+    """Fill in a layer of the codebooks [L, G, K, W / G] of each G, from samples of its W numbers.
+
+    ``progress(done, total)`` is called after each G.
+    """
+    for position, (count, book_LGKd) in enumerate(books.items()):
+        layers, _, codebook_size, _ = book_LGKd.shape
+        for group, x_Nd in enumerate(np.split(x_NW, count, axis=1)):
+            book_LGKd[layer, group] = torch.from_numpy(_kmeans(x_Nd, codebook_size, seed))
+        if progress is not None:
+            progress(layer * len(books) + position + 1, layers * len(books))
+
+
+def _kmeans(x_Nd: np.ndarray, codebook_size: int, seed: int) -> np.ndarray:
     """Codewords [K, d] for the samples, which must be K or more, both float32."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     faiss.cvar.distance_compute_blas_threshold = 1  # matrix products always: thrice as fast for groups of 24 numbers

@@ -1,7 +1,7 @@
 """Codebooks of a decoder by k-means on what its layers quantise of a text, without fine-tuning, cached on disk.
 
-The text goes through the plain model layer by layer. Anchors are left out: they are never quantised, and the first
-token of a Llama is so much larger than all others that it would draw codewords which no token sent ever chooses.
+The text goes through the plain model layer by layer. Anchors are left out: they are never quantised, so
+codewords that they draw would serve no token that is sent.
 Shape suffixes: B windows, S tokens of a window, N samples, W numbers of what is quantised, G groups, L layers.
 """
 
@@ -14,11 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from testbed.astra.codebooks import Progress, cached_codebooks, fingerprint, kmeans
+from testbed.astra.codebooks import Progress, cached_codebooks, cluster, fingerprint
 from testbed.astra.decoder import Quantised, check_quantised, quantised_width, to_quantise
 from testbed.astra.quantizer import check_quantizer
 from testbed.models.decoder import DecoderBlock
@@ -61,11 +60,7 @@ def train_decoder_codebooks(
     parts = [model.embed(part_BS) for part_BS in windows_BS.split(at_once)]
     for layer, block in enumerate(cast(Iterable[DecoderBlock], model.blocks)):
         x_NW = torch.cat([to_quantise(block, x_BSD, quantised)[:, anchors:].flatten(0, 1) for x_BSD in parts]).numpy()
-        for position, count in enumerate(groups):
-            for group, x_Nd in enumerate(np.split(x_NW, count, axis=1)):
-                books[count][layer, group] = torch.from_numpy(kmeans(x_Nd, codebook_size, seed))
-            if progress is not None:
-                progress(layer * len(groups) + position + 1, shape.layers * len(groups))
+        cluster(x_NW, layer, books, seed, progress)
         del x_NW
         if layer + 1 < shape.layers:
             for index, x_BSD in enumerate(parts):

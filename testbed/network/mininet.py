@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import time
@@ -89,7 +88,8 @@ class MininetNetwork(Network):
         if shaper == "netem" and shaper not in kernel_qdiscs():
             raise EnvironmentFault("this kernel has no netem (module sch_netem)")
         policy = LinkPolicy(rate_bps, shaper)
-        for (enter, interfaces), lines in zip(self._link_ends(), self._commands(policy), strict=True):
+        for enter, interfaces in self._link_ends():
+            lines = "\n".join(line for interface in interfaces for line in policy.commands(interface))
             done = subprocess.run([*enter, "tc", "-batch", "-"], input=lines, capture_output=True, text=True)
             if done.returncode:
                 raise EnvironmentFault(
@@ -101,9 +101,6 @@ class MininetNetwork(Network):
         """Both ends of each data link: how to enter their namespace, and their names in it; the switch first."""
         hosts = [(["mnexec", "-a", str(host.pid)], [f"{host.name}-data"]) for host in self._hosts]
         return [([], [f"d0-{host.name}" for host in self._hosts]), *hosts]
-
-    def _commands(self, policy: LinkPolicy) -> list[str]:
-        return ["\n".join(itertools.chain(*map(policy.commands, names))) for _, names in self._link_ends()]
 
     def pacing(self) -> Pacing:
         return self._policy.pacing()
