@@ -20,6 +20,7 @@ METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring",
 
 # Settings that name a variant of a method where a run has more than one of them, and how they are written.
 FACETS: dict[str, str] = {
+    "speedups": "{}",
     "codec": "{}",
     "codebook_size": "K={:g}",
     "devices": "N={:g}",
@@ -36,7 +37,7 @@ FACETS: dict[str, str] = {
     "time_scale": "time x{:g}",
 }
 # One device has no links and no peers, so these do not make it another thing.
-NOT_FOR_SINGLE = frozenset({"codec", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
+NOT_FOR_SINGLE = frozenset({"speedups", "codec", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
 
 TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 

@@ -39,12 +39,21 @@ PARTS: dict[str, tuple[str, str, str]] = {
 
 
 def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of a line for each label of ``points``, distinct for up to four variants of a method."""
+    """Keyword arguments of a line for each label of ``points``, distinct for up to four variants of a method.
+
+    astra's have a colour for each number of groups, where there are several, and a dash for each variant of it.
+    """
     styles: dict[str, dict[str, Any]] = {}
     for method, rows in table.groupby("method", sort=False):
-        for index, label in enumerate(rows["label"].drop_duplicates()):
-            own = (*_ASTRA[index % len(_ASTRA)], 0) if method == "astra" else _METHODS.get(str(method), _OTHER)
-            colour, marker, first_dash = own
+        groups = list(rows["groups"].drop_duplicates())
+        for index, (label, variant) in enumerate(rows.drop_duplicates("label").set_index("label").iterrows()):
+            if method == "astra":
+                alike = rows.loc[rows["groups"] == variant["groups"], "label"].drop_duplicates()
+                first_dash = 0
+                shade, index = groups.index(variant["groups"]) if len(groups) > 1 else index, list(alike).index(label)
+                colour, marker = _ASTRA[shade % len(_ASTRA)]
+            else:
+                colour, marker, first_dash = _METHODS.get(str(method), _OTHER)
             dash = _DASHES[(first_dash + index) % len(_DASHES)]
-            styles[label] = {"color": colour, "marker": marker, "linestyle": dash}
+            styles[str(label)] = {"color": colour, "marker": marker, "linestyle": dash}
     return styles

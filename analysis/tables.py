@@ -12,7 +12,19 @@ REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
 PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
 # Columns that are the same for all repeats of a point.
 SETTINGS = (
-    *("method", "codec", "groups", "codebook_size", "devices", "delay_ms", "loss_pct", "tokens", "layers", "hidden"),
+    *(
+        "method",
+        "speedups",
+        "codec",
+        "groups",
+        "codebook_size",
+        "devices",
+        "delay_ms",
+        "loss_pct",
+        "tokens",
+        "layers",
+        "hidden",
+    ),
     *("model", "topology", "network", "device_profile", "compute_mode", "time_scale", "formula_bytes"),
 )
 
@@ -161,7 +173,7 @@ def _in_paper_setting(table: pd.DataFrame) -> pd.Series:
     same = pd.Series(True, index=table.index)
     for name, value in PAPER_SETTING.items():
         same &= table[name] == value
-    return same & (table["loss_pct"].fillna(0) == 0)
+    return same & table["speedups"].fillna("").isin(["paper", ""]) & (table["loss_pct"].fillna(0) == 0)
 
 
 def _counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series | None:

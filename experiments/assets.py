@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from testbed.astra.codebooks import codebooks_for
+from testbed.astra.checkpoints import open_result
+from testbed.astra.codebooks import codebooks_for, save_codebooks
+from testbed.astra.simulation import AstraVit
 from testbed.data import photograph
+from testbed.errors import ConfigError
 from testbed.methods.base import Method
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, build_model, load_model, save_model
@@ -40,12 +43,37 @@ class Assets:
 
 
 def prepare(config: LatencyConfig, methods: list[Method]) -> Assets:
-    """Build the model, train codebooks where the cache has none (a minute for the paper's shape), run single."""
+    """Build the model, or take the trained one, see to codebooks, and run single.
+
+    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape). Raises
+    ConfigError where the methods want others than the trained model has.
+    """
     choice = ModelChoice(**asdict(config.model))
     weights = scratch() / "weights.safetensors"
-    save_model(build_model(choice, config.tokens, config.seed), weights)
-    model = load_model(choice, config.tokens, weights)
     inputs = photograph(config.tokens, choice.patch)
+    if config.checkpoint:
+        student = open_result(Path(config.checkpoint), choice.vit_config(config.tokens))
+        codebooks = _trained_codebooks(student, methods, config.checkpoint)
+        save_model(student.model, weights)
+        model = load_model(choice, config.tokens, weights)
+    else:
+        save_model(build_model(choice, config.tokens, config.seed), weights)
+        model = load_model(choice, config.tokens, weights)
+        codebooks = _codebooks(config, choice, model, methods)
+    with torch.no_grad():
+        x_BSD = model.embed(inputs)
+        for block in model.blocks:
+            x_BSD = block(x_BSD)
+        x_BSD = model.norm(x_BSD)
+        logits = model.classify(x_BSD[:, 0])[0]
+    hidden = x_BSD[0, model.shape.class_tokens :]
+    return Assets(choice, model, weights, inputs, hidden, logits, codebooks, core_macs_per_s(model, inputs))
+
+
+def _codebooks(
+    config: LatencyConfig, choice: ModelChoice, model: VisionTransformer, methods: list[Method]
+) -> dict[tuple[int, int], Path]:
+    """Files of k-means codebooks for the methods that need some."""
     codebooks: dict[tuple[int, int], Path] = {}
     for size in sorted({method.codebook_size for method in methods if method.codebook_size}):
         groups = sorted({method.groups for method in methods if method.codebook_size == size})
@@ -57,14 +85,23 @@ def prepare(config: LatencyConfig, methods: list[Method]) -> Assets:
             found = codebooks_for(choice, model, config.tokens, groups, size, config.seed, CACHE, report)
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
         codebooks |= {(count, size): path for count, path in found.items()}
-    with torch.no_grad():
-        x_BSD = model.embed(inputs)
-        for block in model.blocks:
-            x_BSD = block(x_BSD)
-        x_BSD = model.norm(x_BSD)
-        logits = model.classify(x_BSD[:, 0])[0]
-    hidden = x_BSD[0, model.shape.class_tokens :]
-    return Assets(choice, model, weights, inputs, hidden, logits, codebooks, core_macs_per_s(model, inputs))
+    return codebooks
+
+
+def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str) -> dict[tuple[int, int], Path]:
+    """A file of the trained model's codebooks."""
+    if student.quantizer is None or student.class_tokens != "distributed":
+        raise ConfigError("checkpoint", checkpoint, "must be a model with codebooks and distributed class tokens")
+    books_LGKd = student.quantizer.codebooks_LGKd.contiguous()
+    _, groups, size, _ = books_LGKd.shape
+    for method in methods:
+        if method.codebook_size and (method.groups, method.codebook_size) != (groups, size):
+            raise ConfigError(
+                "checkpoint", checkpoint, f"needs {method.name}.groups={groups} {method.name}.codebook_size={size}"
+            )
+    path = scratch() / "codebooks.safetensors"
+    save_codebooks(books_LGKd, path)
+    return {(groups, size): path}
 
 
 def core_macs_per_s(model: VisionTransformer, inputs: Tensor) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from experiments.bench_speedups import attention_targets, print_speedup_targets
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import EnvironmentFault
 from testbed.network.probe import choose_backend
@@ -35,9 +36,9 @@ def main() -> int:
         return 2
     if not inside():
         code = supervise([], backend, module="experiments.bench")
-        return code or _smoke()
+        return code or _smoke() or print_speedup_targets()
     table = Table("what", "reached", "target", "met")
-    for what, reached, target, met in (*_clusters(), *_all_gathers()):
+    for what, reached, target, met in (*_clusters(), *_all_gathers(), *attention_targets()):
         table.add_row(what, reached, target, "yes" if met else "NO")
         console().print(f"{what}: {reached} (target {target})")
     console().print(table)

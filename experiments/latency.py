@@ -28,7 +28,7 @@ def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:
     """Measure what is not finished yet and write rows after each point. Returns the number of points that failed."""
 
     def modes(devices: int, assets: Assets) -> list[str]:
-        slowed = config.macs_per_s() / config.time_scale
+        slowed = config.emulated_device().macs_per_s / config.time_scale
         return [resolve_mode(config.compute_mode, devices, assets.core_macs_per_s, slowed)]
 
     return run_points(config, backend, folder, modes)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import Calibration, calibrate
 from experiments.verify import Verification, verify
+from testbed.astra.codebooks import load_codebooks
+from testbed.clock import Device
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
@@ -48,7 +51,7 @@ class Bench:
 
     def __init__(self, config: LatencyConfig, backend: str, devices: int, assets: Assets):
         self.config, self.backend, self.devices, self.assets = config, backend, devices, assets
-        self.macs_per_s = config.macs_per_s()
+        self.device = config.emulated_device()
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
@@ -99,7 +102,7 @@ class Bench:
     def measure(self, point: Point, modes: list[str]) -> list[dict[str, Any]]:
         """Rows of one point, ``repeats`` for each mode of the clock. After a fault of the cluster they say failed."""
         try:
-            self._prepare(point)
+            self._prepare(self._resolved(point))
             rows = [row for mode in modes for row in self._measure(point, mode)]
         except (ClusterError, CommError) as error:
             failed = self._row(point, modes[0]) | {"status": "failed", "error": str(error)}
@@ -107,12 +110,20 @@ class Bench:
             return [failed]
         return rows
 
+    def _resolved(self, point: Point) -> Point:
+        """The point with settings that leave nothing open."""
+        chosen = point.load().resolve(self.assets.model.shape, self.devices, self.device, point.bandwidth_mbps * 1e6)
+        return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
+
     def _prepare(self, point: Point) -> None:
-        """Build the variant's shards and verify it once in the life of the cluster."""
+        """Build the variant's shards and verify it once in the life of the cluster; ``point`` is resolved."""
         method, key = point.load(), variant(point)
         if key in self._prepared:
             return
         codebooks = self.assets.codebooks.get((method.groups, method.codebook_size))
+        if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
+            method.attach(load_codebooks(codebooks), codebooks.parent)
+            method.shard(self.assets.model, 0, self.devices)
         self.session.prepare(key, point.method, dict(point.settings), codebooks)
         self.session.shape(max(self.config.bandwidths))
         ranks = self.session.verify(key)
@@ -120,7 +131,8 @@ class Bench:
         self._prepared[key] = max(done.compute_s + done.encode_s + done.decode_s for _, done in ranks)
 
     def _measure(self, point: Point, mode: str) -> list[dict[str, Any]]:
-        config, check = self.config, self.verified[variant(point)]
+        config, used = self.config, self._resolved(point)
+        check = self.verified[variant(used)]
         if not check.ok:
             return [self._row(point, mode) | {"status": "failed", "error": check.fault}]
         expected = self.expected_s(point, mode)
@@ -128,7 +140,7 @@ class Bench:
         warmups = 1 if config.point_budget_s > WARM_SHARE * expected else 0
         self.session.shape(point.bandwidth_mbps)
         passes, delivered = self.session.measure(
-            variant(point), mode, self.macs_per_s, repeats, warmups, expected_s=expected
+            variant(used), mode, self.device, repeats, warmups, expected_s=expected
         )
         wire = None if delivered is None else round(max(delivered))
         return [
@@ -138,10 +150,10 @@ class Bench:
 
     def expected_s(self, point: Point, mode: str) -> float:
         """Seconds of one pass on this machine, from the cost model; in execute from the verifying pass."""
-        scale, bits_per_s = self.config.time_scale, point.bandwidth_mbps * 1e6
-        speed = float("inf") if mode == "execute" else self.macs_per_s
-        seconds = scale * point.load().predicted_s(self.assets.model.shape, self.devices, speed, bits_per_s)
-        return seconds + (self._prepared.get(variant(point), 0.0) if mode == "execute" else 0.0)
+        used, bits_per_s = self._resolved(point), point.bandwidth_mbps * 1e6
+        device = Device() if mode == "execute" else self.device
+        seconds = used.load().predicted_s(self.assets.model.shape, self.devices, device, bits_per_s)
+        return self.config.time_scale * seconds + (self._prepared.get(variant(used), 0.0) if mode == "execute" else 0.0)
 
     def _figures(
         self, point: Point, mode: str, ranks: list[Pass], repeat: int, wire_bytes: int | None
@@ -150,7 +162,7 @@ class Bench:
         last = max(ranks, key=lambda done: done.end_s)
         to_ms = 1e3 / self.config.time_scale
         payload = max(done.received_bytes for done in ranks)
-        formula = max(point.load().received_bits(self.assets.model.shape, self.devices)) // 8
+        formula = max(self._resolved(point).load().received_bits(self.assets.model.shape, self.devices)) // 8
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
         late_share = max(done.late_s for done in ranks) / elapsed_s
         residual = None if mode == "execute" else self._residual_pct(point, elapsed_s, ranks)
@@ -195,9 +207,9 @@ class Bench:
 
     def _row(self, point: Point, mode: str) -> dict[str, Any]:
         """The columns that are known before anything is measured."""
-        config, model = self.config, self.config.model
-        formula = max(point.load().received_bits(self.assets.model.shape, self.devices)) / 8
-        check = self.verified.get(variant(point))
+        config, model, used = self.config, self.config.model, self._resolved(point)
+        formula = max(used.load().received_bits(self.assets.model.shape, self.devices)) / 8
+        check = self.verified.get(variant(used))
         return point.columns | {
             "delay_ms": 0.0,
             "loss_pct": 0.0,
@@ -210,6 +222,7 @@ class Bench:
             "device_profile": config.device.name,
             "compute_mode": mode,
             "time_scale": config.time_scale,
+            "speedups_used": dict(used.settings).get("speedups", ""),
             "repeat": 0,
             "formula_bytes": round(formula),
             "free_burst_bytes": self.session.free_burst_bytes if formula else 0,

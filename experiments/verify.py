@@ -49,6 +49,9 @@ def verify(method: Method, world: int, ranks: list[tuple[Output, Pass]], assets:
     for rank, (_, done) in enumerate(ranks):
         if 8 * done.received_bytes != formula[rank]:
             fault = fault or f"rank {rank} received {8 * done.received_bytes} bits, the formula says {formula[rank]}"
+        moved = method.moved_bytes(shape, rank, world)
+        if done.moved_bytes != moved:
+            fault = fault or f"rank {rank} moved {done.moved_bytes} bytes of memory, the formula says {moved}"
         if done.macs != method.macs(shape, rank, world):
             fault = fault or f"rank {rank} ran {done.macs} MACs, the formula says {method.macs(shape, rank, world)}"
     return Verification(error, ties, fault)

@@ -8,12 +8,16 @@ replay   wait out the slot and return the output that the verifying pass recorde
          wire are the real ones, only the arithmetic is skipped.
 
 ``time_scale`` k stretches every slot by k (links are slowed by k elsewhere; results are divided by k).
+
+A slot is what the profile's arithmetic or its memory needs, whichever is more (the roofline of Williams et al. 2009):
+looking up rows of a table multiplies nothing, but it is not free.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,23 +29,39 @@ ADJACENT_S = 100e-6
 TOLERANCE_S, TOLERANCE_SHARE = 0.5e-3, 0.05
 
 
+@dataclass(frozen=True)
+class Device:
+    """Speed and size of the emulated device: multiply-accumulates and bytes of its memory per second, and bytes of it.
+
+    Without arguments it takes no time, and anything fits.
+    """
+
+    macs_per_s: float = float("inf")
+    memory_bytes_per_s: float = float("inf")
+    memory_bytes: float = float("inf")
+
+    def seconds(self, macs: int, moved_bytes: int = 0) -> float:
+        """The slot of a segment that multiplies so often and reads and writes so many bytes."""
+        return max(macs / self.macs_per_s, moved_bytes / self.memory_bytes_per_s)
+
+
 class DeviceClock:
     """Runs segments of one rank's forward pass in the chosen mode.
 
-    macs_per_s: speed of the emulated device. After ``finish``, ``seconds`` holds the time per kind of segment, ``macs``
-    their sum, ``overruns`` the number of stretches of computation that ended clearly later than their slots, and
-    ``late_s`` by how much all of them together did.
+    device: the emulated one. After ``finish``, ``seconds`` holds the time per kind of segment, ``macs`` and
+    ``moved_bytes`` the segments' sums, ``overruns`` the number of stretches of computation that ended clearly later
+    than their slots, and ``late_s`` by how much all of them together did.
     """
 
-    def __init__(self, mode: str = "execute", macs_per_s: float = float("inf"), time_scale: float = 1.0):
-        self.mode, self.macs_per_s, self.time_scale = mode, macs_per_s, time_scale
+    def __init__(self, mode: str = "execute", device: Device | None = None, time_scale: float = 1.0):
+        self.mode, self.device, self.time_scale = mode, device or Device(), time_scale
         self._tape: list[Any] = []
         self.restart()
 
     def restart(self) -> None:
         """Before each forward pass. A pass in ``execute`` records its outputs for later replay."""
         self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-        self.macs = 0
+        self.macs = self.moved_bytes = 0
         self.overruns = 0
         self.late_s = 0.0
         self._position = 0
@@ -49,13 +69,15 @@ class DeviceClock:
         if self.mode == "execute":
             self._tape.clear()
 
-    def run(self, kind: str, macs: int, segment: Callable[[], T]) -> T:
+    def run(self, kind: str, macs: int, segment: Callable[[], T], moved_bytes: int = 0) -> T:
         """Run one segment of ``macs`` multiply-accumulates; ``kind`` is compute, encode or decode.
+
+        moved_bytes: of the device's memory, where they and not products take the time.
 
         The segment must not change tensors that another segment returned: replay hands the same ones out again.
         """
         begin = time.monotonic()
-        slot = self.time_scale * macs / self.macs_per_s
+        slot = self.time_scale * self.device.seconds(macs, moved_bytes)
         if begin - self._ended < ADJACENT_S:
             # Lateness is made up for within a stretch: a sleep that overshoots must not lengthen the next slot.
             self._due += slot
@@ -74,6 +96,7 @@ class DeviceClock:
             time.sleep(max(0.0, self._due - time.monotonic()))
         self._ended = time.monotonic()
         self.macs += macs
+        self.moved_bytes += moved_bytes
         self.seconds[kind] += self._ended - begin
         return output
 

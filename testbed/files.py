@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,10 @@ from pathlib import Path
 def replacing(target: Path) -> Iterator[Path]:
     """A path beside ``target`` to write to; it takes target's place once it is safe on disk.
 
-    After an error in the block the new file is removed and the old one stays. Processes that write the same target at
-    once do not meet: the last one wins.
+    After an error in the block the new file is removed and the old one stays. Processes and threads that write the same
+    target at once do not meet: the last one wins.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield partial
         with partial.open("rb") as file:

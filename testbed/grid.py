@@ -42,6 +42,7 @@ class Point:
             "method": self.method,
             "groups": settings.get("groups", 0),
             "codebook_size": settings.get("codebook_size", 0),
+            "speedups": settings.get("speedups", ""),
             "codec": "fp32" if "groups" not in settings else "vq",
             "devices": self.devices,
             "bandwidth_mbps": self.bandwidth_mbps,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from testbed.clock import Device
 from testbed.network.shaping import SHAPERS
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema
 
@@ -103,6 +104,8 @@ class DeviceProfile:
     name: str = ruled("a name")
     reference_model: ReferenceModel = section()
     reference_s: float = ruled("a finite number > 0 (seconds)", positive)
+    memory_gb_per_s: float = ruled("a finite number > 0 (GB/s)", positive)
+    memory_gb: float = ruled("a finite number > 0 (GB)", positive)
 
 
 @dataclass
@@ -154,6 +157,7 @@ class LatencyConfig(Config):
     bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
     tokens: int = count()
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
+    checkpoint: str = ruled("a file, or nothing")
     model: Model = section()
     device: DeviceProfile = section()
     settings: dict[str, dict[str, Any]] = section()  # of each chosen method; a list is an axis: one variant each
@@ -169,12 +173,13 @@ class LatencyConfig(Config):
         """Numbers of devices that a method runs on: one for the baseline, ``devices`` for all others."""
         return [1] if method == BASELINE else self.devices
 
-    def macs_per_s(self) -> float:
-        """Speed of the emulated device in multiply-accumulates per second, from its profile."""
+    def emulated_device(self) -> Device:
+        """Speed and size of the emulated device, from its profile."""
         from testbed.methods import load_method
 
-        reference = self.device.reference_model
-        return load_method(BASELINE).macs(reference.shape(reference.tokens), 0, 1) / self.device.reference_s
+        profile, reference = self.device, self.device.reference_model
+        macs = load_method(BASELINE).macs(reference.shape(reference.tokens), 0, 1)
+        return Device(macs / profile.reference_s, 1e9 * profile.memory_gb_per_s, 1e9 * profile.memory_gb)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from testbed.clock import Device
 from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import Pass
 from testbed.comm.pacing import CreditHold
@@ -128,7 +129,7 @@ class Session:
         return self.cluster.call("verify", key, timeout_s=COMPUTE_TIMEOUT_S, phase=f"verify {key}")
 
     def measure(
-        self, key: str, mode: str, macs_per_s: float, repeats: int, warmups: int, expected_s: float
+        self, key: str, mode: str, device: Device, repeats: int, warmups: int, expected_s: float
     ) -> tuple[list[list[Pass]], list[float] | None]:
         """Timed passes, [rank][repeat], and the bytes that the links delivered to each device per pass.
 
@@ -137,7 +138,7 @@ class Session:
         own = self._start_line_bytes()
         before = self.network.delivered_bytes()
         limit = 60 + 10 * expected_s * (repeats + warmups)
-        arguments = (key, mode, macs_per_s, self.time_scale, repeats, warmups)
+        arguments = (key, mode, device, self.time_scale, repeats, warmups)
         passes = self.cluster.call("measure", *arguments, timeout_s=limit, phase=f"measure {key}")
         after = self.network.delivered_bytes()
         if before is None or after is None or own is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import testbed.clock
-from testbed.clock import DeviceClock
+from testbed.clock import Device, DeviceClock
 
 
 class FakeTime:
@@ -29,14 +29,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
 
 def test_execute_adds_no_time_and_counts(fake: FakeTime) -> None:
-    clock = DeviceClock("execute", macs_per_s=1.0)
+    clock = DeviceClock("execute", device=Device(1.0))
     assert clock.run("compute", 1_000_000, lambda: "a") == "a"
     clock.finish()
     assert fake.now == 1000.0 and clock.macs == 1_000_000 and clock.overruns == 0
 
 
 def test_hold_waits_out_the_slot_and_time_scale_stretches_it(fake: FakeTime) -> None:
-    clock = DeviceClock("hold", macs_per_s=1e6, time_scale=2.0)
+    clock = DeviceClock("hold", device=Device(1e6), time_scale=2.0)
     clock.run("encode", 20_000, lambda: fake.sleep(0.01))
     clock.finish()
     assert fake.now - 1000.0 == pytest.approx(0.04)
@@ -46,14 +46,14 @@ def test_hold_waits_out_the_slot_and_time_scale_stretches_it(fake: FakeTime) -> 
 def test_replay_returns_the_recorded_outputs_without_computing(fake: FakeTime) -> None:
     clock = DeviceClock()
     outputs = [clock.run("compute", 1, object) for _ in range(3)]
-    clock.mode, clock.macs_per_s = "replay", 1e3
+    clock.mode, clock.device = "replay", Device(1e3)
     for _ in range(2):
         clock.restart()
         assert [clock.run("compute", 1, lambda: pytest.fail("computed")) for _ in range(3)] == outputs
 
 
 def test_an_overrun_is_counted_once_for_a_stretch(fake: FakeTime) -> None:
-    clock = DeviceClock("hold", macs_per_s=1e6)
+    clock = DeviceClock("hold", device=Device(1e6))
     clock.run("compute", 1_000, lambda: fake.sleep(0.02))
     clock.run("compute", 1_000, lambda: None)
     fake.sleep(0.01)  # a message was awaited: a new stretch
@@ -65,7 +65,7 @@ def test_an_overrun_is_counted_once_for_a_stretch(fake: FakeTime) -> None:
 
 
 def test_a_short_overrun_is_made_up_for_within_the_stretch(fake: FakeTime) -> None:
-    clock = DeviceClock("hold", macs_per_s=1e6)
+    clock = DeviceClock("hold", device=Device(1e6))
     clock.run("decode", 0, lambda: fake.sleep(0.003))
     clock.run("compute", 20_000, lambda: fake.sleep(0.001))
     clock.finish()
@@ -74,7 +74,7 @@ def test_a_short_overrun_is_made_up_for_within_the_stretch(fake: FakeTime) -> No
 
 
 def test_an_overrun_of_the_last_stretch_counts(fake: FakeTime) -> None:
-    clock = DeviceClock("replay", macs_per_s=1e6)
+    clock = DeviceClock("replay", device=Device(1e6))
     clock._tape = [None]
     fake.sleep(1)
     slot = clock.run("compute", 10_000, lambda: None)

@@ -60,14 +60,15 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("nonsense", "override=nonsense: cannot be read"),
     ("=3", "override==3: cannot be read"),
     ("astra=5", "astra=5: must be astra.KEY=VALUE"),
-    ("astra.grups=1", "astra.grups=1: unknown; did you mean groups?"),
+    ("astra.grups=1", "astra.grups=1: unknown; did you mean groups"),
     ("single.groups=1", "single.groups=1: unknown; allowed: none"),
     ("methods=single astra.grups=1", "astra.grups=1: unknown"),
     ("astra.groups=[1,x]", "astra.groups=x: must be of type int"),
     ("astra.groups=[]", "astra.groups=[]:"),
     ("astra.groups=7", "astra.groups=7:"),  # does not divide 768
     ("astra.codebook_size=1000", "astra.codebook_size=1000:"),
-    ("astra.overlap=[true,false]", "astra.overlap=[true,false]: must be one value"),
+    ("astra.speedups=fast", "astra.speedups=fast: must be paper, auto, or"),
+    ("astra.speedups=codewords", "astra.groups=16: must be 1 for astra.speedups=codewords"),
 ]
 
 
@@ -92,7 +93,7 @@ def test_bad_input_is_named(words: str, message: str) -> None:
 
 
 def test_missing_experiment_lists_them_all() -> None:
-    with pytest.raises(ConfigError, match="accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke"):
+    with pytest.raises(ConfigError, match="ablation, accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke"):
         load_config([])
     with pytest.raises(ConfigError, match="did you mean smoke"):
         load_config(["+experiment=smok"])
@@ -103,16 +104,17 @@ def test_the_sweep_is_the_papers() -> None:
     assert config.methods == ["single", "tensor", "sequence", "pipeline", "astra"]
     assert config.bandwidths == [10, 20, 50, 100, 200, 500]
     assert (config.devices, config.tokens, config.model.layers, config.model.hidden) == ([4], 1024, 12, 768)
-    assert config.settings["astra"] == {"groups": [1, 16, 32], "codebook_size": 1024, "overlap": True}
+    assert config.settings["astra"] == {"groups": [1, 16, 32], "codebook_size": 1024, "speedups": ["paper", "auto"]}
     assert (config.device.name, config.device.reference_s) == ("gtx1660ti", 0.350)
 
 
 def test_overrides_reach_every_kind_of_key() -> None:
     words = "experiment=smoke devices=[2,4] bandwidths=12.5 methods=astra model='vit_s14' model.layers=3 astra.groups=4"
+    words += " astra.speedups=paper"
     config = load_config([*words.split(), "++seed=7", "network=loopback", "network=mininet"])
     assert (config.devices, config.bandwidths, config.methods, config.seed) == ([2, 4], [12.5], ["astra"], 7)
     assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
-    assert list(config.variants()) == [("astra", {"groups": 4, "codebook_size": 1024, "overlap": True})]
+    assert list(config.variants()) == [("astra", {"groups": 4, "codebook_size": 1024, "speedups": "paper"})]
     assert config.network.backend == "mininet"  # the last one counts
 
 
@@ -125,7 +127,10 @@ def test_speed_comes_from_the_profile() -> None:
     config = load_config(["+experiment=smoke", "methods=single", "device.reference_s=0.7"])
     # 12 layers of 12 T D^2 + 2 T^2 D and a little more for the class token, the embedding and the head
     work = 12 * (12 * 1024 * 768**2 + 2 * 1024**2 * 768)
-    assert config.macs_per_s() == pytest.approx(work / 0.7, rel=0.01)
+    device = config.emulated_device()
+    assert device.macs_per_s == pytest.approx(work / 0.7, rel=0.01)
+    assert (device.memory_bytes_per_s, device.memory_bytes) == (216e9, 6e9)
+    assert device.seconds(0, 216 * 10**6) == pytest.approx(1e-3)  # nothing is multiplied, and it takes time
 
 
 def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +138,12 @@ def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
         copy = tmp_path / source.relative_to(CONF)
         copy.parent.mkdir(exist_ok=True)
         copy.write_text(source.read_text())
-    (tmp_path / "method" / "novel.yaml").write_text("groups: [2, 4]\n")
+    (tmp_path / "method" / "novel.yaml").write_text("groups: [2, 4]\nshape: round\n")
     monkeypatch.setattr("testbed.config.CONF", tmp_path)
     monkeypatch.setattr(schema, "CONF", tmp_path)
     with pytest.raises(ConfigError, match="novel.groups=x"):  # found and checked, and there is no such module yet
         load_config(["+experiment=smoke", "methods=novel", "novel.groups=x"])
+    with pytest.raises(ConfigError, match=r"novel.shape=\[round,flat\]: must be one value"):
+        load_config(["+experiment=smoke", "methods=novel", "novel.shape=[round,flat]"])
     with pytest.raises(ConfigError, match="methods=novel"):
         load_config(["+experiment=smoke", "methods=novel", "novel.groups=8"])

@@ -29,7 +29,9 @@ KEYS = """
 methods devices bandwidths tokens compute_mode time_scale comm repeats point_budget_s seed results_dir resume
 runner experiment model model.name model.layers model.hidden model.heads model.pretrained topology topology.name device
 device.name device.reference_model device.reference_model.tokens device.reference_s network network.backend single
-astra astra.groups astra.groups.0 astra.codebook_size astra.overlap pipeline bandwidths.x settings settings.astra method
+device.memory_gb checkpoint
+astra astra.groups astra.groups.0 astra.codebook_size astra.speedups pipeline bandwidths.x settings
+settings.astra method
 _target_ model._target_ hydra hydra.run.dir hydra/launcher hydra.searchpath defaults tokens.x a.b.c
 """
 NASTY = """
@@ -89,7 +91,7 @@ def usable(words: list[str]) -> Config | None:
         return None
     assert SECRET not in repr(config) and "${" not in repr(config)
     assert config_signature(config) and points(config)
-    assert config.macs_per_s() > 0
+    assert config.emulated_device().macs_per_s > 0
     return config
 
 

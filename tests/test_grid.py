@@ -23,7 +23,7 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
     def some(items: list[Any]) -> list[Any]:
         return draw(st.lists(st.sampled_from(items), min_size=1, unique=True))
 
-    groups = {"groups": some([1, 16, 32]), "codebook_size": 1024, "overlap": True}
+    groups = {"groups": some([1, 16, 32]), "codebook_size": 1024, "speedups": some(["paper", "auto"])}
     methods = some(["single", "tensor", "sequence", "pipeline", "astra"])
     return dataclasses.replace(
         smoke(),
@@ -38,7 +38,9 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
 @given(configs())
 def test_each_combination_is_there_once(config: LatencyConfig) -> None:
     grid = points(config)
-    variants = sum(len(config.settings["astra"]["groups"]) if name == "astra" else 1 for name in config.methods)
+    axes = config.settings.get("astra", {"groups": [], "speedups": []})
+    astra = len(axes["groups"]) * len(axes["speedups"])
+    variants = sum(astra if name == "astra" else 1 for name in config.methods)
     split = variants - ("single" in config.methods)
     assert len(grid) == len(config.bandwidths) * (split * len(config.devices) + variants - split)
     assert len({point.key for point in grid}) == len({point.signature for point in grid}) == len(grid)

@@ -140,8 +140,13 @@ def cached_codebooks(
     if missing:
         books = train(missing)
         for count in missing:
-            save_tensors({"codebooks": books[count]}, paths[count], {"recipe": recipes[count]})
+            save_codebooks(books[count], paths[count], recipes[count])
     return paths
+
+
+def save_codebooks(codebooks_LGKd: Tensor, path: Path, recipe: str = "") -> None:
+    """A file for ``load_codebooks``. recipe: what they were made of, as JSON."""
+    save_tensors({"codebooks": codebooks_LGKd}, path, {"recipe": recipe})
 
 
 def load_codebooks(path: Path) -> Tensor:

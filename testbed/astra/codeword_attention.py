@@ -13,8 +13,7 @@ others used too, medians in ms: T = 1024: 9.6 per token, 8.3 per codeword; T = 4
 
 It needs keys that do not depend on the position. Rotated keys do: two tokens of one codeword differ in them.
 
-Shape suffixes: B batch, R received tokens, K codewords, U codewords that occur, H heads, Q queries, k head width,
-P own rows.
+Shape suffixes: B batch, R received tokens, K codewords, U codewords that occur, H heads, k head width.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from testbed.astra.merge import Part, attend_part, merge
 from testbed.astra.tables import CodewordTables
 from testbed.models.decoder import DecoderBlock
 from testbed.models.llama import GroupedAttention
@@ -52,8 +50,8 @@ class CodewordAttention:
         """Of the codewords' keys and values."""
         return self.k_BHKk.nbytes + self.v_BHKk.nbytes
 
-    def remote_part(self, q_BHQk: Tensor, codes_RG: Tensor) -> Part:
-        """Attention of queries to the received tokens of indices [R, 1], int64, all of them visible.
+    def occurring(self, codes_RG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [1, H, U, k] of the codewords of indices [R, 1], int64, and log counts [1, U] for the scores.
 
         Raises ValueError for codes of another shape.
         """
@@ -62,13 +60,4 @@ class CodewordAttention:
         counts_K = torch.bincount(codes_RG[:, 0], minlength=self.codebook_size)
         occur_U = counts_K.nonzero().squeeze(1)
         k_BHUk, v_BHUk = self.k_BHKk.index_select(2, occur_U), self.v_BHKk.index_select(2, occur_U)
-        return attend_part(q_BHQk, k_BHUk, v_BHUk, counts_K[occur_U].log()[None])
-
-    def mix(
-        self, q_BHQk: Tensor, k_BHPk: Tensor, v_BHPk: Tensor, codes_RG: Tensor, visible: Tensor | None = None
-    ) -> Tensor:
-        """Attention to own rows and received tokens in one softmax, [B, Q, H*k], before the output projection.
-
-        visible, [Q, P]: which own rows each query sees; None means all.
-        """
-        return merge([attend_part(q_BHQk, k_BHPk, v_BHPk, visible), self.remote_part(q_BHQk, codes_RG)]).mixed()
+        return k_BHUk, v_BHUk, counts_K[occur_U].log()[None]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from testbed.astra.codebooks import load_codebooks
-from testbed.clock import DeviceClock
+from testbed.clock import Device, DeviceClock
 from testbed.cluster.priority import realtime
 from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
@@ -47,6 +47,7 @@ class Pass:
     received_bytes: int
     operations: int
     macs: int
+    moved_bytes: int
     overruns: int
     late_s: float
 
@@ -102,7 +103,7 @@ class DeviceWorker:
         """Build a method's shard of the model; later calls name it by ``key``."""
         method = load_method(name, **settings)
         if codebooks is not None:
-            method.attach(load_codebooks(codebooks))
+            method.attach(load_codebooks(codebooks), cache=codebooks.parent)
         self._loaded[key] = method, method.shard(self._model, self.rank, self.world), DeviceClock()
 
     def verify(self, key: str) -> tuple[Output, Pass]:
@@ -112,12 +113,10 @@ class DeviceWorker:
         self._start_line()
         return self._one_pass(method, shard, clock)
 
-    def measure(
-        self, key: str, mode: str, macs_per_s: float, time_scale: float, repeats: int, warmups: int
-    ) -> list[Pass]:
+    def measure(self, key: str, mode: str, device: Device, time_scale: float, repeats: int, warmups: int) -> list[Pass]:
         """``repeats`` timed passes after ``warmups`` that do not count."""
         method, shard, clock = self._loaded[key]
-        clock.mode, clock.macs_per_s, clock.time_scale = mode, macs_per_s, time_scale
+        clock.mode, clock.device, clock.time_scale = mode, device, time_scale
         passes = []
         with realtime() if mode == "replay" else contextlib.nullcontext():
             for _ in range(warmups + repeats):
@@ -145,6 +144,7 @@ class DeviceWorker:
             received_bytes=traffic.received_bytes,
             operations=traffic.operations,
             macs=clock.macs,
+            moved_bytes=clock.moved_bytes,
             overruns=clock.overruns,
             late_s=clock.late_s,
         )

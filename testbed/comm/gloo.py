@@ -45,10 +45,12 @@ class GlooGroup(Group):
 
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
         """gloo's own threads progress only inside its calls, so this one is over before it returns."""
-        future: Future[tuple[Tensor, list[Timing]]] = Future()
-        result = self.all_gather(local, rows)
-        future.set_result((result, []))
-        return Handle(future, self)
+        return self._done(self.all_gather(local, rows))
+
+    def share_sum_async(self, local: Tensor) -> Handle:
+        """Over before it returns, as ``all_gather_async``."""
+        rows = even_shares(len(local), self.world)
+        return self._done(self.all_gather(self.reduce_scatter(local, rows), rows))
 
     def all_reduce(self, local: Tensor) -> Tensor:
         total = local.clone()
@@ -87,6 +89,11 @@ class GlooGroup(Group):
 
     def close(self) -> None:
         self._gloo = None
+
+    def _done(self, result: Tensor) -> Handle:
+        future: Future[tuple[Tensor, list[Timing]]] = Future()
+        future.set_result((result, []))
+        return Handle(future, self)
 
     def _exchange_parts(self, operation: str, parts: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
         """Send part r to rank r; receive ``rows[r]`` rows from each rank r."""

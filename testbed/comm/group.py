@@ -78,7 +78,17 @@ class Group(ABC):
 
     @abstractmethod
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
-        """``all_gather`` that goes on while the caller computes. ``local`` must stay unchanged until ``wait``."""
+        """``all_gather`` that goes on while the caller computes. ``local`` must stay unchanged until ``wait``.
+
+        Several may be under way; they go one after another.
+        """
+
+    @abstractmethod
+    def share_sum_async(self, local: Tensor) -> Handle:
+        """Sum over ranks that goes on while the caller computes: each sums its share of dimension 0, then all gather.
+
+        Fewer rounds than ``all_reduce``: for what is small. ``local`` must stay unchanged until ``wait``.
+        """
 
     @abstractmethod
     def all_reduce(self, local: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import itertools
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -69,11 +69,10 @@ class TcpGroup(Group):
         return result
 
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
-        self._settle()
-        self._pending = self._worker.submit(self._gather, local, list(rows))
-        return Handle(self._pending, self)
+        return self._submit(self._gather, local, list(rows))
+
+    def share_sum_async(self, local: Tensor) -> Handle:
+        return self._submit(self._share_sum, local)
 
     def all_reduce(self, local: Tensor) -> Tensor:
         self._settle()
@@ -94,13 +93,8 @@ class TcpGroup(Group):
 
     def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         self._settle()
-        parts = local.contiguous().split(list(rows))
-        received = {peer: torch.empty_like(parts[self.rank]) for peer in self._others}
-        sends = {peer: parts[peer] for peer in self._others}
-        self._book(*self._rounds("reduce_scatter", _views(sends), _views(received)))
-        total = torch.zeros_like(parts[self.rank])
-        for rank in range(self.world):  # in rank order, so that the sum does not depend on who computes it
-            total += parts[rank] if rank == self.rank else received[rank]
+        total, timings = self._reduce(local, rows)
+        self._book(*timings)
         return total
 
     def all_to_all(self, local: Tensor, rows: Sequence[int], received_rows: Sequence[int]) -> Tensor:
@@ -161,6 +155,29 @@ class TcpGroup(Group):
         result[ends[self.rank] - rows[self.rank] : ends[self.rank]] = local
         return result, timings
 
+    def _reduce(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
+        parts = local.contiguous().split(list(rows))
+        received = {peer: torch.empty_like(parts[self.rank]) for peer in self._others}
+        sends = {peer: parts[peer] for peer in self._others}
+        timings = self._rounds("reduce_scatter", _views(sends), _views(received))
+        total = torch.zeros_like(parts[self.rank])
+        for rank in range(self.world):  # in rank order, so that the sum does not depend on who computes it
+            total += parts[rank] if rank == self.rank else received[rank]
+        return total, timings
+
+    def _share_sum(self, local: Tensor) -> tuple[Tensor, list[Timing]]:
+        rows = even_shares(len(local), self.world)
+        total, summed = self._reduce(local, rows)
+        result, gathered = self._gather(total, rows)
+        return result, [*summed, *gathered]
+
+    def _submit(self, operation: Callable[..., tuple[Tensor, list[Timing]]], *arguments: object) -> Handle:
+        """Queue an operation for the one thread that runs them, in order."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
+        self._pending = self._worker.submit(operation, *arguments)
+        return Handle(self._pending, self)
+
     def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
         """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
         if self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
@@ -175,7 +192,7 @@ class TcpGroup(Group):
         self._book(self._wire.run(operation, _views(sends), _views(receives)))
 
     def _settle(self) -> None:
-        """Operations keep their order on the wire: one that is still under way ends first."""
+        """Operations keep their order on the wire: those that are still under way end first."""
         if self._pending is not None:
             self._pending.exception()
 
@@ -185,7 +202,8 @@ class TcpGroup(Group):
         for timing in timings:  # only what lies after ``begin`` was waited for
             done = max(begin, timing.done_s)
             self._book(Timing(max(begin, timing.begin_s), min(max(begin, timing.first_s), done), done))
-        self._pending = None
+        if future is self._pending:
+            self._pending = None
         return result
 
     def _book(self, *timings: Timing) -> None:

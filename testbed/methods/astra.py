@@ -1,109 +1,90 @@
 """ASTRA: sequence parallelism whose devices exchange codeword indices only (Liu et al., arXiv 2505.19342; PAPER.md).
 
-Each device owns consecutive content tokens and its own copy of the class token. Per layer it encodes its content rows,
-sends the packed indices to all others, and attends to its own rows at full precision and to the others' decoded ones,
-in one softmax. The class copies stay at home until they are averaged before the head.
+Each device owns consecutive tokens and its own copy of the class token, where the model has one. Per layer it encodes
+its tokens, sends the packed indices to all others, and attends to its own rows at full precision and to the others'
+quantised ones, in one softmax. The class copies stay at home until they are averaged before the head.
 
-Shape suffixes: P own content tokens, R other devices' content tokens, Q = 1 + P own rows (the class copy first),
-D hidden, G groups, H heads, K head width.
+Shape suffixes: P own tokens, Q own rows (the class copy first), D hidden, G groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from testbed.astra.codes import index_bits, pack, packed_bytes, unpack
 from testbed.astra.quantizer import Quantizer, check_quantizer
-from testbed.clock import DeviceClock
-from testbed.comm.group import Group, even_shares
+from testbed.astra.shard import AstraShard
+from testbed.astra.speedups import AUTO, WORTH, Speedups, candidates
+from testbed.astra.split import FLOAT_BYTES, Costs, Slot, Split
+from testbed.clock import Device, DeviceClock
+from testbed.comm.group import Group, Handle, even_shares
 from testbed.errors import ConfigError
-from testbed.methods.base import FLOAT_BITS, Method, Output
-from testbed.methods.single import Single
+from testbed.methods.base import Method, Output
+from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
-from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 
-Projected = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, each [1, H, Q, K]
-
-
-@dataclass(frozen=True)
-class LayerMacs:
-    """One rank's multiply-accumulates of one layer, by segment."""
-
-    encode: int
-    project: int  # queries, keys and values of own rows
-    rest: int  # keys and values of received rows, attention, MLP
-
-
-@dataclass(frozen=True)
-class AstraShard:
-    """The whole model, and every rank's number of content tokens."""
-
-    model: VisionTransformer
-    shares: list[int]
-    rank: int
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Own rows [Q, D]."""
-        start = sum(self.shares[: self.rank])
-        content = self.model.embed_content(inputs, start, start + self.shares[self.rank])
-        return torch.cat([self.model.embed_class(), content], dim=1)[0]
-
-    def project(self, block: Block, x_QD: Tensor) -> Projected:
-        """Queries, keys and values of own rows."""
-        h_BQD = block.norm1(x_QD[None])
-        return block.attn.query(h_BQD), *block.attn.keys_values(h_BQD)
-
-    def layer(self, block: Block, x_QD: Tensor, projected: Projected | None, remote_RD: Tensor) -> Tensor:
-        """Own rows [Q, D] after the layer. ``projected`` is None where it has not been computed ahead."""
-        q, local_k, local_v = self.project(block, x_QD) if projected is None else projected
-        remote_k, remote_v = block.attn.keys_values(block.norm1(remote_RD[None]))
-        k, v = torch.cat([local_k, remote_k], dim=-2), torch.cat([local_v, remote_v], dim=-2)
-        return block.finish(x_QD[None], block.attn.mix(q, k, v))[0]
-
-    def last_layer(self, block: Block, x_QD: Tensor, projected: Projected | None, remote_RD: Tensor) -> Tensor:
-        """Own rows [Q, D] after the last layer, normalised."""
-        return self.model.norm(self.layer(block, x_QD, projected, remote_RD))
-
-    def finish(self, class_sum_D: Tensor, codes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(logits [classes] of the mean class copy, sent codes [layers, P, G])."""
-        mean_D = class_sum_D / len(self.shares)
-        return self.model.classify(mean_D[None])[0], torch.stack(codes)
+T = TypeVar("T")
 
 
 class Astra(Method):
-    """Settings: groups G, codebook_size K, and overlap.
+    """Settings: groups G, codebook_size K, and speedups, as words joined by + (see Speedups), ``paper`` or ``auto``.
 
-    overlap: indices leave before the device projects its own rows and are awaited afterwards; False awaits them at
-    once, as the paper does. ``attach`` the codebooks before the first forward pass on more than one device.
+    ``auto`` is what ``resolve`` finds best for the devices and links; elsewhere it stands for ``paper``. ``attach``
+    the codebooks before ``shard`` for more than one device.
     """
 
     name: ClassVar[str] = "astra"
     exact: ClassVar[bool] = False
 
-    def __init__(self, groups: int = 1, codebook_size: int = 1024, overlap: bool = True):
-        self.groups, self.codebook_size, self.overlap = groups, codebook_size, overlap
+    def __init__(self, groups: int = 1, codebook_size: int = 1024, speedups: str = "paper"):
+        self.groups, self.codebook_size, self.speedups = groups, codebook_size, speedups
+        self._chosen = Speedups() if speedups == AUTO else Speedups.parse(speedups)
         self._quantizer: Quantizer | None = None
+        self._cache: Path | None = None
 
     @property
     def label(self) -> str:
-        """For example ``astra G=16 K=1024``."""
-        return f"astra G={self.groups} K={self.codebook_size}" + ("" if self.overlap else " no overlap")
+        """For example ``astra G=16 K=1024 tables+overlap``."""
+        return f"astra G={self.groups} K={self.codebook_size} {self.speedups}"
 
     def check(self, shape: ModelShape, world: int) -> None:
-        """Groups must divide the hidden width, the codebook size be a power of two, each device have a token."""
+        """Groups must divide the hidden width, the codebook size be a power of two, each device have a token a piece.
+
+        Attention per codeword is for one group.
+        """
         check_quantizer(shape.hidden, self.groups, self.codebook_size)
         if world > shape.tokens:
             raise ConfigError("devices", world, f"astra needs 1 to {shape.tokens} devices, one content token each")
+        if self._chosen.codewords and self.groups > 1:
+            raise ConfigError("astra.groups", self.groups, f"must be 1 for astra.speedups={self.speedups}")
+        if self._chosen.pieces > (least := min(even_shares(shape.tokens, world))):
+            raise ConfigError("astra.speedups", self.speedups, f"must split the {least} tokens of a device less")
 
-    def attach(self, codebooks: Tensor) -> None:
-        """Use these codebooks, float32 [layers, groups, codebook_size, hidden / groups].
+    def resolve(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> dict[str, Any]:
+        """The speed-ups that ``auto`` stands for: those that the cost model finds fastest, if tables fit in memory."""
+        if self.speedups != AUTO or world == 1:
+            return {}
+        table_bytes = shape.layers * self.groups * self.codebook_size * 2 * shape.key_width * FLOAT_BYTES
+        best, best_s = Speedups(overlap=True), float("inf")
+        for choice in candidates(self.groups, shape.rotary):
+            if choice.pieces > min(even_shares(shape.tokens, world)):
+                continue
+            if (choice.tables or choice.codewords) and table_bytes > device.memory_bytes:
+                continue
+            chosen = Astra(self.groups, self.codebook_size, str(choice))
+            seconds = chosen.predicted_s(shape, world, device, bits_per_s)
+            if seconds < best_s * (WORTH if choice.pieces > best.pieces else 1):
+                best, best_s = choice, seconds
+        return {"speedups": str(best)}
+
+    def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
+        """Use these codebooks, float32 [layers, groups, codebook_size, hidden / groups]. cache: folder of their tables.
 
         Raises ConfigError (key ``astra.codebooks``) where they differ from the settings.
         """
@@ -111,80 +92,41 @@ class Astra(Method):
         if (quantizer.groups, quantizer.codebook_size) != (self.groups, self.codebook_size):
             allowed = f"the settings ask for {self.groups} groups of {self.codebook_size} codewords"
             raise ConfigError("astra.codebooks", list(codebooks.shape), allowed)
-        self._quantizer = quantizer
+        self._quantizer, self._cache = quantizer, cache
 
-    def shard(self, model: VisionTransformer, rank: int, world: int) -> AstraShard:
-        """The whole model and the ranks' content tokens."""
+    def shard(self, model: VisionTransformer | Decoder, rank: int, world: int) -> AstraShard:
+        """The whole model, and tables of it if the speed-ups have them."""
         self.check(model.shape, world)
-        return AstraShard(model, even_shares(model.shape.tokens, world), rank)
+        quantizer = None if world == 1 else self._codebooks_for(model.shape)
+        split = Split(model.shape, world, rank, self._chosen.pieces)
+        return AstraShard.of(model, split, quantizer, self._chosen, self._cache)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: AstraShard, group: Group, clock: DeviceClock) -> Output:
-        """See Method.forward. Each rank has its own content tokens, and all have the logits."""
-        model, shape = shard.model, shard.model.shape
-        if group.world == 1:  # nothing is remote, so nothing is quantised
-            return Single().forward(inputs, model, group, clock)
-        quantizer = self._codebooks_for(shape)
-        macs = self._layer_macs(shape, group.rank, group.world)
-        own = shard.shares[group.rank]
-        message_bytes = self._message_bytes(shard.shares)
-        sent: list[Tensor] = []
-        x_QD = clock.run("compute", shape.embed_macs(own), partial(shard.embed, inputs))
-        for index, block in enumerate(cast(Iterable[Block], model.blocks)):
-            codes_PG, message = clock.run("encode", macs.encode, partial(_encode, quantizer, index, x_QD))
-            sent.append(codes_PG)
-            if self.overlap:
-                handle = group.all_gather_async(message, message_bytes)
-                projected = clock.run("compute", macs.project, partial(shard.project, block, x_QD))
-                messages, ahead = handle.wait(), macs.project
-            else:
-                messages, projected, ahead = group.all_gather(message, message_bytes), None, 0
-            # Decoding copies codewords: no products, so no slot, but its real time counts where it is executed.
-            remote_RD = clock.run("decode", 0, partial(_decode, quantizer, index, messages.split(message_bytes), shard))
-            layer = shard.last_layer if index == shape.layers - 1 else shard.layer
-            rest = macs.project + macs.rest - ahead
-            x_QD = clock.run("compute", rest, partial(layer, block, x_QD, projected, remote_RD))
-        class_rows = even_shares(shape.hidden, group.world)
-        class_sum_D = group.all_gather(group.reduce_scatter(x_QD[0], class_rows), class_rows)
-        logits, codes = clock.run("compute", shape.head_macs(), partial(shard.finish, class_sum_D, sent))
-        return Output(x_QD[1:], sum(shard.shares[: group.rank]), logits, codes)
+        """See Method.forward. Each rank has its own tokens. All have the logits, but of a causal model the last one."""
+        return _Pass(shard, self._costs(shard.split), group, clock).run(inputs)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """Per layer the others' indices, each message in whole bytes; at the end the class copies' average.
-
-        The average: N - 1 copies of the rank's own share of D numbers come to be summed, then the others' sums.
-        """
-        if world == 1:
-            return (0,)
-        messages = self._message_bytes(even_shares(shape.tokens, world))
-        class_rows = even_shares(shape.hidden, world)
-        return tuple(
-            8 * shape.layers * (sum(messages) - messages[rank])
-            + shape.class_tokens * FLOAT_BITS * ((world - 1) * class_rows[rank] + shape.hidden - class_rows[rank])
-            for rank in range(world)
-        )
+        """Per layer everybody's indices, each message in whole bytes; at the end the class copies' average."""
+        return tuple(self._of_rank(shape, rank, world).received_bits() for rank in range(world))
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """As in PAPER.md, and encoding: K·P·D per layer. One device alone is ``single``."""
-        if world == 1:
-            return Single().macs(shape, rank, world)
-        layer = self._layer_macs(shape, rank, world)
-        own = even_shares(shape.tokens, world)[rank]
-        layers = shape.layers * (layer.encode + layer.project + layer.rest)
-        return shape.embed_macs(own) + layers + shape.head_macs()
+        """As in PAPER.md, and encoding: K·P·D per layer. One device alone does what ``single`` does."""
+        return self._of_rank(shape, rank, world).total().macs
 
-    def _layer_macs(self, shape: ModelShape, rank: int, world: int) -> LayerMacs:
-        own = even_shares(shape.tokens, world)[rank]
-        remote, rows = shape.tokens - own, own + shape.class_tokens
-        return LayerMacs(
-            encode=self.codebook_size * own * shape.hidden,
-            project=shape.query_macs(rows) + shape.key_value_macs(rows),
-            rest=shape.key_value_macs(remote) + shape.attend_macs(rows, rows + remote) + shape.finish_macs(rows),
-        )
+    def moved_bytes(self, shape: ModelShape, rank: int, world: int) -> int:
+        """Of tables and codewords that are looked up."""
+        return self._of_rank(shape, rank, world).total().moved_bytes
 
-    def _message_bytes(self, shares: list[int]) -> list[int]:
-        """Bytes of each rank's packed indices of one layer."""
-        return [packed_bytes(share * self.groups, index_bits(self.codebook_size)) for share in shares]
+    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
+        """The slowest rank's critical path: slots and messages, side by side where the speed-ups let them."""
+        return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in range(world))
+
+    def _of_rank(self, shape: ModelShape, rank: int, world: int) -> Costs:
+        return self._costs(Split(shape, world, rank, self._chosen.pieces))
+
+    def _costs(self, split: Split) -> Costs:
+        return Costs(split, self.groups, self.codebook_size, self._chosen)
 
     def _codebooks_for(self, shape: ModelShape) -> Quantizer:
         quantizer = self._quantizer
@@ -196,20 +138,82 @@ class Astra(Method):
         return quantizer
 
 
-def _encode(quantizer: Quantizer, layer: int, x_QD: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes [P, G] of the content rows, the same as a message)."""
-    codes_PG = quantizer.encode(layer, x_QD[1:])
-    return codes_PG, pack(codes_PG, index_bits(quantizer.codebook_size))
+class _Pass:
+    """One rank's forward pass: which segment runs when, and what is under way meanwhile."""
 
+    def __init__(self, shard: AstraShard, costs: Costs, group: Group, clock: DeviceClock):
+        self.shard, self.split, self.costs, self.group, self.clock = shard, shard.split, costs, group, clock
+        self.codes: list[list[Tensor]] = [[] for _ in shard.blocks]
+        self.messages: list[Handle] = []  # of the next layer, by piece
 
-def _decode(quantizer: Quantizer, layer: int, messages: tuple[Tensor, ...], shard: AstraShard) -> Tensor:
-    """The other ranks' content rows [R, D] from everyone's messages."""
-    bits = index_bits(quantizer.codebook_size)
-    codes_RG = torch.cat(
-        [
-            unpack(message, share, quantizer.groups, bits)
-            for rank, (message, share) in enumerate(zip(messages, shard.shares, strict=True))
-            if rank != shard.rank
-        ]
-    )
-    return quantizer.decode(layer, codes_RG)
+    def run(self, inputs: Tensor) -> Output:
+        """Inputs of the model to what this rank holds at the end."""
+        shard, split = self.shard, self.split
+        x_QD = self._segment("compute", self.costs.embed(), partial(shard.rows.embed, inputs))
+        rows = [x_QD[first:end] for first, end in split.piece_rows]
+        for piece, x_PD in enumerate(rows):
+            self._send(0, piece, x_PD)
+        last = split.shape.layers - 1
+        for layer in range(last):
+            mixed_QD = self._attend(layer, rows)
+            for piece, (first, end) in enumerate(split.piece_rows):
+                rows[piece] = self._finish(layer, rows[piece], mixed_QD[first:end])
+                self._send(layer + 1, piece, rows[piece])
+        mixed_QD, x_QD = self._attend(last, rows), torch.cat(rows)
+        class_sum = self._sum_classes(last, x_QD[: split.kept], mixed_QD[: split.kept])
+        tokens_PD = self._finish(last, x_QD[split.kept :], mixed_QD[split.kept :])
+        logits = self._answer(class_sum, tokens_PD)
+        codes = torch.stack([torch.cat(pieces) for pieces in self.codes]) if split.world > 1 else None
+        return Output(tokens_PD, split.start, logits, codes)
+
+    def _attend(self, layer: int, rows: list[Tensor]) -> Tensor:
+        """Own rows' attention [Q, D] to each other and to what has been received, before the output projection."""
+        shard, costs = self.shard, self.costs
+        q_BHQK, local = self._segment("compute", costs.local(), partial(shard.local, layer, rows))
+        parts, messages, self.messages = [local], self.messages, []
+        for piece, message in enumerate(messages):
+            received = message.wait().split(costs.message_bytes(piece))
+            if self.split.sources:
+                keys = self._segment("decode", costs.expand(piece), partial(shard.keys, layer, piece, received))
+                parts.append(self._segment("compute", costs.attend(piece), partial(keys.attend, q_BHQK)))
+        return self._segment("compute", Slot(), partial(shard.mix, parts))
+
+    def _finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
+        return self._segment("compute", self.costs.finish(len(x_QD)), partial(self.shard.finish, layer, x_QD, mixed_QD))
+
+    def _send(self, layer: int, piece: int, x_QD: Tensor) -> None:
+        """Encode a piece's tokens; their indices leave at once."""
+        if self.split.world == 1:
+            return
+        encode = partial(self.shard.encode, layer, piece, x_QD)
+        codes_PG, message = self._segment("encode", self.costs.encode(piece), encode)
+        self.codes[layer].append(codes_PG)
+        self.messages.append(self.group.all_gather_async(message, self.costs.message_bytes(piece)))
+        if not self.costs.speedups.overlap:
+            self.messages[-1].wait()
+
+    def _sum_classes(self, last: int, x_CD: Tensor, mixed_CD: Tensor) -> Handle | Tensor | None:
+        """Finish the class copy before the other rows, and begin to sum all copies; None where the model has none."""
+        if not self.split.kept:
+            return None
+        class_D = self._finish(last, x_CD, mixed_CD)[0]
+        if self.split.world == 1:
+            return class_D
+        handle = self.group.share_sum_async(class_D)
+        if not self.costs.speedups.overlap:
+            handle.wait()
+        return handle
+
+    def _answer(self, class_sum: Handle | Tensor | None, tokens_PD: Tensor) -> Tensor | None:
+        """Logits, on ranks that have them."""
+        if class_sum is not None:
+            sum_D = class_sum.wait() if isinstance(class_sum, Handle) else class_sum
+            answered_D = sum_D / self.split.world
+        elif self.split.rank == self.split.world - 1:
+            answered_D = tokens_PD[-1]
+        else:
+            return None
+        return self._segment("compute", self.costs.head(), partial(self.shard.rows.answer, answered_D))
+
+    def _segment(self, kind: str, slot: Slot, segment: Callable[[], T]) -> T:
+        return self.clock.run(kind, slot.macs, segment, slot.moved_bytes)

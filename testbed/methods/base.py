@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from testbed.clock import DeviceClock
+from testbed.clock import Device, DeviceClock
 from testbed.comm.group import Group
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
@@ -52,8 +53,15 @@ class Method(ABC):
     def check(self, shape: ModelShape, world: int) -> None:
         """Raise ConfigError (key, value, what is allowed) if the method cannot split this shape so."""
 
-    def attach(self, codebooks: Tensor) -> None:
-        """Give a method with a codebook its codewords [layers, groups, codebook_size, hidden / groups]."""
+    def resolve(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> dict[str, Any]:
+        """Values of the settings that are left to the method, for devices and links like these; others stay."""
+        return {}
+
+    def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
+        """Give a method with a codebook its codewords [layers, groups, codebook_size, hidden / groups].
+
+        cache: a folder in which it may keep what it computes of them.
+        """
         raise NotImplementedError(f"{self.name} has no codebooks")
 
     @abstractmethod
@@ -72,7 +80,11 @@ class Method(ABC):
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Multiply-accumulates of one rank in one forward pass; equals the sum over its segments."""
 
-    def predicted_s(self, shape: ModelShape, world: int, macs_per_s: float, bits_per_s: float) -> float:
+    def moved_bytes(self, shape: ModelShape, rank: int, world: int) -> int:
+        """Bytes of its memory that a rank reads and writes in segments that multiply little; also their sum."""
+        return 0
+
+    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
         """The cost model: the slowest rank's computation, then the largest volume received over the link's rate."""
-        compute = max(self.macs(shape, rank, world) for rank in range(world)) / macs_per_s
+        compute = max(device.seconds(self.macs(shape, rank, world)) for rank in range(world))
         return compute + max(self.received_bits(shape, world)) / bits_per_s

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from testbed.clock import DeviceClock
+from testbed.clock import Device, DeviceClock
 from testbed.comm.group import Group, even_shares
 from testbed.errors import ConfigError
 from testbed.methods.base import FLOAT_BITS, Method, Output
@@ -87,9 +87,9 @@ class Pipeline(Method):
         macs += shape.embed_macs(shape.tokens) if rank == 0 else 0
         return macs + (shape.head_macs() if rank == world - 1 else 0)
 
-    def predicted_s(self, shape: ModelShape, world: int, macs_per_s: float, bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
         """The stages and the hops between them, one after another."""
-        compute = sum(self.macs(shape, rank, world) for rank in range(world)) / macs_per_s
+        compute = sum(device.seconds(self.macs(shape, rank, world)) for rank in range(world))
         return compute + sum(self.received_bits(shape, world)) / bits_per_s
 
 

@@ -14,18 +14,27 @@ Shape suffixes as in transformer.py; V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
     """Who sees what, [queries, keys], True where visible: the last query sees all keys, each one before it one less."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class Config(Protocol):
+    """Sizes of an architecture."""
+
+    def shape(self, tokens: int) -> ModelShape:
+        """Of a prompt of ``tokens``."""
+        ...
 
 
 class DecoderBlock(nn.Module):
@@ -59,7 +68,13 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to logits. ``tied``: the head's matrix is the embedding's."""
+    """Token ids to logits. ``tied``: the head's matrix is the embedding's.
+
+    tokens: of the prompts that a method shares out; the plain model takes any number of them.
+    """
+
+    config: Config
+    tokens: int | None = None
 
     def __init__(self, vocabulary: int, hidden: int, blocks: Iterable[DecoderBlock], norm: nn.Module, tied: bool):
         super().__init__()
@@ -67,6 +82,13 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.head = None if tied else nn.Linear(hidden, vocabulary, bias=False)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes that cost formulas need. Raises ValueError while ``tokens`` is not set."""
+        if self.tokens is None:
+            raise ValueError("tokens is None; set it to the length of the prompts")
+        return self.config.shape(self.tokens)
 
     def embed(self, ids_BS: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows ``start`` to ``stop`` of the sequence ``ids_BS`` (int64), [B, stop - start, D]."""

@@ -38,11 +38,14 @@ class Gpt2Config:
             class_tokens=0,
             patch_values=0,
             classes=self.vocabulary,
+            causal=True,
         )
 
 
 class Gpt2(Decoder):
     """Positions are added to the embedding, so the blocks need none; see Decoder for how it is driven."""
+
+    config: Gpt2Config
 
     def __init__(self, config: Gpt2Config):
         c = config

@@ -106,6 +106,8 @@ class LlamaConfig:
             class_tokens=0,
             patch_values=0,
             classes=self.vocabulary,
+            causal=True,
+            rotary=True,
             key_value_heads=self.key_value_heads,
             mlp_matrices=3,
             head_width=self.head_width,
@@ -138,8 +140,8 @@ class GroupedAttention(Attention):
         v_BSJK = self.v(x_BSD).unflatten(-1, (self.key_value_heads, -1))
         return k_BSJK.transpose(-3, -2), v_BSJK.transpose(-3, -2)
 
-    def turn(self, k_BHSK: Tensor, start: int = 0) -> Tensor:
-        """Keys, or queries, rotated to positions ``start``, ``start + 1``, ..."""
+    def turn(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Keys, or queries, rotated to positions ``start``, ``start + 1``, ..., or to those of ``start`` [S]."""
         return self.rotary.turn(k_BHSK, start)
 
     def mix(self, q_BHSK: Tensor, k_BJSK: Tensor, v_BJSK: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -163,6 +165,8 @@ class SwiGlu(nn.Module):
 
 class Llama(Decoder):
     """RMSNorm, grouped-query attention, SwiGLU; see Decoder for how it is driven."""
+
+    config: LlamaConfig
 
     def __init__(self, config: LlamaConfig):
         c = config

@@ -24,6 +24,8 @@ class ModelShape:
     key_value_heads: int = 0  # 0: as many as heads
     mlp_matrices: int = 2  # 3 where a gate multiplies the MLP's hidden state
     head_width: int = 0  # 0: hidden / heads
+    causal: bool = False  # tokens see those before them only
+    rotary: bool = False  # keys are turned by their positions
 
     @property
     def sequence(self) -> int:

@@ -38,8 +38,8 @@ class Attention(nn.Module):
         """Keys before ``turn``, and values, each [B, H, S, K], of normalised embeddings."""
         return self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD))
 
-    def turn(self, k_BHSK: Tensor, start: int = 0) -> Tensor:
-        """Tell keys their positions ``start``, ``start + 1``, ...; here the embedding did."""
+    def turn(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Tell keys their positions ``start``, ``start + 1``, ..., or each of ``start`` [S]; here the embedding did."""
         return k_BHSK
 
     def keys_values(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,8 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "codec": "fp32",
         "groups": groups,
         "codebook_size": 1024 if method == "astra" else 0,
+        "speedups": "paper" if method == "astra" else "",
+        "speedups_used": "paper" if method == "astra" else "",
         "devices": 1 if method == "single" else 4,
         "bandwidth_mbps": bandwidth,
         "delay_ms": 0.0,
@@ -78,7 +80,7 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def failed(method: str, groups: int = 0, **changes: Any) -> dict[str, Any]:
     """A row of a point that failed before anything was measured."""
-    keep = ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens")
+    keep = ("method", "groups", "codebook_size", "speedups", "codec", "devices", "bandwidth_mbps", "tokens")
     known = {name: value for name, value in row(method, groups, **changes).items() if name in keep}
     return (
         dict.fromkeys(LATENCY.columns)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.astra.codeword_attention import CodewordAttention
+from testbed.astra.merge import attend_part, merge
 from testbed.astra.quantizer import Quantizer
 from testbed.models.decoder import causal_mask
 from testbed.models.gpt2 import Gpt2, Gpt2Config
@@ -32,7 +33,9 @@ def per_token(block, x_BSD, decoded_RD, visible=None):
 def per_codeword(block, codebook, x_BSD, codes, visible=None):
     h = block.norm1(x_BSD)
     attention = CodewordAttention(block, codebook)
-    return attention.mix(block.attn.query(h), *block.attn.keys_values(h), codes, visible)
+    q = block.attn.query(h)
+    own = attend_part(q, *block.attn.keys_values(h), visible)
+    return merge([own, attend_part(q, *attention.occurring(codes))]).mixed()
 
 
 @settings(max_examples=50, deadline=None)
@@ -90,7 +93,7 @@ def test_more_groups_and_rotated_keys_are_refused():
         CodewordAttention(block, torch.randn(2, 4, 6))
     with pytest.raises(ValueError, match=r"\[5\]; expected \[tokens, 1\]"):
         attention = CodewordAttention(block, torch.randn(1, 4, 12))
-        attention.remote_part(torch.randn(1, 2, 3, 6), torch.zeros(5, dtype=torch.int64))
+        attention.occurring(torch.zeros(5, dtype=torch.int64))
     llama = Llama(LlamaConfig(1, 12, 2, 1, 6, 16, 11, 1e-5, Rotary(6, 100.0), tied=True))
     with pytest.raises(ValueError, match="rotary"):
         CodewordAttention(llama.blocks[0], torch.randn(1, 4, 12))

@@ -80,7 +80,8 @@ def test_tables_give_what_decoding_and_projecting_gives(kind, bias, groups, size
     codes = draw_codes(tokens, groups, size, seed)
     found = CodewordTables(block, quantizer.codebooks_LGKd[0]).keys_values(codes, 5)
     for x, expected in zip(found, decoded_keys_values(block, quantizer, codes, 5), strict=True):
-        torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
+        # an offset that the norm takes away costs digits on either way
+        torch.testing.assert_close(x, expected, atol=3e-5, rtol=1e-5)
 
 
 def test_a_token_of_equal_numbers_has_no_deviation_but_eps():

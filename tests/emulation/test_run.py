@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from testbed.astra.checkpoints import save_result
+from testbed.astra.simulation import AstraVit
+from testbed.astra.vq import VectorQuantizer
+from testbed.models.vit import VisionTransformer, VitConfig
 from tests.emulation.machine import ROOT, command, machine_state, pytestmark
 
 __all__ = ["pytestmark"]
@@ -30,6 +35,20 @@ def test_every_method_across_mininet_links(tmp_path: Path) -> None:
     assert (moved.wire_bytes > moved.payload_bytes).all()  # the kernel's counters saw the bytes go over the links
     manifest = json.loads((tmp_path / "latest" / "manifest.json").read_text())
     assert [cluster["idle_bytes"] for cluster in manifest["runs"][-1]["clusters"]] == [0, 0, 0, 0]
+
+
+def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = VisionTransformer(VitConfig(layers=2, hidden=96, heads=4, patch=4, tokens=49, classes=10))
+    student = AstraVit(model, VectorQuantizer(torch.randn(2, 2, 64, 48)))
+    save_result(tmp_path / "astra.safetensors", student)
+    words = ["model=vit_tiny", "model.layers=2", "tokens=49", f"checkpoint={tmp_path / 'astra.safetensors'}"]
+    words += ["methods=[single,astra]", "astra.groups=2", "astra.codebook_size=64", "devices=[2,4]", "network=mininet"]
+    done = subprocess.run(command(tmp_path, *words, "repeats=1"), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv")
+    assert set(rows.speedups.dropna()) == {"paper", "auto"} and set(rows.devices) == {1, 2, 4}
+    assert (rows.status == "ok").all() and rows.verified.all()  # outputs equal the simulation's
 
 
 PHASES = {"bring-up": "cluster of", "measuring": "[1/"}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.clock import Device
 from testbed.methods import load_method
 from testbed.methods.astra import Astra
 from testbed.models.shape import ModelShape
@@ -83,14 +84,14 @@ def test_the_cost_model_gives_the_papers_speedups(groups: int, bits_per_s: float
 
 def test_predictions() -> None:
     single, pipeline, sequence = (load_method(name) for name in ("single", "pipeline", "sequence"))
-    macs_per_s, bits_per_s = 1e11, 1e8
-    single_s = single.predicted_s(PAPER, 4, macs_per_s, bits_per_s)
-    assert single_s == single.macs(PAPER, 0, 4) / macs_per_s
+    device, bits_per_s = Device(1e11), 1e8
+    single_s = single.predicted_s(PAPER, 4, device, bits_per_s)
+    assert single_s == single.macs(PAPER, 0, 4) / device.macs_per_s
     # Stages run one after another: a pipeline never beats one device on one request.
     hops_s = 3 * 1024 * 768 * 32 / bits_per_s
-    assert pipeline.predicted_s(PAPER, 4, macs_per_s, bits_per_s) == pytest.approx(single_s + hops_s)
-    expected = sequence.macs(PAPER, 0, 4) / macs_per_s + 12 * U_BITS / bits_per_s
-    assert sequence.predicted_s(PAPER, 4, macs_per_s, bits_per_s) == pytest.approx(expected)
+    assert pipeline.predicted_s(PAPER, 4, device, bits_per_s) == pytest.approx(single_s + hops_s)
+    expected = sequence.macs(PAPER, 0, 4) / device.macs_per_s + 12 * U_BITS / bits_per_s
+    assert sequence.predicted_s(PAPER, 4, device, bits_per_s) == pytest.approx(expected)
 
 
 shapes = st.builds(

@@ -1,0 +1,88 @@
+"""Received codes as something that own queries attend to: decoded, from tables, or a codeword at a time.
+
+Shape suffixes: R received tokens, D hidden, G groups, H heads, J key/value heads, Q own rows, K head width, U keys.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from testbed.astra.codeword_attention import CodewordAttention
+from testbed.astra.merge import Part, attend_part
+from testbed.astra.quantizer import Quantizer
+from testbed.astra.speedups import Speedups
+from testbed.astra.tables import CodewordTables
+from testbed.models.decoder import DecoderBlock
+from testbed.models.transformer import Block
+
+
+class Keys(NamedTuple):
+    """Keys and values [1, J, U, K], and numbers to be added to their scores, [1, U], or None."""
+
+    k_BJUK: Tensor
+    v_BJUK: Tensor
+    bias_1U: Tensor | None = None
+
+    def attend(self, q_BHQK: Tensor) -> Part:
+        """Attention of all queries to all of them."""
+        return attend_part(q_BHQK, self.k_BJUK, self.v_BJUK, self.bias_1U)
+
+
+class Expansion(ABC):
+    """One block's way from indices to keys."""
+
+    @abstractmethod
+    def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
+        """Of received tokens with these indices (int64) at these positions."""
+
+
+class Decoded(Expansion):
+    """Codewords side by side, through the block's norm and projection, as in the paper."""
+
+    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
+        self.block, self.quantizer, self.layer = block, quantizer, layer
+
+    def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
+        h_BRD = self.block.norm1(self.quantizer.decode(self.layer, codes_RG)[None])
+        k_BJRK, v_BJRK = self.block.attn.unturned_keys_values(h_BRD)
+        return Keys(self.block.attn.turn(k_BJRK, positions_R), v_BJRK)
+
+
+class Tabled(Expansion):
+    """Sums of rows computed ahead."""
+
+    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int, cache: Path | None):
+        self.tables = CodewordTables(block, quantizer.codebooks_LGKd[layer], cache_dir=cache)
+
+    def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
+        return Keys(*self.tables.keys_values(codes_RG, positions_R))
+
+
+class PerCodeword(Expansion):
+    """The codewords that occur, each with the logarithm of how often it does."""
+
+    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
+        self.codewords = CodewordAttention(block, quantizer.codebooks_LGKd[layer])
+
+    def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
+        return Keys(*self.codewords.occurring(codes_RG))
+
+
+@torch.no_grad()
+def expansions(
+    blocks: list[Block | DecoderBlock], quantizer: Quantizer, speedups: Speedups, cache: Path | None
+) -> list[Expansion]:
+    """One for each block. cache: the folder of tables; None makes them anew.
+
+    Raises ValueError where the model or the codebooks do not allow a speed-up.
+    """
+    if speedups.codewords:
+        return [PerCodeword(block, quantizer, layer) for layer, block in enumerate(blocks)]
+    if speedups.tables:
+        return [Tabled(block, quantizer, layer, cache) for layer, block in enumerate(blocks)]
+    return [Decoded(block, quantizer, layer) for layer, block in enumerate(blocks)]

@@ -1,0 +1,76 @@
+"""One rank's rows of a plain model: what embeds them, what they see of each other, and how they become the answer.
+
+Shape suffixes: Q own rows, P own tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from testbed.astra.split import Split
+from testbed.models.decoder import Decoder, causal_mask
+from testbed.models.vit import VisionTransformer
+
+
+class Rows(ABC):
+    """See Split for which rows they are."""
+
+    visible: Tensor | None  # [Q, Q], who of the own rows sees whom; None: all see all
+
+    @abstractmethod
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Own rows [Q, D]."""
+
+    @abstractmethod
+    def norm(self, x_QD: Tensor) -> Tensor:
+        """Rows after the last layer, normalised."""
+
+    @abstractmethod
+    def answer(self, x_D: Tensor) -> Tensor:
+        """Logits of a normalised row: the class copies' mean, or the last token."""
+
+
+class VitRows(Rows):
+    """Content tokens, and a copy of the class token in front of them."""
+
+    visible = None
+
+    def __init__(self, model: VisionTransformer, split: Split):
+        self.model, self.split = model, split
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        start = self.split.start
+        content = self.model.embed_content(inputs, start, start + self.split.shares[self.split.rank])
+        return torch.cat([self.model.embed_class(), content], dim=1)[0]
+
+    def norm(self, x_QD: Tensor) -> Tensor:
+        return self.model.norm(x_QD)
+
+    def answer(self, x_D: Tensor) -> Tensor:
+        return self.model.classify(x_D[None])[0]
+
+
+class DecoderRows(Rows):
+    """Tokens of a text, each of which sees those before it."""
+
+    def __init__(self, model: Decoder, split: Split):
+        self.model, self.split = model, split
+        self.visible = causal_mask(split.rows, split.rows)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        start = self.split.start
+        return self.model.embed(inputs, start, start + self.split.shares[self.split.rank])[0]
+
+    def norm(self, x_QD: Tensor) -> Tensor:
+        return self.model.norm(x_QD)
+
+    def answer(self, x_D: Tensor) -> Tensor:
+        return self.model.logits(x_D[None])[0]
+
+
+def rows_of(model: VisionTransformer | Decoder, split: Split) -> Rows:
+    """The kind of the model."""
+    return VitRows(model, split) if isinstance(model, VisionTransformer) else DecoderRows(model, split)
