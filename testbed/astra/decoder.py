@@ -3,11 +3,6 @@
 A query sees its own device's earlier rows exactly and earlier devices' rows as their codes say, in one softmax. There
 are no class tokens. What the last device has, nobody needs, so it is not quantised.
 
-What is quantised is a choice. The paper takes the *residual* stream at the layer's input; *normalised* is what the
-layer's norm makes of it. *keys_values* are the keys before their rotation and the values: under grouped-query attention
-they have fewer numbers than the residual stream, so that the same bits say more of them, and nothing has to be
-multiplied when they arrive.
-
 *Anchors*, the first tokens of the sequence, draw much attention in decoders (Xiao et al., arXiv 2309.17453) and may
 stay exact for everybody. They see no token but anchors, so a device may as well compute them itself as receive them.
 
@@ -18,31 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from testbed.astra.quantised import Quantised, apart, check_quantised, quantised_width, to_quantise
 from testbed.astra.simulation import Forward, Student, check_codebooks, check_shares, device_layout
 from testbed.astra.vq import VectorQuantizer
-from testbed.errors import ConfigError, nearest
+from testbed.errors import ConfigError
 from testbed.models.decoder import DecoderBlock, causal_mask
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
 from testbed.models.shape import ModelShape
-
-Quantised = Literal["residual", "normalised", "keys_values"]
-
-
-def check_quantised(quantised: str) -> None:
-    """Raise ConfigError for a name that does not exist."""
-    if quantised not in get_args(Quantised):
-        raise ConfigError("astra.quantised", quantised, nearest(quantised, get_args(Quantised)))
-
-
-def quantised_width(shape: ModelShape, quantised: Quantised) -> int:
-    """Numbers of a token that are quantised in one layer."""
-    return 2 * shape.key_width if quantised == "keys_values" else shape.hidden
 
 
 def bits_per_token(
@@ -72,25 +55,6 @@ def causal_layout(shares: Sequence[int], anchors: int) -> Tensor:
     exact_TT, quantised_TT = (half & causal_TT for half in device_layout(shares, []).visible.chunk(2, dim=1))
     exact_TT[:, :anchors] = causal_TT[:, :anchors]
     return torch.cat([exact_TT, quantised_TT[:, anchors : tokens - shares[-1]]], dim=1)
-
-
-def side_by_side(k_BJSK: Tensor, v_BJSK: Tensor) -> Tensor:
-    """Keys and values of a token in one row [B, S, 2*J*K]: all heads' keys, then all heads' values."""
-    return torch.cat([k_BJSK, v_BJSK], dim=1).transpose(1, 2).flatten(2)
-
-
-def apart(kv_BSW: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """What ``side_by_side`` joined: keys and values of ``heads`` heads, each [B, J, S, K]."""
-    k_BJSK, v_BJSK = kv_BSW.unflatten(-1, (2 * heads, -1)).transpose(1, 2).chunk(2, dim=1)
-    return k_BJSK, v_BJSK
-
-
-def to_quantise(block: DecoderBlock, x_BSD: Tensor, quantised: Quantised) -> Tensor:
-    """What a layer quantises of its input rows, [B, S, W]."""
-    if quantised == "residual":
-        return x_BSD
-    h_BSD = block.norm1(x_BSD)
-    return h_BSD if quantised == "normalised" else side_by_side(*block.attn.unturned_keys_values(h_BSD))
 
 
 class AstraDecoder(Student):

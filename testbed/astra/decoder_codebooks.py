@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codebooks import Progress, cached_codebooks, cluster, fingerprint
-from testbed.astra.decoder import Quantised, check_quantised, quantised_width, to_quantise
+from testbed.astra.quantised import Quantised, check_quantised, quantised_width, to_quantise
 from testbed.astra.quantizer import check_quantizer
 from testbed.models.decoder import DecoderBlock
 from testbed.models.gpt2 import Gpt2

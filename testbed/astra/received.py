@@ -5,19 +5,23 @@ Shape suffixes: R received tokens, D hidden, G groups, H heads, J key/value head
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from testbed.astra.codeword_attention import CodewordAttention
 from testbed.astra.merge import Part, attend_part
+from testbed.astra.quantised import Quantised, apart
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.speedups import Speedups
 from testbed.astra.tables import CodewordTables
 from testbed.models.decoder import DecoderBlock
+from testbed.models.llama import GroupedAttention
 from testbed.models.transformer import Block
 
 
@@ -28,9 +32,10 @@ class Keys(NamedTuple):
     v_BJUK: Tensor
     bias_1U: Tensor | None = None
 
-    def attend(self, q_BHQK: Tensor) -> Part:
-        """Attention of all queries to all of them."""
-        return attend_part(q_BHQK, self.k_BJUK, self.v_BJUK, self.bias_1U)
+    def attend(self, q_BHQK: Tensor, blind: int = 0) -> Part:
+        """Attention of all queries but the first ``blind`` to all of them."""
+        part = attend_part(q_BHQK[:, :, blind:], self.k_BJUK, self.v_BJUK, self.bias_1U)
+        return Part(F.pad(part.out, (0, 0, blind, 0)), F.pad(part.lse, (blind, 0), value=-math.inf))
 
 
 class Expansion(ABC):
@@ -44,12 +49,27 @@ class Expansion(ABC):
 class Decoded(Expansion):
     """Codewords side by side, through the block's norm and projection, as in the paper."""
 
-    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
-        self.block, self.quantizer, self.layer = block, quantizer, layer
+    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int, normalised: bool):
+        self.block, self.quantizer, self.layer, self.normalised = block, quantizer, layer, normalised
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
-        h_BRD = self.block.norm1(self.quantizer.decode(self.layer, codes_RG)[None])
+        h_BRD = self.quantizer.decode(self.layer, codes_RG)[None]
+        if not self.normalised:
+            h_BRD = self.block.norm1(h_BRD)
         k_BJRK, v_BJRK = self.block.attn.unturned_keys_values(h_BRD)
+        return Keys(self.block.attn.turn(k_BJRK, positions_R), v_BJRK)
+
+
+class Copied(Expansion):
+    """Codewords side by side are the keys and values."""
+
+    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
+        self.block, self.quantizer, self.layer = block, quantizer, layer
+        attn = block.attn
+        self.heads = attn.key_value_heads if isinstance(attn, GroupedAttention) else attn.heads
+
+    def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
+        k_BJRK, v_BJRK = apart(self.quantizer.decode(self.layer, codes_RG)[None], self.heads)
         return Keys(self.block.attn.turn(k_BJRK, positions_R), v_BJRK)
 
 
@@ -75,7 +95,11 @@ class PerCodeword(Expansion):
 
 @torch.no_grad()
 def expansions(
-    blocks: list[Block | DecoderBlock], quantizer: Quantizer, speedups: Speedups, cache: Path | None
+    blocks: list[Block | DecoderBlock],
+    quantizer: Quantizer,
+    speedups: Speedups,
+    quantised: Quantised,
+    cache: Path | None,
 ) -> list[Expansion]:
     """One for each block. cache: the folder of tables; None makes them anew.
 
@@ -85,4 +109,6 @@ def expansions(
         return [PerCodeword(block, quantizer, layer) for layer, block in enumerate(blocks)]
     if speedups.tables:
         return [Tabled(block, quantizer, layer, cache) for layer, block in enumerate(blocks)]
-    return [Decoded(block, quantizer, layer) for layer, block in enumerate(blocks)]
+    if quantised == "keys_values":
+        return [Copied(block, quantizer, layer) for layer, block in enumerate(blocks)]
+    return [Decoded(block, quantizer, layer, quantised == "normalised") for layer, block in enumerate(blocks)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from testbed.astra.split import Split
-from testbed.models.decoder import Decoder, causal_mask
+from testbed.models.decoder import Decoder
 from testbed.models.vit import VisionTransformer
 
 
@@ -19,6 +19,7 @@ class Rows(ABC):
     """See Split for which rows they are."""
 
     visible: Tensor | None  # [Q, Q], who of the own rows sees whom; None: all see all
+    positions: int | Tensor  # of own rows among the tokens: the first one's, or all [Q] where they have a gap
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
@@ -40,6 +41,7 @@ class VitRows(Rows):
 
     def __init__(self, model: VisionTransformer, split: Split):
         self.model, self.split = model, split
+        self.positions = split.start
 
     def embed(self, inputs: Tensor) -> Tensor:
         start = self.split.start
@@ -58,11 +60,15 @@ class DecoderRows(Rows):
 
     def __init__(self, model: Decoder, split: Split):
         self.model, self.split = model, split
-        self.visible = causal_mask(split.rows, split.rows)
+        own_P = torch.arange(split.start, split.start + split.shares[split.rank])
+        position_Q = torch.cat([torch.arange(split.copies), own_P])
+        self.visible = position_Q[:, None] >= position_Q
+        self.positions = position_Q if split.copies else split.start
 
     def embed(self, inputs: Tensor) -> Tensor:
         start = self.split.start
-        return self.model.embed(inputs, start, start + self.split.shares[self.split.rank])[0]
+        own = self.model.embed(inputs, start, start + self.split.shares[self.split.rank])
+        return torch.cat([self.model.embed(inputs, 0, self.split.copies), own], dim=1)[0]
 
     def norm(self, x_QD: Tensor) -> Tensor:
         return self.model.norm(x_QD)

@@ -1,7 +1,7 @@
 """What one rank of ASTRA holds, and the segments of its forward pass.
 
 Shape suffixes: P own tokens, R received tokens, Q own rows (the class copy first), D hidden, G groups, H heads,
-K head width, U keys.
+K head width, U keys, W numbers of a key and a value.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from testbed.astra.codes import index_bits, pack, unpack
 from testbed.astra.merge import Part, attend_part, merge
+from testbed.astra.quantised import Quantised, apart, to_quantise
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.received import Expansion, Keys, expansions
 from testbed.astra.rows import Rows, rows_of
@@ -24,6 +25,14 @@ from testbed.astra.split import Split
 from testbed.models.decoder import Decoder, DecoderBlock
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
+
+
+class Encoded(NamedTuple):
+    """A piece's indices [P, G], the same as a message, and its keys and values [P, W] if these were quantised."""
+
+    codes_PG: Tensor
+    message: Tensor
+    kv_PW: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class AstraShard:
     split: Split
     quantizer: Quantizer | None
     expansions: list[Expansion]
+    quantised: Quantised
     positions: list[Tensor]  # [R] of each received piece
 
     @classmethod
@@ -44,21 +54,24 @@ class AstraShard:
         split: Split,
         quantizer: Quantizer | None,
         speedups: Speedups,
+        quantised: Quantised,
         cache: Path | None,
     ) -> AstraShard:
         """cache: the folder of tables. Raises ValueError where the model does not allow a speed-up."""
         blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
-        ways = [] if quantizer is None else expansions(blocks, quantizer, speedups, cache)
+        ways = [] if quantizer is None else expansions(blocks, quantizer, speedups, quantised, cache)
         spans = map(split.received_positions, range(split.pieces))
         positions = [torch.cat([torch.arange(0), *(torch.arange(*span) for span in piece)]) for piece in spans]
-        return cls(blocks, rows_of(model, split), split, quantizer, ways, positions)
+        return cls(blocks, rows_of(model, split), split, quantizer, ways, quantised, positions)
 
-    def encode(self, layer: int, piece: int, x_QD: Tensor) -> tuple[Tensor, Tensor]:
-        """(indices [P, G] of a piece's tokens, the same as a message)."""
+    def encode(self, layer: int, piece: int, x_QD: Tensor) -> Encoded:
+        """The codes of a piece's tokens."""
         assert self.quantizer is not None
         sent = self.split.sent_tokens(self.split.rank)[piece]
-        codes_PG = self.quantizer.encode(layer, x_QD[len(x_QD) - sent :])
-        return codes_PG, pack(codes_PG, index_bits(self.quantizer.codebook_size))
+        own_PW = to_quantise(self.blocks[layer], x_QD[None, len(x_QD) - sent :], self.quantised)[0]
+        codes_PG = self.quantizer.encode(layer, own_PW)
+        kept = own_PW if self.quantised == "keys_values" else None
+        return Encoded(codes_PG, pack(codes_PG, index_bits(self.quantizer.codebook_size)), kept)
 
     def keys(self, layer: int, piece: int, messages: tuple[Tensor, ...]) -> Keys:
         """Of a received piece, from everyone's messages."""
@@ -69,12 +82,17 @@ class AstraShard:
         ]
         return self.expansions[layer].keys(torch.cat(codes), self.positions[piece])
 
-    def local(self, layer: int, pieces: list[Tensor]) -> tuple[Tensor, Part]:
+    def local(self, layer: int, pieces: list[Tensor], encoded: list[Encoded]) -> tuple[Tensor, Part]:
         """(queries [1, H, Q, K] of own rows, their attention to each other)."""
-        block, start = self.blocks[layer], self.split.start
-        h_BQD = block.norm1(torch.cat(pieces)[None])
-        q_BHQK = block.attn.query(h_BQD, start)
-        return q_BHQK, attend_part(q_BHQK, *block.attn.keys_values(h_BQD, start), self.rows.visible)
+        attn, positions = self.blocks[layer].attn, self.rows.positions
+        h_BQD = self.blocks[layer].norm1(torch.cat(pieces)[None])
+        known = [part.kv_PW for part in encoded if part.kv_PW is not None]
+        k, v = attn.unturned_keys_values(h_BQD[:, : h_BQD.shape[1] - sum(map(len, known))])
+        if known:
+            known_k, known_v = apart(torch.cat(known)[None], k.shape[1])
+            k, v = torch.cat([k, known_k], dim=2), torch.cat([v, known_v], dim=2)
+        q_BHQK = attn.query(h_BQD, positions)
+        return q_BHQK, attend_part(q_BHQK, attn.turn(k, positions), v, self.rows.visible)
 
     def mix(self, parts: list[Part]) -> Tensor:
         """Own rows' attention to everything, [Q, H*K], before the output projection."""

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from testbed.errors import ConfigError
 
 PAPER, AUTO = "paper", "auto"
-ALLOWED = (
-    "must be paper, auto, or tables, codewords, overlap, split2 to split16 joined by +; split needs overlap"
-)
+ALLOWED = "must be paper, auto, or tables, codewords, overlap, split2 to split16 joined by +; split needs overlap"
 MOST_PIECES = 16
 WORTH = 0.98  # more pieces are more messages, which no formula counts: they must save this much at least
 

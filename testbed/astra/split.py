@@ -1,7 +1,8 @@
 """Who has which tokens, who sends them to whom, and what that costs: the numbers of ASTRA without its tensors.
 
-A rank has ``kept`` rows that are never sent (its copy of the class token), then its share of the tokens. Those it
-sends to all others, in pieces. Devices of a causal model attend to earlier devices only, so the last one sends nothing.
+A rank has ``kept`` rows that are never sent (its copy of the class token, or of the anchors: first tokens that every
+device of a causal model computes itself), then its share of the tokens. Those it sends to all others, in pieces.
+Devices of a causal model attend to earlier devices only, so the last one sends nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from testbed.astra.codes import index_bits, packed_bytes
+from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.speedups import Speedups
 from testbed.clock import Device
 from testbed.comm.group import even_shares
@@ -21,12 +23,13 @@ FLOAT_BYTES, FLOAT_BITS = 4, 32
 
 @dataclass(frozen=True)
 class Split:
-    """One rank's view of a sequence over ``world`` devices, in ``pieces``."""
+    """One rank's view of a sequence over ``world`` devices, in ``pieces``; the first ``anchors`` tokens stay exact."""
 
     shape: ModelShape
     world: int
     rank: int
     pieces: int = 1
+    anchors: int = 0
 
     @cached_property
     def shares(self) -> list[int]:
@@ -39,9 +42,14 @@ class Split:
         return sum(self.shares[: self.rank])
 
     @property
+    def copies(self) -> int:
+        """Own rows that are copies of anchors; the first device has the anchors themselves among its tokens."""
+        return self.anchors if self.rank else 0
+
+    @property
     def kept(self) -> int:
-        """Own rows that are never sent."""
-        return self.shape.class_tokens
+        """Own rows that are copies, and never sent."""
+        return self.shape.class_tokens + self.copies
 
     @property
     def rows(self) -> int:
@@ -60,12 +68,13 @@ class Split:
 
     def sent_tokens(self, rank: int) -> list[int]:
         """Tokens of each piece that a rank sends."""
-        return even_shares(self.shares[rank], self.pieces) if self.sends(rank) else [0] * self.pieces
+        return self._cut(rank) if self.sends(rank) else [0] * self.pieces
 
     @cached_property
     def piece_rows(self) -> list[tuple[int, int]]:
-        """(first, last + 1) of the own rows of each piece; those that are kept belong to the first."""
-        ends = itertools.accumulate(even_shares(self.shares[self.rank], self.pieces), initial=self.kept)
+        """(first, last + 1) of the own rows of each piece; those that are not sent belong to the first."""
+        cut = self._cut(self.rank)
+        ends = itertools.accumulate(cut, initial=self.rows - sum(cut))
         return [(first if piece else 0, last) for piece, (first, last) in enumerate(itertools.pairwise(ends))]
 
     def received_tokens(self, piece: int) -> int:
@@ -76,9 +85,13 @@ class Split:
         """(first, last + 1) position of each source's tokens of a piece."""
         spans = []
         for rank in self.sources:
-            ends = [*itertools.accumulate(self.sent_tokens(rank), initial=sum(self.shares[:rank]))]
+            first = sum(self.shares[:rank]) or self.anchors
+            ends = [*itertools.accumulate(self.sent_tokens(rank), initial=first)]
             spans.append((ends[piece], ends[piece + 1]))
         return spans
+
+    def _cut(self, rank: int) -> list[int]:
+        return even_shares(self.shares[rank] - (0 if rank else self.anchors), self.pieces)
 
 
 @dataclass(frozen=True)
@@ -101,15 +114,19 @@ class Costs:
     groups: int
     codebook_size: int
     speedups: Speedups
+    quantised: Quantised = "residual"
 
     def encode(self, piece: int) -> Slot:
-        """Nearest codewords of an own piece."""
-        return Slot(self.split.sent_tokens(self.split.rank)[piece] * self.codebook_size * self.split.shape.hidden)
+        """Nearest codewords of an own piece, and its keys and values, if these are what is quantised."""
+        shape, tokens = self.split.shape, self.split.sent_tokens(self.split.rank)[piece]
+        project = shape.key_value_macs(tokens) if self.quantised == "keys_values" else 0
+        return Slot(project + tokens * self.codebook_size * quantised_width(shape, self.quantised))
 
     def local(self) -> Slot:
-        """Queries, keys and values of own rows, and attention among them."""
+        """Queries of own rows, keys and values of those that have none yet, and attention among them."""
         shape, rows = self.split.shape, self.split.rows
-        return Slot(shape.query_macs(rows) + shape.key_value_macs(rows) + shape.attend_macs(rows, rows))
+        encoded = sum(self.split.sent_tokens(self.split.rank)) if self.quantised == "keys_values" else 0
+        return Slot(shape.query_macs(rows) + shape.key_value_macs(rows - encoded) + shape.attend_macs(rows, rows))
 
     def expand(self, piece: int) -> Slot:
         """Keys and values of a received piece: by projection, or by reading rows of tables."""
@@ -119,11 +136,14 @@ class Costs:
             return Slot(moved_bytes=2 * self._keys(tokens) * row_bytes)  # read, written side by side
         if self.speedups.tables:
             return Slot(moved_bytes=tokens * (self.groups + 1) * row_bytes)  # a row of each group read, the sum written
+        if self.quantised == "keys_values":
+            return Slot(moved_bytes=2 * tokens * row_bytes)
         return Slot(shape.key_value_macs(tokens))
 
     def attend(self, piece: int) -> Slot:
         """Own rows' attention to a received piece."""
-        return Slot(self.split.shape.attend_macs(self.split.rows, self._keys(self.split.received_tokens(piece))))
+        rows = self.split.rows - self.split.copies  # anchors see nothing but anchors
+        return Slot(self.split.shape.attend_macs(rows, self._keys(self.split.received_tokens(piece))))
 
     def finish(self, rows: int) -> Slot:
         """Output projection and MLP of so many rows."""
@@ -183,8 +203,8 @@ class Costs:
             for piece, arrival in enumerate(arrivals):
                 now = max(now, arrival) + self.expand(piece).seconds(device) + self.attend(piece).seconds(device)
         class_s = self.class_bits() / bits_per_s
-        tokens_s = self.finish(split.rows - split.kept).seconds(device)
-        now += self.finish(split.kept).seconds(device)
+        tokens_s = self.finish(split.rows - split.shape.class_tokens).seconds(device)
+        now += self.finish(split.shape.class_tokens).seconds(device)
         return now + (max(tokens_s, class_s) if overlap else tokens_s + class_s) + self.head().seconds(device)
 
     def _keys(self, tokens: int) -> int:

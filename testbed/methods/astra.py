@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
-from testbed.astra.shard import AstraShard
+from testbed.astra.shard import AstraShard, Encoded
 from testbed.astra.speedups import AUTO, WORTH, Speedups, candidates
 from testbed.astra.split import FLOAT_BYTES, Costs, Slot, Split
 from testbed.clock import Device, DeviceClock
@@ -35,6 +36,8 @@ T = TypeVar("T")
 class Astra(Method):
     """Settings: groups G, codebook_size K, and speedups, as words joined by + (see Speedups), ``paper`` or ``auto``.
 
+    quantised: what of a layer's input (quantised.py). anchors: of a causal model, how many first tokens every device
+    computes itself, exactly.
     ``auto`` is what ``resolve`` finds best for the devices and links; elsewhere it stands for ``paper``. ``attach``
     the codebooks before ``shard`` for more than one device.
     """
@@ -42,8 +45,16 @@ class Astra(Method):
     name: ClassVar[str] = "astra"
     exact: ClassVar[bool] = False
 
-    def __init__(self, groups: int = 1, codebook_size: int = 1024, speedups: str = "paper"):
+    def __init__(
+        self,
+        groups: int = 1,
+        codebook_size: int = 1024,
+        speedups: str = "paper",
+        quantised: str = "residual",
+        anchors: int = 0,
+    ):
         self.groups, self.codebook_size, self.speedups = groups, codebook_size, speedups
+        self.quantised, self.anchors = cast(Quantised, quantised), anchors
         self._chosen = Speedups() if speedups == AUTO else Speedups.parse(speedups)
         self._quantizer: Quantizer | None = None
         self._cache: Path | None = None
@@ -58,13 +69,21 @@ class Astra(Method):
 
         Attention per codeword is for one group.
         """
-        check_quantizer(shape.hidden, self.groups, self.codebook_size)
+        check_quantised(self.quantised)
+        check_quantizer(quantised_width(shape, self.quantised), self.groups, self.codebook_size)
         if world > shape.tokens:
             raise ConfigError("devices", world, f"astra needs 1 to {shape.tokens} devices, one content token each")
         if self._chosen.codewords and self.groups > 1:
             raise ConfigError("astra.groups", self.groups, f"must be 1 for astra.speedups={self.speedups}")
-        if self._chosen.pieces > (least := min(even_shares(shape.tokens, world))):
-            raise ConfigError("astra.speedups", self.speedups, f"must split the {least} tokens of a device less")
+        if (self._chosen.tables or self._chosen.codewords) and self.quantised != "residual":
+            raise ConfigError("astra.quantised", self.quantised, f"must be residual for astra.speedups={self.speedups}")
+        least = min(even_shares(shape.tokens, world))
+        if self.anchors and not (shape.causal and 0 < self.anchors < least):
+            raise ConfigError("astra.anchors", self.anchors, f"must be 0, or for a causal model less than {least}")
+        if self._chosen.pieces > least - self.anchors:
+            raise ConfigError(
+                "astra.speedups", self.speedups, f"must split the {least - self.anchors} tokens of a device less"
+            )
 
     def resolve(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> dict[str, Any]:
         """The speed-ups that ``auto`` stands for: those that the cost model finds fastest, if tables fit in memory."""
@@ -73,11 +92,13 @@ class Astra(Method):
         table_bytes = shape.layers * self.groups * self.codebook_size * 2 * shape.key_width * FLOAT_BYTES
         best, best_s = Speedups(overlap=True), float("inf")
         for choice in candidates(self.groups, shape.rotary):
-            if choice.pieces > min(even_shares(shape.tokens, world)):
+            if choice.pieces > min(even_shares(shape.tokens, world)) - self.anchors:
+                continue
+            if (choice.tables or choice.codewords) and self.quantised != "residual":
                 continue
             if (choice.tables or choice.codewords) and table_bytes > device.memory_bytes:
                 continue
-            chosen = Astra(self.groups, self.codebook_size, str(choice))
+            chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors)
             seconds = chosen.predicted_s(shape, world, device, bits_per_s)
             if seconds < best_s * (WORTH if choice.pieces > best.pieces else 1):
                 best, best_s = choice, seconds
@@ -98,8 +119,8 @@ class Astra(Method):
         """The whole model, and tables of it if the speed-ups have them."""
         self.check(model.shape, world)
         quantizer = None if world == 1 else self._codebooks_for(model.shape)
-        split = Split(model.shape, world, rank, self._chosen.pieces)
-        return AstraShard.of(model, split, quantizer, self._chosen, self._cache)
+        split = self._split(model.shape, rank, world)
+        return AstraShard.of(model, split, quantizer, self._chosen, self.quantised, self._cache)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: AstraShard, group: Group, clock: DeviceClock) -> Output:
@@ -123,17 +144,21 @@ class Astra(Method):
         return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in range(world))
 
     def _of_rank(self, shape: ModelShape, rank: int, world: int) -> Costs:
-        return self._costs(Split(shape, world, rank, self._chosen.pieces))
+        return self._costs(self._split(shape, rank, world))
+
+    def _split(self, shape: ModelShape, rank: int, world: int) -> Split:
+        return Split(shape, world, rank, self._chosen.pieces, self.anchors if world > 1 else 0)
 
     def _costs(self, split: Split) -> Costs:
-        return Costs(split, self.groups, self.codebook_size, self._chosen)
+        return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised)
 
     def _codebooks_for(self, shape: ModelShape) -> Quantizer:
         quantizer = self._quantizer
-        allowed = f"attach [{shape.layers}, {self.groups}, {self.codebook_size}, {shape.hidden // self.groups}] first"
+        width = quantised_width(shape, self.quantised)
+        allowed = f"attach [{shape.layers}, {self.groups}, {self.codebook_size}, {width // self.groups}] first"
         if quantizer is None:
             raise ConfigError("astra.codebooks", None, allowed)
-        if (quantizer.layers, quantizer.hidden) != (shape.layers, shape.hidden):
+        if (quantizer.layers, quantizer.hidden) != (shape.layers, width):
             raise ConfigError("astra.codebooks", list(quantizer.codebooks_LGKd.shape), allowed)
         return quantizer
 
@@ -144,7 +169,8 @@ class _Pass:
     def __init__(self, shard: AstraShard, costs: Costs, group: Group, clock: DeviceClock):
         self.shard, self.split, self.costs, self.group, self.clock = shard, shard.split, costs, group, clock
         self.codes: list[list[Tensor]] = [[] for _ in shard.blocks]
-        self.messages: list[Handle] = []  # of the next layer, by piece
+        self.encoded: list[Encoded] = []  # of the next layer, by piece
+        self.messages: list[Handle] = []
 
     def run(self, inputs: Tensor) -> Output:
         """Inputs of the model to what this rank holds at the end."""
@@ -160,8 +186,9 @@ class _Pass:
                 rows[piece] = self._finish(layer, rows[piece], mixed_QD[first:end])
                 self._send(layer + 1, piece, rows[piece])
         mixed_QD, x_QD = self._attend(last, rows), torch.cat(rows)
-        class_sum = self._sum_classes(last, x_QD[: split.kept], mixed_QD[: split.kept])
-        tokens_PD = self._finish(last, x_QD[split.kept :], mixed_QD[split.kept :])
+        classes = split.shape.class_tokens
+        class_sum = self._sum_classes(last, x_QD[:classes], mixed_QD[:classes])
+        tokens_PD = self._finish(last, x_QD[classes:], mixed_QD[classes:])[split.copies :]
         logits = self._answer(class_sum, tokens_PD)
         codes = torch.stack([torch.cat(pieces) for pieces in self.codes]) if split.world > 1 else None
         return Output(tokens_PD, split.start, logits, codes)
@@ -169,13 +196,17 @@ class _Pass:
     def _attend(self, layer: int, rows: list[Tensor]) -> Tensor:
         """Own rows' attention [Q, D] to each other and to what has been received, before the output projection."""
         shard, costs = self.shard, self.costs
-        q_BHQK, local = self._segment("compute", costs.local(), partial(shard.local, layer, rows))
-        parts, messages, self.messages = [local], self.messages, []
+        local = partial(shard.local, layer, rows, self.encoded)
+        q_BHQK, part = self._segment("compute", costs.local(), local)
+        parts, messages = [part], self.messages
+        self.encoded, self.messages = [], []
         for piece, message in enumerate(messages):
             received = message.wait().split(costs.message_bytes(piece))
             if self.split.sources:
                 keys = self._segment("decode", costs.expand(piece), partial(shard.keys, layer, piece, received))
-                parts.append(self._segment("compute", costs.attend(piece), partial(keys.attend, q_BHQK)))
+                parts.append(
+                    self._segment("compute", costs.attend(piece), partial(keys.attend, q_BHQK, self.split.copies))
+                )
         return self._segment("compute", Slot(), partial(shard.mix, parts))
 
     def _finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
@@ -186,15 +217,16 @@ class _Pass:
         if self.split.world == 1:
             return
         encode = partial(self.shard.encode, layer, piece, x_QD)
-        codes_PG, message = self._segment("encode", self.costs.encode(piece), encode)
-        self.codes[layer].append(codes_PG)
-        self.messages.append(self.group.all_gather_async(message, self.costs.message_bytes(piece)))
+        encoded = self._segment("encode", self.costs.encode(piece), encode)
+        self.encoded.append(encoded)
+        self.codes[layer].append(encoded.codes_PG)
+        self.messages.append(self.group.all_gather_async(encoded.message, self.costs.message_bytes(piece)))
         if not self.costs.speedups.overlap:
             self.messages[-1].wait()
 
     def _sum_classes(self, last: int, x_CD: Tensor, mixed_CD: Tensor) -> Handle | Tensor | None:
         """Finish the class copy before the other rows, and begin to sum all copies; None where the model has none."""
-        if not self.split.kept:
+        if not self.split.shape.class_tokens:
             return None
         class_D = self._finish(last, x_CD, mixed_CD)[0]
         if self.split.world == 1:

@@ -130,7 +130,7 @@ class GroupedAttention(Attention):
         self.v = nn.Linear(config.hidden, kv_width, bias=False)
         self.proj = nn.Linear(width, config.hidden, bias=False)
 
-    def query(self, x_BSD: Tensor, start: int = 0) -> Tensor:
+    def query(self, x_BSD: Tensor, start: int | Tensor = 0) -> Tensor:
         """Queries [B, H, S, K] of normalised embeddings at positions ``start``, ``start + 1``, ..."""
         return self.turn(self.split_heads(self.q(x_BSD)), start)
 

@@ -30,7 +30,7 @@ class Attention(nn.Module):
         """[B, S, H*K] -> [B, H, S, K]."""
         return x_BSD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
-    def query(self, x_BSD: Tensor, start: int = 0) -> Tensor:
+    def query(self, x_BSD: Tensor, start: int | Tensor = 0) -> Tensor:
         """Queries [B, H, S, K] of normalised embeddings."""
         return self.split_heads(self.q(x_BSD))
 

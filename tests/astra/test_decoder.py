@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from testbed.astra.checkpoints import open_decoder, save_result
-from testbed.astra.decoder import AstraDecoder, Quantised, apart, bits_per_token, quantised_width, side_by_side
+from testbed.astra.decoder import AstraDecoder, bits_per_token
+from testbed.astra.quantised import Quantised, apart, quantised_width, side_by_side
 from testbed.astra.settings import TrainingSettings
 from testbed.astra.simulation import random_shares
 from testbed.astra.training import RESULT, train

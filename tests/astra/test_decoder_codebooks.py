@@ -10,8 +10,9 @@ from torch import Tensor
 
 from testbed.astra import decoder_codebooks
 from testbed.astra.codebooks import load_codebooks
-from testbed.astra.decoder import AstraDecoder, Quantised, to_quantise
+from testbed.astra.decoder import AstraDecoder
 from testbed.astra.decoder_codebooks import decoder_codebooks_for, train_decoder_codebooks
+from testbed.astra.quantised import Quantised, to_quantise
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.vq import VectorQuantizer
 from testbed.errors import ConfigError

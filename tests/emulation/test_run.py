@@ -42,7 +42,13 @@ def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
     model = VisionTransformer(VitConfig(layers=2, hidden=96, heads=4, patch=4, tokens=49, classes=10))
     student = AstraVit(model, VectorQuantizer(torch.randn(2, 2, 64, 48)))
     save_result(tmp_path / "astra.safetensors", student)
-    words = ["model=vit_tiny", "model.layers=2", "tokens=49", f"checkpoint={tmp_path / 'astra.safetensors'}"]
+    words = [
+        "model=vit_tiny",
+        "model.layers=2",
+        "model.heads=4",
+        "tokens=49",
+        f"checkpoint={tmp_path / 'astra.safetensors'}",
+    ]
     words += ["methods=[single,astra]", "astra.groups=2", "astra.codebook_size=64", "devices=[2,4]", "network=mininet"]
     done = subprocess.run(command(tmp_path, *words, "repeats=1"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

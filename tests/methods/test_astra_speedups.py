@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from testbed.astra.attention import simulate
 from testbed.astra.decoder import AstraDecoder
+from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.speedups import Speedups, candidates
 from testbed.astra.vq import VectorQuantizer
@@ -88,9 +89,38 @@ def test_a_causal_model_gives_what_the_simulation_gives(kind: str, speedups: str
         assert (hidden - model.norm(student(ids, [TOKENS], keep_states=True).states[-1])[0]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("speedups", ["paper", "overlap+split2"])
+@pytest.mark.parametrize(
+    ("quantised", "anchors"), [("normalised", 0), ("keys_values", 0), ("residual", 3), ("keys_values", 3)]
+)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_is_quantised_and_anchors(
+    kind: str, quantised: Quantised, anchors: int, speedups: str, world: int
+) -> None:
+    model, method = decoder(kind), Astra(4, 32, speedups, quantised, anchors)
+    generator = torch.Generator().manual_seed(6)
+    width = quantised_width(model.shape, quantised)
+    codebooks = 0.3 * torch.randn(3, 4, 32, width // 4, generator=generator)
+    ids = torch.randint(31, (1, TOKENS), generator=generator)
+    method.attach(codebooks)
+    passes = execute_and_replay(method, model, ids, world)
+    check_accounts(passes, method, model)
+    student = AstraDecoder(model, TOKENS, VectorQuantizer(codebooks), quantised, anchors).eval()
+    expected = student(ids, even_shares(TOKENS, world), keep_states=True)
+    torch.testing.assert_close(joined_hidden(passes, TOKENS), model.norm(expected.states[-1])[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(passes[-1][0].output.logits, expected.logits[0, -1], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
+        (Astra(4, 32, quantised="all"), "astra.quantised=all: "),
+        (
+            Astra(4, 32, "tables", "normalised"),
+            "astra.quantised=normalised: must be residual for astra.speedups=tables",
+        ),
+        (Astra(4, 32, anchors=2), "astra.anchors=2: must be 0, or for a causal model"),
         (Astra(3, 32, "codewords"), "astra.groups=3: must be 1 for astra.speedups=codewords"),
         (Astra(1, 32, "overlap+split16"), "astra.speedups=overlap.split16: must split the 10 tokens of a device less"),
     ],
