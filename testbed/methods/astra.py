@@ -54,7 +54,8 @@ class Astra(Method):
         anchors: int = 0,
     ):
         self.groups, self.codebook_size, self.speedups = groups, codebook_size, speedups
-        self.quantised, self.anchors = cast(Quantised, quantised), anchors
+        self.quantised: Quantised = cast(Quantised, quantised)
+        self.anchors = anchors
         self._chosen = Speedups() if speedups == AUTO else Speedups.parse(speedups)
         self._quantizer: Quantizer | None = None
         self._cache: Path | None = None
