@@ -82,7 +82,7 @@ def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
     helped = command("--help", cwd=tmp_path)
     assert (
         helped.returncode == 0
-        and "experiment: accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke" in helped.stdout
+        and "experiment: accuracy_lm, accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke" in helped.stdout
     )
     assert not list(tmp_path.iterdir())
 
