@@ -1,7 +1,8 @@
-"""What compression costs in quality: tables and figures of the accuracy experiments."""
+"""What compression costs in quality: tables and figures of the accuracy experiments, on pictures and on text."""
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -10,37 +11,45 @@ matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.cells import TextTable
 from analysis.figures import STYLE, save
 from analysis.words import joined, values
 
-ORIGINAL, TRAINED = "original", "trained"
-STAGES = {"k-means": ("#D55E00", "s", "--"), TRAINED: ("#0072B2", "o", "-")}
-METRICS = {"accuracy_pct": "accuracy (%)", "perplexity": "perplexity"}
-SETTINGS = {
+ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
+MARKERS = {KMEANS: ("s", "--"), TRAINED: ("o", "-")}
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexity", "%")}  # in words; unit of changes
+OF_CODEBOOKS = {
     "groups": "G={:g}",
     "codebook_size": "K={:g}",
-    "noise": "lambda={:g}",
-    "commitment": "beta={:g}",
+    "quantised": "{}",
+    "anchors": "{:g} anchors",
     "class_tokens": "{} class tokens",
-    "objective": "{}",
-    "trained_on": "trained on {}",
 }
+OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "objective": "{}", "trained_on": "trained on {}"}
+SETTINGS = OF_CODEBOOKS | OF_TRAINING
 ALWAYS = ("groups", "codebook_size")
+EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}
 
 
 def results(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per (label, stage, devices): means over seeds.
+    """One row per (label, stage, corpus, devices): means over seeds.
 
-    Columns: label, stage, devices, value, change, change_low, change_high, seeds, bits_per_token, compression, train_s.
-    The interval is the bootstrap's over test examples, mean of the seeds; with several seeds at least as wide as the
-    seeds lie apart.
+    Columns: label, series (the label without what is on a figure's axis), stage, corpus, devices, value, change,
+    change_low, change_high, seeds, bits_per_token, compression, train_s. The interval is the bootstrap's over
+    examples, mean of the seeds; with several seeds at least as wide as the seeds lie apart.
     """
     rows = frame[frame["status"] == "ok"]
-    named = [name for name in SETTINGS if name in ALWAYS or rows.loc[rows["stage"] == "trained", name].nunique() > 1]
-    rows = rows.assign(label=[_label(row, named) for _, row in rows.iterrows()])
-    grouped = rows.groupby(["label", "stage", "devices"], sort=False)
+    several = [name for name in SETTINGS if _kinds(rows, name) > 1]
+    named = [name for name in SETTINGS if name in ALWAYS or name in several]
+    apart = [name for name in several if name != "groups"]
+    rows = rows.assign(
+        label=[_label(row, named) for _, row in rows.iterrows()],
+        series=[_label(row, apart) for _, row in rows.iterrows()],
+    )
+    grouped = rows.groupby(["label", "series", "stage", "corpus", "devices"], sort=False)
     table = grouped.agg(
         value=("value", "mean"),
         change=("change", "mean"),
@@ -59,26 +68,26 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """Quality on each number of devices, its change against the original, and what adapting cost."""
+    """Quality on each corpus and number of devices, its change against the original, and what adapting cost."""
     table = results(frame)
-    devices = sorted(table["devices"].unique())
+    columns = _columns(table)
     rows = []
     for (label, stage), of in table.groupby(["label", "stage"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
-        cells = of.set_index("devices")
-        texts = [_cell(cells.loc[count]) if count in cells.index else "-" for count in devices]
         first = of.iloc[0]
+        cells = [_cell(_at(of, corpus, None if stage == ORIGINAL else devices), frame) for corpus, devices in columns]
         cost = "-" if pd.isna(first["train_s"]) else f"{first['train_s'] / 60:.1f}"
-        rows.append(
-            [label or ORIGINAL, stage, f"{first['bits_per_token']:,.0f}", f"{first['compression']:,.0f}x", *texts, cost]
-        )
-    heads = [f"{count:g} device{'s' if count > 1 else ''}" for count in devices]
-    columns = ["variant", "codebooks", "bits", "compression", *heads, "training, min"]
+        bits = f"{first['bits_per_token']:,.1f}".removesuffix(".0")
+        rows.append([label or ORIGINAL, stage, bits, f"{first['compression']:,.0f}x", *cells, cost])
     notes = [
-        "in brackets: change against the original on the same test examples, with its 95% interval",
-        "bits: of a token and layer on the wire; compression: against fp32",
+        "in brackets: change against the original on the same examples, with its 95% interval",
+        "original: on one device, so its figure is the same for all",
+        "bits: of a token and layer on the wire; compression: against embeddings in fp32",
     ]
-    on = f"{joined(frame, 'model')} on {joined(frame, 'data')}, {joined(frame, 'examples', '{} test examples')}"
-    tables = [TextTable(f"{_metric(frame)}: {on}", columns, rows, notes, left=frozenset({"codebooks"}))]
+    metric = _metric(frame)
+    examples = joined(frame, "examples", EXAMPLES.get(metric, "{} examples"))
+    title = f"{_name(metric)}: {joined(frame, 'model')} on {joined(frame, 'data')}, {examples}"
+    heads = ["variant", "codebooks", "bits", "compression", *(_head(*column) for column in columns), "training, min"]
+    tables = [TextTable(title, heads, rows, notes, left=frozenset({"codebooks"}))]
     lost = frame[frame["status"] != "ok"]
     texts = [[str(row["stage"]), _label(row, list(SETTINGS)), str(row["error"])] for _, row in lost.iterrows()]
     tables.append(
@@ -87,45 +96,88 @@ def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
     return [table for table in tables if table.rows]
 
 
+def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """quality.png: change against the original over bits a token, a panel for each corpus on 2 devices or more."""
+    table = results(frame)
+    table = table[table["stage"].isin(list(MARKERS)) & (table["devices"] > 1)]
+    if table.empty:
+        return []
+    panels = _columns(table)
+    lines = sorted(set(zip(table["stage"], table["series"], strict=True)))
+    colours = dict(zip(lines, cycle(COLOURS), strict=False))
+    with plt.style.context(STYLE):
+        size = (3.3 * len(panels) + 1.5, 3.6)
+        figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for axes, (corpus, devices) in zip(grid[0], panels, strict=True):
+            _lines(axes, table[(table["corpus"] == corpus) & (table["devices"] == devices)], colours)
+            axes.set_title(_head(corpus, devices))
+        name, unit = METRICS.get(_metric(frame), (_metric(frame), ""))
+        grid[0][0].set_ylabel(f"change of {name.removesuffix(' (%)')} ({unit})")
+        grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        caption = f"{joined(frame, 'model')} on {joined(frame, 'data')}; against the original; bars: 95% interval."
+        figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
+        return save(figure, out_dir / "quality")
+
+
+def _lines(axes: Axes, table: pd.DataFrame, colours: dict[tuple[str, str], str]) -> None:
+    """A panel: a line for each stage and series."""
+    for (stage, series), colour in colours.items():
+        points = table[(table["stage"] == stage) & (table["series"] == series)]
+        points = points.sort_values("bits_per_token")
+        marker, dash = MARKERS[stage]
+        bars = [points["change"] - points["change_low"], points["change_high"] - points["change"]]
+        style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3}
+        label = ", ".join(filter(None, [series, stage]))
+        axes.errorbar(points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("bits a token and layer")
+
+
+def _kinds(rows: pd.DataFrame, name: str) -> int:
+    """How many values a setting has among the rows that depend on it."""
+    depend = rows["stage"] == TRAINED if name in OF_TRAINING else rows["stage"] != ORIGINAL
+    return rows.loc[depend, name].nunique()
+
+
 def _label(row: pd.Series, names: list[str]) -> str:
     """The settings that a row's stage depends on."""
     if row["stage"] == ORIGINAL:
         return ""
-    return " ".join(SETTINGS[name].format(row[name]) for name in names if row["stage"] == TRAINED or name in ALWAYS)
+    stated = [name for name in names if name in OF_CODEBOOKS or row["stage"] == TRAINED]
+    return " ".join(SETTINGS[name].format(row[name]) for name in stated if row[name] != "")
+
+
+def _columns(table: pd.DataFrame) -> list[tuple[str, float]]:
+    """(corpus, devices) of what is compressed, in the order of the corpora; of the original if there is no other."""
+    compressed = table[table["stage"] != ORIGINAL]
+    pairs = (table if compressed.empty else compressed)[["corpus", "devices"]].drop_duplicates()
+    order = {corpus: rank for rank, corpus in enumerate(table["corpus"].unique())}
+    return sorted(pairs.itertuples(index=False, name=None), key=lambda pair: (order[pair[0]], pair[1]))
+
+
+def _head(corpus: str, devices: float) -> str:
+    return f"{corpus}{', ' if corpus else ''}{devices:g} device{'s' if devices > 1 else ''}"
+
+
+def _at(table: pd.DataFrame, corpus: str, devices: float | None) -> pd.Series | None:
+    """The row of a corpus and a number of devices, None: any number; None if there is none."""
+    found = table[(table["corpus"] == corpus) & ((table["devices"] == devices) | (devices is None))]
+    return None if found.empty else found.iloc[0]
+
+
+def _cell(row: pd.Series | None, frame: pd.DataFrame) -> str:
+    if row is None:
+        return "-"
+    if row["stage"] == ORIGINAL:
+        return f"{row['value']:.2f}"
+    unit = "%" if _metric(frame) == "perplexity" else ""
+    return f"{row['value']:.2f} ({row['change']:+.2f}{unit} [{row['change_low']:+.2f}, {row['change_high']:+.2f}])"
 
 
 def _metric(frame: pd.DataFrame) -> str:
-    return "/".join(METRICS.get(str(name), str(name)) for name in values(frame, "metric"))
+    return "/".join(map(str, values(frame, "metric")))
 
 
-def _cell(row: pd.Series) -> str:
-    if row["stage"] == ORIGINAL:
-        return f"{row['value']:.2f}"
-    return f"{row['value']:.2f} ({row['change']:+.2f} [{row['change_low']:+.2f}, {row['change_high']:+.2f}])"
-
-
-def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """quality.png: change against the original over bits a token, a panel for each number of devices from 2 up."""
-    table = results(frame)
-    devices = [count for count in sorted(table["devices"].unique()) if count > 1]
-    if not devices or not set(table["stage"]) & set(STAGES):
-        return []
-    with plt.style.context(STYLE):
-        figure, grid = plt.subplots(
-            1, len(devices), figsize=(3.3 * len(devices) + 1.5, 3.6), sharey=True, squeeze=False, layout="constrained"
-        )
-        for axes, count in zip(grid[0], devices, strict=True):
-            for stage, (colour, marker, dash) in STAGES.items():
-                points = table[(table["stage"] == stage) & (table["devices"] == count)].sort_values("bits_per_token")
-                bars = [points["change"] - points["change_low"], points["change_high"] - points["change"]]
-                style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3, "label": stage}
-                axes.errorbar(points["bits_per_token"], points["change"], yerr=bars, **style)
-            axes.axhline(0, color="black", linewidth=1)
-            axes.set_xscale("log")
-            axes.set_xlabel("bits a token and layer")
-            axes.set_title(f"{count:g} devices")
-        grid[0][0].set_ylabel(f"change of {_metric(frame)}")
-        grid[0][-1].legend(loc="lower right")
-        caption = f"{joined(frame, 'model')} on {joined(frame, 'data')}; against the original; bars: 95% interval."
-        figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
-        return save(figure, out_dir / "quality")
+def _name(metric: str) -> str:
+    return METRICS.get(metric, (metric, ""))[0]

@@ -32,9 +32,7 @@ def load_config(overrides: list[str]) -> Config:
     with_methods = issubclass(schema, LatencyConfig)
     methods = {name: raw.pop(name, {}) for name in choices("method")} if with_methods else {}
     _refuse_unknown(raw, schema, "", methods)
-    for key, kind in get_type_hints(schema).items():
-        if get_origin(kind) is list:
-            raw[key] = _distinct(key, raw[key])
+    _make_lists(raw, schema, "")
     config = _typed(raw, schema)
     _check_rules(config, "")
     if isinstance(config, LatencyConfig):
@@ -150,7 +148,25 @@ def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterab
         if key not in known:
             raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, [*known, *also]))
         if dataclasses.is_dataclass(types[key]) and isinstance(value, dict):
+            _check_kind(value, types[key], key)
             _refuse_unknown(value, types[key], f"{prefix}{key}.")
+
+
+def _check_kind(section: dict[str, Any], schema: type, key: str) -> None:
+    """ConfigError for a section of another kind of experiment, as pictures where texts are needed: by its name."""
+    rule = {f.name: f.metadata for f in dataclasses.fields(schema)}.get("name", {})
+    if "test" in rule and not rule["test"](section.get("name")):
+        raise ConfigError(f"{key}.name", _shown(section.get("name")), f"must be {rule['allowed']}")
+
+
+def _make_lists(raw: dict[str, Any], schema: type, prefix: str) -> None:
+    """Turn what ``schema`` has as a list into one of distinct values, in place, in sections too."""
+    for key, kind in get_type_hints(schema).items():
+        if get_origin(kind) is list:
+            raw[key] = _distinct(f"{prefix}{key}", raw.get(key, []))
+        elif dataclasses.is_dataclass(kind) and isinstance(raw.get(key), dict):
+            assert isinstance(kind, type)
+            _make_lists(raw[key], kind, f"{prefix}{key}.")
 
 
 def _distinct(key: str, value: Any) -> list[Any]:

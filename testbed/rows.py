@@ -138,11 +138,15 @@ ACCURACY = RowSchema(
         "signature": _TEXT,
         "model": _TEXT,
         "data": _TEXT,
+        "corpus": _TEXT,
+        "tokens": _COUNT,
         "metric": _TEXT,
         "stage": _TEXT,
         "groups": _COUNT,
         "codebook_size": _COUNT,
-        "bits_per_token": _COUNT,
+        "quantised": _TEXT,
+        "anchors": _COUNT,
+        "bits_per_token": _NUMBER,
         "compression": _NUMBER,
         "noise": _NUMBER,
         "commitment": _NUMBER,
@@ -165,8 +169,8 @@ ACCURACY = RowSchema(
         "error": _TEXT,
     },
     (
-        *("stage", "groups", "codebook_size", "noise", "commitment", "class_tokens", "objective", "trained_on"),
-        *("devices", "seed"),
+        *("stage", "groups", "codebook_size", "quantised", "anchors", "noise", "commitment", "class_tokens"),
+        *("objective", "trained_on", "devices", "corpus", "seed"),
     ),
 )
 SCHEMAS = (LATENCY, FIDELITY, ACCURACY)

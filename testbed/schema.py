@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.clock import Device
+from testbed.corpora import CORPORA
 from testbed.network.shaping import SHAPERS
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema
 
@@ -216,28 +217,68 @@ class Training:
 
 
 @dataclass
-class AccuracyConfig(Config):
-    """A grid of ways to compress and to train, each judged on several numbers of devices."""
+class QualityConfig(Config):
+    """A grid of ways to compress and to adapt a model, each judged on several numbers of devices."""
 
     rows: ClassVar[RowSchema] = ACCURACY
     emulates: ClassVar[bool] = False
 
+    stages: list[str] = one_of("k-means", "trained")
     groups: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     codebook_sizes: list[int] = ruled("whole numbers >= 2, at least one", lambda value: value >= 2)
     noises: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
     commitments: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
-    class_tokens: list[str] = one_of("distributed", "single")
     objectives: list[str] = one_of("labels", "distill")
     trained_on: list[str] = ruled("N or N-M devices, as 4 or 1-8", lambda value: bool(re.fullmatch(DEVICES, value)))
     seeds: list[int] = ruled("whole numbers from 0 to 4294967295", lambda value: 0 <= value < 2**32)
-    original: Training = section()
     training: Training = section()
+
+
+@dataclass
+class AccuracyConfig(QualityConfig):
+    """Vision Transformers on pictures."""
+
+    class_tokens: list[str] = one_of("distributed", "single")
+    original: Training = section()
     model: Model = section()
     data: Data = section()
 
 
+@dataclass
+class Texts:
+    """What a language model is trained and judged on; all counts are of windows of ``length`` tokens."""
+
+    name: str = one_of("english", "wikitext103", "text_folder")
+    folder: str = ruled("a folder")
+    train: str = one_of(*(name for name, corpus in CORPORA.items() if corpus.trains))
+    corpora: list[str] = one_of(*CORPORA)
+    length: int = ruled("a whole number from 2 to 1000000 (tokens)", lambda value: 2 <= value <= 1_000_000)
+    windows: int = count()
+    codebook_windows: int = count()
+    train_windows: int = count()
+
+
+@dataclass
+class LanguageModel:
+    """A causal decoder with its tokenizer."""
+
+    name: str = one_of("smollm2_135m_q4", "hub_folder")
+    folder: str = ruled("a folder with config.json, safetensors and tokenizer.json")
+
+
+@dataclass
+class AccuracyLmConfig(QualityConfig):
+    """Causal decoders on text."""
+
+    quantised: list[str] = one_of("residual", "normalised", "keys_values")
+    anchors: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
+    model: LanguageModel = section()
+    data: Texts = section()
+
+
 SCHEMAS: dict[str, type[Config]] = {
     "accuracy": AccuracyConfig,
+    "accuracy_lm": AccuracyLmConfig,
     "latency": LatencyConfig,
     "clock_check": LatencyConfig,
     "fidelity": FidelityConfig,

@@ -14,7 +14,7 @@ from analysis.accuracy import accuracy_tables, results
 from analysis.intervals import bootstrap_interval
 from analysis.load import load_rows
 from analysis.report import write_report
-from experiments import accuracy
+from experiments import accuracy, quality
 from testbed.config import load_config
 from testbed.errors import ConfigError, TestbedError
 from testbed.pictures import Memory, Pictures, Splits
@@ -41,7 +41,7 @@ def made_up(count: int, seed: int) -> Pictures:
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AccuracyConfig:
     splits = Splits(made_up(512, 1), made_up(128, 2), made_up(400, 3), 4)
     monkeypatch.setattr(accuracy, "fashion_mnist", lambda side: splits)
-    monkeypatch.setattr(accuracy, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(quality, "CACHE", tmp_path / "cache")
     config = load_config(["+experiment=accuracy_vit", *SMALL, f"results_dir={tmp_path}"])
     assert isinstance(config, AccuracyConfig)
     return config
@@ -69,7 +69,7 @@ def test_every_variant_is_judged_on_every_number_of_devices(
     assert (rows["bits_per_token"] == rows["groups"].where(rows["groups"] > 0, 256) * 3).all()
 
     # a second run has nothing to do, and one with another variant keeps what there is and trains nothing twice
-    monkeypatch.setattr(accuracy, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(quality, "train", lambda *_: pytest.fail("trained again"))
     assert accuracy.run(small, "", folder) == 0
 
     table = results(load_rows(folder.path))

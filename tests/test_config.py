@@ -80,7 +80,9 @@ def test_every_experiment_is_valid(experiment: str) -> None:
 @pytest.mark.parametrize("group", ["model", "topology", "device", "network"])
 def test_every_choice_is_valid_and_says_its_name(group: str) -> None:
     for name in choices(group):
-        section = getattr(load_config(["+experiment=smoke", f"{group}={name}"]), group)
+        vision = group != "model" or name.startswith("vit")
+        words = ["+experiment=smoke"] if vision else ["+experiment=accuracy_lm", "model.folder=somewhere"]
+        section = getattr(load_config([*words, f"{group}={name}"]), group)
         assert name == (section.backend if group == "network" else section.name)
 
 
@@ -93,7 +95,7 @@ def test_bad_input_is_named(words: str, message: str) -> None:
 
 
 def test_missing_experiment_lists_them_all() -> None:
-    with pytest.raises(ConfigError, match="ablation, accuracy_vit, bandwidth_sweep, clock_check, fidelity, smoke"):
+    with pytest.raises(ConfigError, match=", ".join(choices("experiment"))):
         load_config([])
     with pytest.raises(ConfigError, match="did you mean smoke"):
         load_config(["+experiment=smok"])

@@ -1,7 +1,7 @@
 """Checkpoints in the format of model hubs: a folder with config.json and weights in safetensors, whole or in shards.
 
 Nothing is downloaded and nothing is unpickled: a pickle may run any code when it is read. Everything is checked before
-the first tensor is read, and whatever does not fit is a ConfigError of the key ``model.path`` that names the file.
+the first tensor is read, and whatever does not fit is a ConfigError of the key ``model.folder`` that names the file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FLOATS = ("F32", "F16", "BF16")
 def load_hub(folder: Path) -> Llama | Gpt2 | VisionTransformer:
     """The model of a hub folder in eval mode, fp32, without gradients; a ViT at the picture size it was saved for.
 
-    Raises ConfigError (key ``model.path``) if the folder cannot be used: in one line, the file and what was expected.
+    Raises ConfigError (key ``model.folder``) if the folder cannot be used: in one line, the file and what was expected.
     """
     if not folder.is_dir():
-        raise ConfigError("model.path", folder, f"no such folder; expected one with {CONFIG} and {WEIGHTS}")
+        raise ConfigError("model.folder", folder, f"no such folder; expected one with {CONFIG} and {WEIGHTS}")
     layout = _layout(folder)
     found = _find(folder, layout)
     state: dict[str, Tensor] = {}
@@ -50,14 +50,14 @@ def load_hub(folder: Path) -> Llama | Gpt2 | VisionTransformer:
 
 
 def hub_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a hub folder. Raises ConfigError (key ``model.path``) if it is missing or damaged."""
+    """The tokenizer of a hub folder. Raises ConfigError (key ``model.folder``) if it is missing or damaged."""
     path = folder / TOKENIZER
     if not path.is_file():
-        raise ConfigError("model.path", folder, f"{TOKENIZER} is missing; save the model's fast tokenizer there")
+        raise ConfigError("model.folder", folder, f"{TOKENIZER} is missing; save the model's fast tokenizer there")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower class
-        raise ConfigError("model.path", folder, f"{TOKENIZER} is no tokenizer: {_line(error)}") from error
+        raise ConfigError("model.folder", folder, f"{TOKENIZER} is no tokenizer: {_line(error)}") from error
 
 
 def _layout(folder: Path) -> Layout:
@@ -66,13 +66,13 @@ def _layout(folder: Path) -> Layout:
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
         allowed = ", ".join(LAYOUTS)
-        raise ConfigError("model.path", folder, f"{CONFIG}: model_type is {kind or 'missing'}; supported: {allowed}")
+        raise ConfigError("model.folder", folder, f"{CONFIG}: model_type is {kind or 'missing'}; supported: {allowed}")
     fields = Fields(values)
     try:
         fields.only("quantization_config", None)
         return LAYOUTS[kind](fields)
     except FieldError as error:
-        raise ConfigError("model.path", folder, f"{CONFIG}: {error}") from error
+        raise ConfigError("model.folder", folder, f"{CONFIG}: {error}") from error
 
 
 def _find(folder: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
@@ -86,17 +86,19 @@ def _find(folder: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
                     if layout.unused.fullmatch(key):
                         continue
                     if key in found:
-                        raise ConfigError("model.path", folder, f"{found[key][0].name} and {path.name} both hold {key}")
+                        raise ConfigError(
+                            "model.folder", folder, f"{found[key][0].name} and {path.name} both hold {key}"
+                        )
                     part = opened.get_slice(name)
                     reason = _unfit(name, part.get_shape(), part.get_dtype(), layout.sources.get(key))
                     if reason:
-                        raise ConfigError("model.path", folder, f"{path.name}: {reason}")
+                        raise ConfigError("model.folder", folder, f"{path.name}: {reason}")
                     found[key] = path, name
         except (SafetensorError, OSError) as error:
             raise _unreadable(folder, path, error) from error
     missing = sorted(set(layout.sources) - set(found))
     if missing:
-        raise ConfigError("model.path", folder, f"the weights lack {_some(missing)}; {CONFIG} asks for it")
+        raise ConfigError("model.folder", folder, f"the weights lack {_some(missing)}; {CONFIG} asks for it")
     return found
 
 
@@ -116,15 +118,15 @@ def _weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
         hint = f"; {pickled[0]} is never read, as a pickle may run any code: save it as safetensors" if pickled else ""
-        raise ConfigError("model.path", folder, f"neither {WEIGHTS} nor {INDEX} is there{hint}")
+        raise ConfigError("model.folder", folder, f"neither {WEIGHTS} nor {INDEX} is there{hint}")
     shards = _json_object(folder, INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise ConfigError("model.path", folder, f"{INDEX} has no weight_map from tensors to files")
+        raise ConfigError("model.folder", folder, f"{INDEX} has no weight_map from tensors to files")
     files = [folder / name for name in sorted(set(shards.values()))]
     for path in files:
         if path.parent != folder or not path.is_file():
             reason = f"{path.name} is missing; {INDEX} names it among {len(files)} shards"
-            raise ConfigError("model.path", folder, reason)
+            raise ConfigError("model.folder", folder, reason)
     return files
 
 
@@ -132,16 +134,16 @@ def _json_object(folder: Path, name: str) -> dict[str, object]:
     try:
         values = json.loads((folder / name).read_bytes())
     except FileNotFoundError as error:
-        raise ConfigError("model.path", folder, f"{name} is missing; expected a folder in hub format") from error
+        raise ConfigError("model.folder", folder, f"{name} is missing; expected a folder in hub format") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError("model.path", folder, f"{name} is not JSON: {_line(error)}") from error
+        raise ConfigError("model.folder", folder, f"{name} is not JSON: {_line(error)}") from error
     if not isinstance(values, dict):
-        raise ConfigError("model.path", folder, f"{name} is not a JSON object")
+        raise ConfigError("model.folder", folder, f"{name} is not a JSON object")
     return values
 
 
 def _unreadable(folder: Path, path: Path, error: Exception) -> ConfigError:
-    return ConfigError("model.path", folder, f"{path.name} is damaged or no safetensors file: {_line(error)}")
+    return ConfigError("model.folder", folder, f"{path.name} is damaged or no safetensors file: {_line(error)}")
 
 
 def _some(names: list[str]) -> str:

@@ -142,8 +142,8 @@ def drop(folder: Path, *names: str) -> None:
 def refused(folder: Path, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         load_hub(folder)
-    assert caught.value.key == "model.path" and "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"model.path={folder}: ")
+    assert caught.value.key == "model.folder" and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"model.folder={folder}: ")
 
 
 @pytest.mark.parametrize(
@@ -260,10 +260,10 @@ def test_integers_are_no_weights(tmp_path: Path):
 
 
 def test_tokenizers_of_hub_folders(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"model.path=.*tokenizer.json is missing"):
+    with pytest.raises(ConfigError, match=r"model.folder=.*tokenizer.json is missing"):
         hub_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"model.path=.*tokenizer.json is no tokenizer: ") as caught:
+    with pytest.raises(ConfigError, match=r"model.folder=.*tokenizer.json is no tokenizer: ") as caught:
         hub_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
     Tokenizer(models.WordLevel({"a": 3, "?": 0}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))

@@ -1,0 +1,236 @@
+"""What compressed communication costs language models: perplexity of held-out text, in and out of the domain.
+
+Codebooks and adaptation see the training part of one corpus (*data*, in rows); the model is judged on windows of
+several (*corpus*), each device having an even share of a window. Changes are of the same windows, in percent.
+
+Anchors cost no bits: they see no token but each other, so every device computes them itself (testbed.astra.decoder).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from analysis.intervals import bootstrap_interval
+from experiments.assets import CACHE
+from experiments.quality import KMEANS, ORIGINAL, TRAINED, Bench, Measured, Subject, Variant, adapted, measure_all
+from experiments.quality import variants as all_variants
+from testbed.astra.codebooks import fingerprint, load_codebooks
+from testbed.astra.decoder import AstraDecoder, Quantised, bits_per_token, quantised_width
+from testbed.astra.decoder_codebooks import decoder_codebooks_for
+from testbed.astra.quantizer import check_quantizer
+from testbed.astra.vq import VectorQuantizer, VqSettings
+from testbed.comm.group import even_shares
+from testbed.errors import ConfigError
+from testbed.models.gpt2 import Gpt2
+from testbed.models.hub import hub_tokenizer, load_hub
+from testbed.models.llama import Llama
+from testbed.models.smollm2 import load_smollm2, smollm2_tokenizer
+from testbed.models.vit import VisionTransformer
+from testbed.models.weights import save_tensors
+from testbed.perplexity import perplexity, window_nll
+from testbed.progress import counted
+from testbed.provenance import short_hash
+from testbed.records import RunFolder
+from testbed.schema import AccuracyLmConfig, LanguageModel, Texts
+from testbed.text import NextTokens, windows
+
+RECIPE = 1  # to be raised with every change that alters what is cached, so that older files are not used
+VALIDATION_WINDOWS = 16  # of the training part, left out of training
+FOLDER_OF = {"english": "brown", "wikitext103": "wikitext-103", "text_folder": "text"}  # whose files data.folder has
+
+
+@dataclass(frozen=True)
+class LmVariant(Variant):
+    """With what of the model is quantised, and how many first tokens stay exact for everybody."""
+
+    quantised: str
+    anchors: int
+
+
+def run(config: AccuracyLmConfig, backend: str, folder: RunFolder) -> int:
+    """Adapt and judge what is not settled yet, row by row. Returns the number of variants that failed."""
+    return measure_all(_Bench(config, folder), all_variants(LmVariant, config), config)
+
+
+def load_decoder(choice: LanguageModel) -> tuple[Llama | Gpt2, Tokenizer]:
+    """The configured model, frozen, and its tokenizer.
+
+    Raises ConfigError (``model.folder``) for a folder that cannot be used, EnvironmentFault for a missing package.
+    """
+    if choice.name != "hub_folder":
+        return load_smollm2(CACHE), smollm2_tokenizer(CACHE)
+    folder = Path(choice.folder)
+    model = load_hub(folder)
+    if isinstance(model, VisionTransformer):
+        raise ConfigError("model.folder", folder, "holds a Vision Transformer; expected GPT-2 or Llama")
+    return model, hub_tokenizer(folder)
+
+
+class _Bench(Bench[LmVariant]):
+    """The plain model, its likelihoods of every window, and everything a variant is compared with."""
+
+    def __init__(self, config: AccuracyLmConfig, folder: RunFolder):
+        self.config, self.data = config, config.data
+        self.model, self.tokenizer = load_decoder(config.model)
+        self.shape = self.model.config.shape(config.data.length)
+        name = Path(config.model.folder).resolve().name if config.model.name == "hub_folder" else config.model.name
+        subject = Subject(name, config.data.train, "perplexity", config.data.length, self.shape.hidden)
+        super().__init__(config, folder, subject, config.data.corpora)
+        _check(config, self.model)
+        self.recipe = {"recipe": RECIPE, "model": asdict(self.model.config), "weights": fingerprint(self.model)}
+        self._original_nll: dict[str, Tensor] = {}
+        # all texts now: whatever of them is missing ends the run before hours of work, not after
+        self.judged = {
+            corpus: self._windows(corpus, "held_out", "windows", config.data.windows) for corpus in self.corpora
+        }
+        self.codebook_NS = self._windows(self.data.train, "train", "codebook_windows", self.data.codebook_windows)
+        if TRAINED in self.stages:
+            count = self.data.train_windows + VALIDATION_WINDOWS
+            self.examples_NS = self._windows(self.data.train, "train", "train_windows", count, self.data.length + 1)
+
+    def bits(self, variant: LmVariant) -> float:
+        quantised = cast(Quantised, variant.quantised)
+        return bits_per_token(self.shape, quantised, variant.groups, variant.codebook_size, variant.anchors, 0)
+
+    def measure(self, variant: LmVariant) -> None:
+        for corpus in self.corpora:
+            self._original(corpus)
+        books = self._codebooks(variant)
+        if KMEANS in self.stages:
+            self._judge(KMEANS, variant, self._student(self.model, books, variant), {})
+        if TRAINED in self.stages:
+            student = self._student(copy.deepcopy(self.model), books, variant)
+            self._judge(TRAINED, variant, student, self._adapt(student, variant))
+
+    def _student(self, model: Llama | Gpt2, books: Tensor, variant: LmVariant) -> AstraDecoder:
+        quantizer = VectorQuantizer(books, VqSettings(noise=variant.noise))
+        quantised = cast(Quantised, variant.quantised)
+        return AstraDecoder(model, self.data.length, quantizer, quantised, variant.anchors).eval()
+
+    def _codebooks(self, variant: LmVariant) -> Tensor:
+        """Codebooks [L, G, K, d] of the variant, from the cache if it has them.
+
+        One G at a time: that repeats the model's own pass, which is short beside k-means, and a run that is ended
+        loses the less.
+        """
+        groups, size, quantised = variant.groups, variant.codebook_size, cast(Quantised, variant.quantised)
+        title = f"  k-means on {len(self.codebook_NS)} windows of {self.data.train}, or the cache"
+        with counted(title) as report:
+            of = (quantised, [groups], size, variant.seed, CACHE, variant.anchors, report)
+            return load_codebooks(decoder_codebooks_for(self.model, self.codebook_NS, *of)[groups])
+
+    def _adapt(self, student: AstraDecoder, variant: LmVariant) -> dict[str, Any]:
+        """Fine-tune in place; returns what it cost."""
+        settings = variant.settings(self.config.training)
+        recipe = self.recipe | {"variant": asdict(variant), "training": asdict(settings)}
+        recipe |= {"codebook_windows": _digest(self.codebook_NS), "train_windows": _digest(self.examples_NS)}
+        count = self.data.train_windows
+        examples, validation = NextTokens(self.examples_NS[:count]), NextTokens(self.examples_NS[count:])
+        teacher = AstraDecoder(self.model, self.data.length) if settings.objective.needs_teacher else None
+        return adapted(student, examples, validation, settings, recipe, teacher)
+
+    def _judge(self, stage: str, variant: LmVariant, student: AstraDecoder, cost: dict[str, Any]) -> None:
+        """Rows of a model on each number of devices and each corpus."""
+        for row in self.missing(variant).values():
+            if row["stage"] != stage:
+                continue
+            corpus, shares = row["corpus"], even_shares(self.data.length, row["devices"])
+            with counted(f"  {corpus}: {self.data.windows} windows") as report:
+                nll_N = window_nll(lambda ids, to=shares: student(ids, to).logits, self.judged[corpus], report)
+            self.write(row, _measured(nll_N, self._original(corpus)), cost)
+
+    def _original(self, corpus: str) -> Tensor:
+        """What the uncompressed model makes of each window, [windows]; kept in the cache, as every run needs it."""
+        if corpus not in self._original_nll:
+            recipe = self.recipe | {"windows": _digest(self.judged[corpus])}
+            nll_N = _cached(CACHE / f"nll-{short_hash(recipe)}.safetensors")
+            if nll_N is None:
+                with counted(f"original, {corpus}: {self.data.windows} windows") as report:
+                    nll_N = window_nll(self.model, self.judged[corpus], report)
+                save_tensors({"nll": nll_N}, CACHE / f"nll-{short_hash(recipe)}.safetensors")
+            self._original_nll[corpus] = nll_N
+            self.write(self.row(ORIGINAL, None, 1, corpus), _measured(nll_N, nll_N), {})
+        return self._original_nll[corpus]
+
+    def _windows(self, corpus: str, split: str, key: str, count: int, length: int = 0) -> Tensor:
+        """Windows of a corpus that the model can read. ConfigError names ``data.KEY`` if there are not enough."""
+        folder = Path(self.data.folder) if self.data.folder and FOLDER_OF[self.data.name] == corpus else None
+        try:
+            found = windows(corpus, self.tokenizer, CACHE, length or self.data.length, count, split, folder)
+        except ConfigError as error:
+            if error.key != "data.windows":
+                raise
+            raise ConfigError(f"data.{key}", getattr(self.data, key), error.allowed) from None
+        if found.max() >= self.model.config.vocabulary:
+            need = f"its tokenizer gives ids up to {found.max()}, the model knows {self.model.config.vocabulary}"
+            raise ConfigError("model.folder", self.config.model.folder, need)
+        return found
+
+
+def _check(config: AccuracyLmConfig, model: Llama | Gpt2) -> None:
+    """ConfigError where settings do not fit the model or each other."""
+    data: Texts = config.data
+    if isinstance(model, Gpt2) and data.length > model.config.positions:
+        raise ConfigError(
+            "data.length", data.length, f"must be at most {model.config.positions}, the model's positions"
+        )
+    for quantised, groups, size in itertools.product(config.quantised, config.groups, config.codebook_sizes):
+        check_quantizer(quantised_width(model.config.shape(1), cast(Quantised, quantised)), groups, size)
+    if max(config.anchors) >= data.length:
+        raise ConfigError("anchors", max(config.anchors), f"must be less than data.length={data.length}")
+    each, need = data.length - max(config.anchors), max(config.codebook_sizes)
+    if data.codebook_windows * each < need:
+        allowed = f"must be {math.ceil(need / each)} or more: {need} codewords need as many tokens"
+        raise ConfigError("data.codebook_windows", data.codebook_windows, allowed)
+    if TRAINED in config.stages:
+        for variant in all_variants(LmVariant, config):
+            variant.settings(config.training).check(data.length, data.train_windows)
+
+
+def _measured(nll_N: Tensor, original_N: Tensor) -> Measured:
+    """Perplexity, and its change against the original in percent. Intervals are of the mean log, so of ratios."""
+    low, high = map(math.exp, bootstrap_interval(nll_N.numpy()))
+    rise_N = nll_N - original_N
+    change_low, change_high = (_percent(bound) for bound in bootstrap_interval(rise_N.numpy()))
+    return Measured(
+        examples=len(nll_N),
+        value=perplexity(nll_N),
+        value_low=low,
+        value_high=high,
+        change=_percent(rise_N.mean().item()),
+        change_low=change_low,
+        change_high=change_high,
+        unit=" perplexity",
+        change_unit="%",
+    )
+
+
+def _percent(log_ratio: float) -> float:
+    return 100 * math.expm1(log_ratio)
+
+
+def _digest(windows_NS: Tensor) -> str:
+    return hashlib.sha256(windows_NS.numpy().tobytes()).hexdigest()
+
+
+def _cached(path: Path) -> Tensor | None:
+    """The likelihoods of a file; None if there is none, or a damaged one, of which it warns."""
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)["nll"]
+    except (SafetensorError, KeyError) as error:
+        warnings.warn(f"{path} is damaged ({error}); computing it again", stacklevel=3)
+        return None
