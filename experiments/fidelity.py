@@ -15,9 +15,11 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from experiments.calibration import RATE_LIMIT_PCT, calibrate
+from experiments.lasting import LastingSession
 from experiments.manifest import Manifest, print_settled
 from testbed.comm.frame import HEADER_BYTES
 from testbed.comm.pacing import wire_bytes
@@ -26,7 +28,7 @@ from testbed.progress import Steps, steps
 from testbed.records import RunFolder
 from testbed.rows import FIDELITY
 from testbed.schema import FidelityConfig
-from testbed.session import Session, open_session
+from testbed.session import Session
 
 TOLERANCE = 0.10  # of the ideal
 SLACK_S, MESSAGE_SLACK_S = 1e-3, 0.5e-3  # beyond its bytes: an operation at least, and each message of it
@@ -93,16 +95,21 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
     for devices, messages in grid.items():
         if not messages:
             continue
-        with open_session(config, backend, devices) as session:
-            print(f"cluster of {devices} devices on {backend}, up in {session.start_s:.1f} s")
-            facts: dict[str, Any] = {"devices": devices, "calibration": [vars(calibrate(session, config.rates))]}
-            facts |= {"idle_bytes": session.assert_silent(), "network": session.network.describe()}
+        facts: dict[str, Any] = {"devices": devices, "calibration": []}
+        with LastingSession(config, backend, devices, partial(_begin, config, backend, facts)) as lasting:
             manifest.open_cluster(facts)
             with steps(f"{len(messages)} points", sum(_cost_s(config, message) for message in messages)) as shown:
-                failed += _measure_all(config, backend, folder, session, messages, shown)
-            facts["calibration"].append(vars(calibrate(session, config.rates)))
+                failed += _measure_all(config, backend, folder, lasting, messages, shown)
+            facts["calibration"].append(vars(calibrate(lasting.session, config.rates)))
             manifest.close_cluster(facts)
     return failed
+
+
+def _begin(config: FidelityConfig, backend: str, facts: dict[str, Any], session: Session) -> None:
+    """Calibrate a fresh cluster."""
+    print(f"cluster of {session.devices} devices on {backend}, up in {session.start_s:.1f} s")
+    facts["calibration"].append(vars(calibrate(session, config.rates)))
+    facts |= {"idle_bytes": session.assert_silent(), "network": session.network.describe()}
 
 
 def _messages(config: FidelityConfig, devices: int) -> list[Message]:
@@ -119,7 +126,12 @@ def _messages(config: FidelityConfig, devices: int) -> list[Message]:
 
 
 def _measure_all(
-    config: FidelityConfig, backend: str, folder: RunFolder, session: Session, messages: list[Message], shown: Steps
+    config: FidelityConfig,
+    backend: str,
+    folder: RunFolder,
+    lasting: LastingSession,
+    messages: list[Message],
+    shown: Steps,
 ) -> int:
     """Rows of all points; a fault costs its point. Returns the number of points that failed."""
     failed = done = 0
@@ -127,7 +139,7 @@ def _measure_all(
         batch = list(batch)
         fixed = {"topology": config.topology.name, "network": backend, "time_scale": config.time_scale}
         try:
-            session.shape(rate_mbps, shaper)
+            lasting.shape(rate_mbps, shaper)
         except EnvironmentFault as fault:
             folder.append([m.columns | fixed | {"status": "skipped", "error": str(fault)} for m in batch])
             done += len(batch)
@@ -137,12 +149,12 @@ def _measure_all(
             done, begin = done + 1, time.monotonic()
             shown.begin(f"[{done}/{len(messages)}] {message.label}")
             try:
-                rows = [message.columns | fixed | measured for measured in _measure(config, session, message)]
+                rows = [message.columns | fixed | measured for measured in _measure(config, lasting.session, message)]
             except (ClusterError, CommError) as fault:
                 rows = [message.columns | fixed | {"status": "failed", "error": str(fault)}]
                 failed += 1
-                session.join()
-                session.shape(rate_mbps, shaper)
+                lasting.mend(fault)
+                lasting.shape(rate_mbps, shaper)
             folder.append(rows)
             shown.done(_cost_s(config, message), f"[{done}/{len(messages)}] {_describe(message, rows, begin)}")
     return failed

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import replace
 from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import Calibration, calibrate
+from experiments.lasting import LastingSession
 from experiments.verify import Verification, verify
 from testbed.astra.codebooks import load_codebooks
 from testbed.clock import Device
@@ -16,9 +16,8 @@ from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
-from testbed.progress import console
 from testbed.schema import LatencyConfig
-from testbed.session import open_session
+from testbed.session import Session
 
 HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
 LATE_SHARE = 0.02  # of a pass: slots that ended so much too late in total spoil it
@@ -45,8 +44,7 @@ def variant(point: Point) -> str:
 class Bench:
     """A cluster of ``devices`` actors with the run's model. A context manager.
 
-    A method variant is verified at the fastest of ``bandwidths`` before its first point. After a fault the cluster is
-    mended: torn connections are made anew, and if an actor or node is gone, the whole cluster.
+    A method variant is verified at the fastest of ``bandwidths`` before its first point on a cluster.
     """
 
     def __init__(self, config: LatencyConfig, backend: str, devices: int, assets: Assets):
@@ -55,49 +53,35 @@ class Bench:
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
+        self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass on this cluster
+        self._lasting = LastingSession(config, backend, devices, self._begin)
 
     def __enter__(self) -> Bench:
-        self._open()
+        self._lasting.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.session.__exit__()
+        self._lasting.__exit__()
 
-    def _open(self) -> None:
-        """A fresh cluster, loaded and calibrated. If it does not come up, another one is tried once."""
-        try:
-            self._open_once()
-        except (ClusterError, CommError) as error:
-            console().print(f"cluster of {self.devices} devices: {error}; trying once more", soft_wrap=True)
-            self._open_once()
+    @property
+    def session(self) -> Session:
+        """The one that stands now."""
+        return self._lasting.session
 
-    def _open_once(self) -> None:
+    def _begin(self, session: Session) -> None:
+        """Load and calibrate a fresh cluster."""
         config = self.config
-        with contextlib.ExitStack() as stack:
-            session = stack.enter_context(open_session(config, self.backend, self.devices))
-            session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
-            session.shape(max(config.bandwidths))
-            idle = session.assert_silent()
-            self.calibrations.append(calibrate(session, config.bandwidths))
-            stack.pop_all()
-        self.session = session
-        self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass
+        session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
+        session.shape(max(config.bandwidths))
+        idle = session.assert_silent()
+        self.calibrations.append(calibrate(session, config.bandwidths))
+        self._prepared.clear()
         self.facts = {
             "start_s": round(session.start_s, 2),
             "reshape_s": round(session.reshape_s, 4),
             "idle_bytes": idle,
             "network": session.network.describe(),
         }
-
-    def _mend(self, error: ClusterError | CommError) -> None:
-        try:
-            if isinstance(error, CommError):
-                self.session.join()
-                return
-        except (ClusterError, CommError):
-            pass  # the group cannot be joined again, so something is gone for good
-        self.session.__exit__()
-        self._open()
 
     def measure(self, point: Point, modes: list[str]) -> list[dict[str, Any]]:
         """Rows of one point, ``repeats`` for each mode of the clock. After a fault of the cluster they say failed."""
@@ -106,7 +90,7 @@ class Bench:
             rows = [row for mode in modes for row in self._measure(point, mode)]
         except (ClusterError, CommError) as error:
             failed = self._row(point, modes[0]) | {"status": "failed", "error": str(error)}
-            self._mend(error)
+            self._lasting.mend(error)
             return [failed]
         return rows
 

@@ -134,6 +134,37 @@ def test_a_fault_costs_its_point_and_no_other(tmp_path: Path, fault: Callable[[R
     assert {kind: after[kind] - before[kind] for kind in after} == {kind: set() for kind in after}
 
 
+def test_a_fault_among_links_alone_costs_its_point(tmp_path: Path) -> None:
+    words = [
+        "+experiment=fidelity",
+        "network=mininet",
+        "devices=2",
+        "rates=[0.1,0.12]",
+        "sizes_bytes=40000",
+        "repeats=1",
+    ]
+    words += ["patterns=one_way", "shapers=tbf", f"timeout_s={TIMEOUT_S}", f"results_dir={tmp_path}"]
+    with psutil.Popen(
+        [sys.executable, "-m", "testbed.run", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        lines = []
+        for line in run.stdout:
+            lines.append(line)
+            if "[1/2]" in line:  # the next message takes 3 s
+                time.sleep(1.5)
+                actor(run, 1).kill()
+    assert run.returncode == 1, "".join(lines)
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv")
+    assert list(rows.status) == ["ok", "failed"]
+    assert rows.error[1] == "one_way: the actor of rank 1 died"
+    assert sum("cluster of 2 devices on mininet, up" in line for line in lines) == 2  # it was built anew
+
+
 def test_a_peer_that_never_joins_is_named(tmp_path: Path) -> None:
     drill = subprocess.run(
         [sys.executable, "-m", "tests.emulation.never_joins"], cwd=ROOT, capture_output=True, text=True, check=False
