@@ -18,16 +18,13 @@ from testbed.models.vit import VisionTransformer
 class Rows(ABC):
     """See Split for which rows they are."""
 
+    model: VisionTransformer | Decoder
     visible: Tensor | None  # [Q, Q], who of the own rows sees whom; None: all see all
     positions: int | Tensor  # of own rows among the tokens: the first one's, or all [Q] where they have a gap
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
         """Own rows [Q, D]."""
-
-    @abstractmethod
-    def norm(self, x_QD: Tensor) -> Tensor:
-        """Rows after the last layer, normalised."""
 
     @abstractmethod
     def answer(self, x_D: Tensor) -> Tensor:
@@ -37,6 +34,7 @@ class Rows(ABC):
 class VitRows(Rows):
     """Content tokens, and a copy of the class token in front of them."""
 
+    model: VisionTransformer
     visible = None
 
     def __init__(self, model: VisionTransformer, split: Split):
@@ -48,15 +46,14 @@ class VitRows(Rows):
         content = self.model.embed_content(inputs, start, start + self.split.shares[self.split.rank])
         return torch.cat([self.model.embed_class(), content], dim=1)[0]
 
-    def norm(self, x_QD: Tensor) -> Tensor:
-        return self.model.norm(x_QD)
-
     def answer(self, x_D: Tensor) -> Tensor:
         return self.model.classify(x_D[None])[0]
 
 
 class DecoderRows(Rows):
     """Tokens of a text, each of which sees those before it."""
+
+    model: Decoder
 
     def __init__(self, model: Decoder, split: Split):
         self.model, self.split = model, split
@@ -69,9 +66,6 @@ class DecoderRows(Rows):
         start = self.split.start
         own = self.model.embed(inputs, start, start + self.split.shares[self.split.rank])
         return torch.cat([self.model.embed(inputs, 0, self.split.copies), own], dim=1)[0]
-
-    def norm(self, x_QD: Tensor) -> Tensor:
-        return self.model.norm(x_QD)
 
     def answer(self, x_D: Tensor) -> Tensor:
         return self.model.logits(x_D[None])[0]

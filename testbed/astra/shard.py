@@ -101,4 +101,4 @@ class AstraShard:
     def finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
         """Some own rows after the layer, normalised after the last one."""
         x_QD = self.blocks[layer].finish(x_QD[None], mixed_QD[None])[0]
-        return self.rows.norm(x_QD) if layer + 1 == len(self.blocks) else x_QD
+        return self.rows.model.norm(x_QD) if layer + 1 == len(self.blocks) else x_QD

@@ -171,7 +171,7 @@ class _Pass:
         self.shard, self.split, self.costs, self.group, self.clock = shard, shard.split, costs, group, clock
         self.codes: list[list[Tensor]] = [[] for _ in shard.blocks]
         self.encoded: list[Encoded] = []  # of the next layer, by piece
-        self.messages: list[Handle] = []
+        self.messages: list[Handle | Tensor] = []
 
     def run(self, inputs: Tensor) -> Output:
         """Inputs of the model to what this rank holds at the end."""
@@ -202,7 +202,7 @@ class _Pass:
         parts, messages = [part], self.messages
         self.encoded, self.messages = [], []
         for piece, message in enumerate(messages):
-            received = message.wait().split(costs.message_bytes(piece))
+            received = _arrived(message).split(costs.message_bytes(piece))
             if self.split.sources:
                 keys = self._segment("decode", costs.expand(piece), partial(shard.keys, layer, piece, received))
                 parts.append(
@@ -221,9 +221,8 @@ class _Pass:
         encoded = self._segment("encode", self.costs.encode(piece), encode)
         self.encoded.append(encoded)
         self.codes[layer].append(encoded.codes_PG)
-        self.messages.append(self.group.all_gather_async(encoded.message, self.costs.message_bytes(piece)))
-        if not self.costs.speedups.overlap:
-            self.messages[-1].wait()
+        gather = self.group.all_gather_async if self.costs.speedups.overlap else self.group.all_gather
+        self.messages.append(gather(encoded.message, self.costs.message_bytes(piece)))
 
     def _sum_classes(self, last: int, x_CD: Tensor, mixed_CD: Tensor) -> Handle | Tensor | None:
         """Finish the class copy before the other rows, and begin to sum all copies; None where the model has none."""
@@ -240,8 +239,7 @@ class _Pass:
     def _answer(self, class_sum: Handle | Tensor | None, tokens_PD: Tensor) -> Tensor | None:
         """Logits, on ranks that have them."""
         if class_sum is not None:
-            sum_D = class_sum.wait() if isinstance(class_sum, Handle) else class_sum
-            answered_D = sum_D / self.split.world
+            answered_D = _arrived(class_sum) / self.split.world
         elif self.split.rank == self.split.world - 1:
             answered_D = tokens_PD[-1]
         else:
@@ -250,3 +248,7 @@ class _Pass:
 
     def _segment(self, kind: str, slot: Slot, segment: Callable[[], T]) -> T:
         return self.clock.run(kind, slot.macs, segment, slot.moved_bytes)
+
+
+def _arrived(result: Handle | Tensor) -> Tensor:
+    return result.wait() if isinstance(result, Handle) else result
