@@ -13,8 +13,9 @@ import itertools
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -69,11 +70,7 @@ class TcpGroup(Group):
         return result
 
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
-        self._settle()
-        self._pending = self._worker.submit(self._gather, local, list(rows))
-        return Handle(self._pending, self)
+        return self._start(partial(self._gather, local, list(rows)))
 
     def all_reduce(self, local: Tensor) -> Tensor:
         self._settle()
@@ -129,6 +126,13 @@ class TcpGroup(Group):
         self._exchange("send", {to: tensor.contiguous()}, {source: result})
         return result
 
+    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+        result = torch.empty(sum(received_bytes.values()), dtype=torch.uint8)
+        parts = result.split(list(received_bytes.values()))
+        outgoing = _views({peer: message.contiguous() for peer, message in sends.items()})
+        incoming = _views(dict(zip(received_bytes, parts, strict=True)))
+        return self._start(lambda: (result, [self._wire.run("send", outgoing, incoming)]))
+
     def barrier(self) -> None:
         self._settle()
         nothing = memoryview(bytearray())
@@ -150,6 +154,14 @@ class TcpGroup(Group):
             self._worker.shutdown(wait=False, cancel_futures=True)
         for connection in self._connections:
             connection.close()
+
+    def _start(self, operation: Callable[[], tuple[Tensor, list[Timing]]]) -> Handle:
+        """Run an operation in the group's own thread, after the one that is under way."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
+        self._settle()
+        self._pending = self._worker.submit(operation)
+        return Handle(self._pending, self)
 
     def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
         result = local.new_empty((sum(rows), *local.shape[1:]))
