@@ -43,7 +43,7 @@ def verify(method: Method, world: int, ranks: list[tuple[Output, Pass]], assets:
         try:
             hidden, logits, ties = _simulated(method, world, outputs, assets)
         except ValueError as error:
-            return Verification(float("nan"), 0, f"codes differ from the simulation's: {error}")
+            return Verification(float("nan"), 0, f"what was sent differs from the simulation's: {error}")
     error, fault = _compare(outputs, hidden, logits)
     formula = method.received_bits(shape, world)
     for rank, (_, done) in enumerate(ranks):
@@ -58,6 +58,8 @@ def verify(method: Method, world: int, ranks: list[tuple[Output, Pass]], assets:
 
 
 def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets) -> tuple[Tensor, Tensor, int]:
+    if not method.codebook_size:
+        return *method.simulate(assets.model, assets.inputs, world, [output.messages for output in outputs]), 0
     quantizer = Quantizer(load_codebooks(assets.codebooks[method.groups, method.codebook_size]))
     codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
     with torch.no_grad():

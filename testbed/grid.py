@@ -43,7 +43,7 @@ class Point:
             "groups": settings.get("groups", 0),
             "codebook_size": settings.get("codebook_size", 0),
             "speedups": settings.get("speedups", ""),
-            "codec": "fp32" if "groups" not in settings else "vq",
+            "codec": "vq" if "groups" in settings else settings.get("codec", "fp32"),
             "devices": self.devices,
             "bandwidth_mbps": self.bandwidth_mbps,
             "tokens": self.tokens,

@@ -25,7 +25,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("devices=[2,65]", "devices=65: must be from 1 to tokens=64"),
     ("devices=2.5", "devices=2.5:"),
     ("devices=5", "devices=5: tensor"),  # 12 heads
-    ("methods=asta", "methods=asta: unknown; did you mean astra?"),
+    ("methods=asta", "methods=asta: unknown; did you mean astra"),
     ("methods=[]", "methods=[]:"),
     ("method=astra", "method=astra: unknown; methods are chosen by methods="),
     ("model=vit_bse", "model=vit_bse: unknown; did you mean vit_base"),

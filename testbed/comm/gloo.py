@@ -6,8 +6,9 @@ milliseconds. Its waiting cannot be told from its transfer, so all blocked time 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
@@ -39,7 +40,7 @@ class GlooGroup(Group):
         if local.shape[0] < longest:
             padded = torch.cat([local, local.new_zeros((longest - local.shape[0], *local.shape[1:]))])
         slots = [torch.empty_like(padded) for _ in rows]
-        size = local.element_size() * (local[0].numel() if local.shape[0] else 0)
+        size = local.element_size() * math.prod(local.shape[1:])
         self._run("all_gather", lambda: self._gloo.allgather([slots], [padded.contiguous()]), size * self._remote(rows))
         return torch.cat([slot[:count] for slot, count in zip(slots, rows, strict=True)])
 
@@ -84,16 +85,22 @@ class GlooGroup(Group):
         self._book(begin, result.nbytes)
         return result
 
+    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+        """Over before it returns, as ``all_gather_async``."""
+        received = {peer: torch.empty(size, dtype=torch.uint8) for peer, size in received_bytes.items()}
+        begin = time.monotonic()
+        works = [self._gloo.recv([part], peer, 3) for peer, part in received.items()]
+        works += [self._gloo.send([message.contiguous()], peer, 3) for peer, message in sends.items()]
+        for work in works:
+            self._wait("exchange", lambda work=work: work)
+        self._book(begin, sum(received_bytes.values()))
+        return self._done(torch.cat([torch.empty(0, dtype=torch.uint8), *received.values()]))
+
     def barrier(self) -> None:
         self._wait("barrier", self._gloo.barrier)
 
     def close(self) -> None:
         self._gloo = None
-
-    def _done(self, result: Tensor) -> Handle:
-        future: Future[tuple[Tensor, list[Timing]]] = Future()
-        future.set_result((result, []))
-        return Handle(future, self)
 
     def _exchange_parts(self, operation: str, parts: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
         """Send part r to rank r; receive ``rows[r]`` rows from each rank r."""
@@ -107,6 +114,12 @@ class GlooGroup(Group):
             self._wait(operation, lambda work=work: work)
         self._book(begin, sum(received[peer].nbytes for peer in others))
         return received
+
+    def _done(self, result: Tensor) -> Handle:
+        """The handle of an operation that is over."""
+        future: Future[tuple[Tensor, list[Timing]]] = Future()
+        future.set_result((result, []))
+        return Handle(future, self)
 
     def _remote(self, rows: Sequence[int]) -> int:
         return sum(rows) - rows[self.rank]

@@ -11,7 +11,7 @@ link's latency), ``wire_s`` from then on. For an asynchronous operation only the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -113,6 +113,14 @@ class Group(ABC):
     @abstractmethod
     def sendrecv(self, tensor: Tensor, to: int, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
         """Send ``tensor`` to one peer while receiving one of this shape and dtype from another or the same."""
+
+    @abstractmethod
+    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+        """Send messages to some peers, in this order, and receive from some, while the caller computes.
+
+        sends: uint8 message for each peer, unchanged until ``wait``. received_bytes: length of each peer's message.
+        The handle gives what came as one uint8 tensor, in the order of ``received_bytes``.
+        """
 
     @abstractmethod
     def barrier(self) -> None:

@@ -13,7 +13,7 @@ import itertools
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -122,6 +122,13 @@ class TcpGroup(Group):
         result = torch.empty(tuple(shape), dtype=dtype)
         self._exchange("send", {to: tensor.contiguous()}, {source: result})
         return result
+
+    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+        result = torch.empty(sum(received_bytes.values()), dtype=torch.uint8)
+        parts = result.split(list(received_bytes.values()))
+        outgoing = _views({peer: message.contiguous() for peer, message in sends.items()})
+        incoming = _views(dict(zip(received_bytes, parts, strict=True)))
+        return self._submit(lambda: (result, [self._wire.run("send", outgoing, incoming)]))
 
     def barrier(self) -> None:
         self._settle()

@@ -8,14 +8,17 @@ against the counters of every run.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from testbed.clock import Device, DeviceClock
+from testbed.comm.codecs import CODECS
 from testbed.comm.group import Group
+from testbed.errors import ConfigError, nearest
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 
@@ -28,20 +31,21 @@ class Output:
 
     hidden: normalised last states [rows, D] of content tokens ``start`` to ``start + rows``; None if this rank has
     none. logits: [classes], on the ranks that have the final answer. codes: what this rank sent, for methods that
-    quantise: indices [layers, rows, groups].
+    quantise: indices [layers, rows, groups]. messages: what it sent with a lossy codec, in order.
     """
 
     hidden: Tensor | None
     start: int
     logits: Tensor | None
     codes: Tensor | None = None
+    messages: list[Tensor] = field(default_factory=list)
 
 
 class Method(ABC):
     """One way to run a model on several devices. Instances hold settings only (groups, codebook size, ...)."""
 
     name: ClassVar[str]
-    exact: ClassVar[bool]  # equals ``single`` up to rounding; otherwise equals its one-process simulation
+    exact: bool  # equals ``single`` up to rounding; otherwise equals its one-process simulation
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
 
@@ -76,6 +80,16 @@ class Method(ABC):
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """Payload bits that each rank receives in one forward pass."""
 
+    def simulate(
+        self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What ``world`` ranks compute, in one process: (normalised content rows [T, D], logits [classes]).
+
+        For methods that are not exact and have no codebook. sent: each rank's ``Output.messages``; ValueError where
+        they are not what the ranks should have sent.
+        """
+        raise NotImplementedError(f"{self.name} is exact, or has codebooks: the plain model or its simulation says it")
+
     @abstractmethod
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Multiply-accumulates of one rank in one forward pass; equals the sum over its segments."""
@@ -88,3 +102,22 @@ class Method(ABC):
         """The cost model: the slowest rank's computation, then the largest volume received over the link's rate."""
         compute = max(device.seconds(self.macs(shape, rank, world)) for rank in range(world))
         return compute + max(self.received_bits(shape, world)) / bits_per_s
+
+
+class CodedMethod(Method):
+    """A method whose tensors travel in the number format ``codec`` (testbed.comm.codecs); exact without loss only."""
+
+    def __init__(self, codec: str = "fp32"):
+        if codec not in CODECS:
+            raise ConfigError(f"{self.name}.codec", codec, nearest(codec, CODECS))
+        self.codec = CODECS[codec]
+        self.exact = not self.codec.lossy
+
+    @property
+    def label(self) -> str:
+        """For example ``sequence kv int8``."""
+        return " ".join([self.name, *self._variant(), *([self.codec.name] if self.codec.lossy else [])])
+
+    def _variant(self) -> list[str]:
+        """Words for settings that are not the standard ones."""
+        return []

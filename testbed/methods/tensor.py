@@ -1,29 +1,39 @@
 """Tensor parallelism as in Megatron-LM (Shoeybi et al., arXiv 1909.08053).
 
 Each device has a share of the heads and of the MLP's hidden width, and computes them for all tokens. The partial sums
-of the attention projection and of the MLP's second layer are added up by an all-reduce each, over the whole [S, D].
+of the attention projection and of the MLP's second layer are added up over the whole [S, D], in one of three ways:
 
-Shape suffixes: S sequence, D hidden.
+ring    an all-reduce that spreads sums and traffic evenly (with a lossy codec that of testbed.coded);
+star    rank 0 adds everything up and sends the sum to all, as in TPI-LLM (BASELINES.md): fewer steps, but N - 1 times
+        the traffic on rank 0's link;
+gather  each device gets all terms and adds them up itself, as in distributed-llama: one step, the most traffic.
+
+Shape suffixes: S sequence, D hidden, E width of this rank's heads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed.clock import DeviceClock
+from testbed.clock import Device, DeviceClock
+from testbed.coded import CodedGroup, Relay, gathered_bits, scattered_bits
 from testbed.comm.group import Group, even_shares
 from testbed.errors import ConfigError
-from testbed.methods.base import FLOAT_BITS, Method, Output
+from testbed.methods.base import FLOAT_BITS, CodedMethod, Output
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block, Mlp
 from testbed.models.vit import VisionTransformer
+
+ALL = slice(None)
+SYNCS = ("ring", "star", "gather")
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,12 @@ class LayerShard:
 
     def attention_partial(self, x_SD: Tensor) -> Tensor:
         """This rank's heads, projected without bias: a term of the sum over ranks, [S, D]."""
-        h_BSD = self.block.norm1(x_SD[None])
-        mixed_BSD = self.attn.mix(self.attn.query(h_BSD), *self.attn.keys_values(h_BSD))
-        return self.attn.proj(mixed_BSD)[0]
+        return self.attend(self.block.norm1(x_SD))
+
+    def attend(self, h_SD: Tensor) -> Tensor:
+        """The same of rows that are normalised already."""
+        h_BSD = h_SD[None]
+        return self.attn.proj(self.attn.mix(self.attn.query(h_BSD), *self.attn.keys_values(h_BSD)))[0]
 
     def after_attention(self, x_SD: Tensor, sum_SD: Tensor) -> tuple[Tensor, Tensor]:
         """(the residual after attention, this rank's term of the MLP's output), each [S, D]."""
@@ -58,11 +71,19 @@ class TensorShard:
     layers: list[LayerShard]
 
 
-class TensorParallel(Method):
-    """Heads and MLP split; two ring all-reduces per layer."""
+class TensorParallel(CodedMethod):
+    """Heads and MLP split; two sums over ranks per layer, by ``sync``: ring, star or gather."""
 
     name: ClassVar[str] = "tensor"
-    exact: ClassVar[bool] = True
+
+    def __init__(self, sync: str = "ring", codec: str = "fp32"):
+        super().__init__(codec)
+        if sync not in SYNCS:
+            raise ConfigError("tensor.sync", sync, f"allowed: {', '.join(SYNCS)}")
+        self.sync = sync
+
+    def _variant(self) -> list[str]:
+        return [] if self.sync == "ring" else [self.sync]
 
     def check(self, shape: ModelShape, world: int) -> None:
         """Heads and MLP width must divide by the number of devices."""
@@ -78,52 +99,106 @@ class TensorParallel(Method):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> TensorShard:
         """Rows and columns of the model's weight matrices, as views."""
         self.check(model.shape, world)
-        return TensorShard(model, [_split(block, rank, world) for block in cast(Iterable[Block], model.blocks)])
+        return TensorShard(model, [split_block(block, rank, world) for block in cast(Iterable[Block], model.blocks)])
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: TensorShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Every rank has all content tokens and the logits."""
-        shape = shard.model.shape
-        attention, mlp = _attention_macs(shape, group.world), _mlp_macs(shape, group.world)
+        shape, coded = shard.model.shape, CodedGroup(group, clock, self.codec)
+        attention, mlp = attention_macs(shape, group.rank, group.world), mlp_macs(shape, group.rank, group.world)
+        total = partial(self._sum, coded)
         first = shape.embed_macs(shape.tokens) + attention
         x_SD, part_SD = clock.run("compute", first, partial(_embed, shard, inputs))
         for layer, following in zip(shard.layers, shard.layers[1:], strict=False):
-            x_SD, part_SD = clock.run("compute", mlp, partial(layer.after_attention, x_SD, group.all_reduce(part_SD)))
+            x_SD, part_SD = clock.run("compute", mlp, partial(layer.after_attention, x_SD, total(part_SD)))
             x_SD, part_SD = clock.run(
-                "compute", attention, partial(_next_layer, layer, following, x_SD, group.all_reduce(part_SD))
+                "compute", attention, partial(_next_layer, layer, following, x_SD, total(part_SD))
             )
         last = shard.layers[-1]
-        x_SD, part_SD = clock.run("compute", mlp, partial(last.after_attention, x_SD, group.all_reduce(part_SD)))
-        hidden_TD, logits = clock.run(
-            "compute", shape.head_macs(), partial(_finish, shard, x_SD, group.all_reduce(part_SD))
-        )
-        return Output(hidden_TD, 0, logits)
+        x_SD, part_SD = clock.run("compute", mlp, partial(last.after_attention, x_SD, total(part_SD)))
+        hidden_TD, logits = clock.run("compute", shape.head_macs(), partial(_finish, shard, x_SD, total(part_SD)))
+        return Output(hidden_TD, 0, logits, messages=coded.messages)
+
+    def _sum(self, coded: CodedGroup, part_SD: Tensor) -> Tensor:
+        """The sum of all ranks' terms, equal on all of them bit for bit."""
+        if self.sync == "ring" and not coded.codec.lossy:
+            return coded.group.all_reduce(part_SD)
+        if self.sync == "gather":
+            return coded.sum_gathered(part_SD)
+        sums = coded.all_reduce(part_SD.flatten(), self._summed_by(part_SD.numel(), coded.world))
+        return sums.view(part_SD.shape)
+
+    def _summed_by(self, numbers: int, world: int) -> list[int]:
+        """How many of the numbers each rank adds up."""
+        return even_shares(numbers, world) if self.sync == "ring" else [numbers] + [0] * (world - 1)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """Ring all-reduce: rank r receives all chunks but r while summing, all but r + 1 while spreading the sums."""
+        """Two sums per layer.
+
+        ring: rank r receives all chunks but r while summing, all but r + 1 while spreading the sums; with a lossy codec
+        its chunk of all other terms, then the others' sums. star: rank 0 all other terms, the others the sum.
+        gather: all other terms.
+        """
         numbers = shape.sequence * shape.hidden
-        chunks = even_shares(numbers, world)
-        return tuple(
-            2 * shape.layers * FLOAT_BITS * (2 * numbers - chunks[rank] - chunks[(rank + 1) % world])
-            for rank in range(world)
-        )
+        if self.sync == "gather":
+            each = gathered_bits(self.codec, [numbers] * world, 1)
+        elif self.sync == "ring" and not self.codec.lossy:
+            chunks = even_shares(numbers, world)
+            each = tuple(
+                FLOAT_BITS * (2 * numbers - chunks[rank] - chunks[(rank + 1) % world]) for rank in range(world)
+            )
+        else:
+            chunks = self._summed_by(numbers, world)
+            pairs = zip(scattered_bits(self.codec, chunks, 1), gathered_bits(self.codec, chunks, 1), strict=True)
+            each = tuple(map(sum, pairs))
+        return tuple(2 * shape.layers * bits for bits in each)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """The same on every rank: 1/N of all layers, and the whole embedding and head."""
-        layer = _attention_macs(shape, world) + _mlp_macs(shape, world)
+        layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)
         return shape.embed_macs(shape.tokens) + shape.layers * layer + shape.head_macs()
 
+    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
+        """The cost model. A star's rank 0 has its link busy twice: terms come in, then copies of the sum go out."""
+        seconds = super().predicted_s(shape, world, device, bits_per_s)
+        return seconds + (self.received_bits(shape, world)[0] / bits_per_s if self.sync == "star" else 0.0)
 
-def _attention_macs(shape: ModelShape, world: int) -> int:
+    @torch.no_grad()
+    def simulate(
+        self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See Method.simulate: the plain model, but each second matrix product cut along its inputs and summed."""
+        relay = Relay(self.codec, world, sent)
+        numbers = model.shape.sequence * model.shape.hidden
+
+        def total(inner_SE: Tensor, linear: nn.Linear) -> Tensor:
+            pairs = zip(inner_SE.chunk(world, -1), linear.weight.chunk(world, -1), strict=True)
+            terms = [F.linear(*pair) for pair in pairs]
+            if self.sync == "gather":
+                return sum(relay.all_gather(terms), linear.bias)
+            flat = [term.reshape(-1) for term in terms]
+            return relay.all_reduce(flat, self._summed_by(numbers, world)).view_as(terms[0]) + linear.bias
+
+        x_SD = model.embed(inputs)[0]
+        for block in cast(Iterable[Block], model.blocks):
+            attn, h_BSD = block.attn, block.norm1(x_SD[None])
+            mixed_SE = attn.mix(attn.query(h_BSD), *attn.keys_values(h_BSD))[0]
+            x_SD = block.add_attention(x_SD, total(mixed_SE, attn.proj))
+            inner_SE = F.gelu(block.mlp.fc1(block.norm2(x_SD)), approximate=block.mlp.approximate)
+            x_SD = block.add_mlp(x_SD, total(inner_SE, block.mlp.fc2))
+        x_SD = model.norm(x_SD)
+        return x_SD[1:], model.classify(x_SD[:1])[0]
+
+
+def attention_macs(shape: ModelShape, rank: int, world: int) -> int:
     """One rank's share of projections and attention of one layer."""
-    rows = shape.sequence
-    projections = 4 * rows * shape.hidden**2
-    return (projections + shape.attend_macs(rows, rows)) // world
+    rows, heads = shape.sequence, even_shares(shape.heads, world)[rank]
+    return (4 * rows * shape.hidden**2 + shape.attend_macs(rows, rows)) // shape.heads * heads
 
 
-def _mlp_macs(shape: ModelShape, world: int) -> int:
+def mlp_macs(shape: ModelShape, rank: int, world: int) -> int:
     """One rank's share of the MLP of one layer."""
-    return 2 * shape.sequence * shape.hidden * shape.mlp_hidden // world
+    return 2 * shape.sequence * shape.hidden * even_shares(shape.mlp_hidden, world)[rank]
 
 
 def _embed(shard: TensorShard, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,34 +219,34 @@ def _finish(shard: TensorShard, x_SD: Tensor, sum_SD: Tensor) -> tuple[Tensor, T
     return x_SD[1:], shard.model.classify(x_SD[:1])[0]
 
 
-def _split(block: Block, rank: int, world: int) -> LayerShard:
-    """Rank's heads and MLP columns of one block."""
-    hidden = block.attn.q.in_features
+def split_block(block: Block, rank: int, world: int) -> LayerShard:
+    """Rank's heads and MLP columns of one block, as even as whole ones allow."""
+    heads = even_shares(block.attn.heads, world)
+    hidden, width = block.attn.q.in_features, block.attn.q.out_features // block.attn.heads
+    of_heads = slice(sum(heads[:rank]) * width, sum(heads[: rank + 1]) * width)
+    columns = even_shares(block.mlp.fc1.out_features, world)
+    of_columns = slice(sum(columns[:rank]), sum(columns[: rank + 1]))
     with torch.device("meta"):  # every weight is replaced by a view below, so none is allocated here
-        attn, mlp = Attention(hidden, block.attn.heads // world), Mlp(hidden, block.mlp.fc1.out_features)
+        attn, mlp = Attention(hidden, heads[rank]), Mlp(hidden, block.mlp.fc1.out_features)
     for part in ("q", "k", "v"):
-        setattr(attn, part, _outputs(getattr(block.attn, part), rank, world))
-    attn.proj = _inputs(block.attn.proj, rank, world)
-    mlp.fc1, mlp.fc2 = _outputs(block.mlp.fc1, rank, world), _inputs(block.mlp.fc2, rank, world)
+        setattr(attn, part, linear_view(getattr(block.attn, part), outputs=of_heads))
+    mlp.fc1 = linear_view(block.mlp.fc1, outputs=of_columns)
+    # biases of sums over ranks are added once, after the sum
+    attn.proj = linear_view(block.attn.proj, inputs=of_heads, bias=False)
+    mlp.fc2 = linear_view(block.mlp.fc2, inputs=of_columns, bias=False)
     return LayerShard(block, attn, mlp)
 
 
-def _outputs(linear: nn.Linear, rank: int, world: int) -> nn.Linear:
-    """A layer that computes rank's share of the outputs; a view."""
-    count = linear.out_features // world
-    part = nn.Linear(linear.in_features, count, device="meta")
-    part.weight = _view(linear.weight, 0, rank * count, count)
-    part.bias = _view(linear.bias, 0, rank * count, count)
+def linear_view(linear: nn.Linear, outputs: slice = ALL, inputs: slice = ALL, bias: bool = True) -> nn.Linear:
+    """A layer that computes a share of the outputs from a share of the inputs; its weights are views."""
+    weight = linear.weight[outputs, inputs]
+    part = nn.Linear(weight.shape[1], weight.shape[0], bias=bias, device="meta")
+    part.weight = parameter_view(weight)
+    if bias:
+        part.bias = parameter_view(linear.bias[outputs])
     return part
 
 
-def _inputs(linear: nn.Linear, rank: int, world: int) -> nn.Linear:
-    """A layer that sums over rank's share of the inputs, without bias (it is added once, after the sum); a view."""
-    count = linear.in_features // world
-    part = nn.Linear(count, linear.out_features, bias=False, device="meta")
-    part.weight = _view(linear.weight, 1, rank * count, count)
-    return part
-
-
-def _view(parameter: Tensor, dim: int, start: int, count: int) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().narrow(dim, start, count), requires_grad=False)
+def parameter_view(part: Tensor) -> nn.Parameter:
+    """A view of a parameter as one."""
+    return nn.Parameter(part.detach(), requires_grad=False)

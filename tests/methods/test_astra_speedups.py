@@ -21,9 +21,9 @@ from testbed.errors import ConfigError
 from testbed.methods.astra import Astra
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig, Rotary
+from tests.methods.passes import check_accounts, execute_and_replay, joined_hidden
 from tests.methods.small import pixels, random_codebooks, small_model
 from tests.methods.test_formulas import VIT
-from tests.methods.test_methods import check_accounts, execute_and_replay, joined_hidden
 
 ALONE = ["paper", "tables", "codewords", "overlap", "overlap+split3"]
 TOGETHER = ["tables+overlap+split2", "tables+codewords+overlap+split3"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.clock import Device
-from testbed.methods import load_method
+from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
+from testbed.methods.sequence import reorders
 from testbed.models.shape import ModelShape
 
 # ViT-Base as the paper counts it: layers only, no class token, no embedding, no head.
@@ -46,6 +48,41 @@ def test_tensor_receives_four_units_per_layer() -> None:
 
 def test_pipeline_receives_each_hop_once() -> None:
     assert load_method("pipeline").received_bits(PAPER, 4) == (0, *[1024 * 768 * 32] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "units"),  # units of (N - 1) / N T D numbers a layer, rank 0 and the others (BASELINES.md)
+    [
+        ("tensor", {"sync": "star"}, (8, 8 / 3)),
+        ("tensor", {"sync": "gather"}, (8, 8)),
+        ("megatron_sp", {}, (4, 4)),
+        ("galaxy", {}, (4, 4)),
+        ("sequence", {"gather": "kv"}, (2, 2)),
+        ("ring", {}, (2, 2)),
+        ("ring", {"directions": 2}, (2, 2)),
+        ("block", {"blocks": 1}, (1 / 12, 1 / 12)),
+        ("block", {"blocks": 6}, (6 / 12, 6 / 12)),
+        ("block", {"blocks": 2, "sync": "sp"}, ((2 + 3 / 4) / 12, (2 + 3 / 4) / 12)),  # each all-to-all: 1/N of a unit
+        ("prism", {"segments": 16}, (16 / 256, 16 / 256)),
+    ],
+)
+def test_baselines_receive_what_is_known_of_them(
+    name: str, settings: dict[str, Any], units: tuple[float, float]
+) -> None:
+    rank0, others = (12 * U_BITS * each for each in units)
+    assert load_method(name, **settings).received_bits(PAPER, 4) == pytest.approx((rank0, others, others, others))
+    for codec, ratio in (("fp16", 2), ("int8", 4 * 32 / 34), ("int4", 4 * 32 / 18), ("topk", 6.4)):
+        coded = load_method(name, **settings, codec=codec).received_bits(PAPER, 4)
+        assert ratio * coded[0] == pytest.approx(rank0)
+        # a lossy star sends the same messages; a lossy ring all-reduce has the volume of the exact one
+        assert ratio * coded[1] == pytest.approx(others)
+
+
+def test_sequence_with_codecs_takes_what_reviewers_asked_for() -> None:
+    """Seconds of communication alone at 10 Mbps: BASELINES.md."""
+    for codec, seconds in (("fp32", 22.6), ("int8", 6.0), ("int4", 3.2)):
+        bits = load_method("sequence", codec=codec).received_bits(PAPER, 4)[0]
+        assert bits / 10e6 == pytest.approx(seconds, abs=0.05)
 
 
 @pytest.mark.parametrize(("groups", "compression"), [(1, 2457.6), (16, 153.6), (32, 76.8)])
@@ -94,6 +131,40 @@ def test_predictions() -> None:
     assert sequence.predicted_s(PAPER, 4, device, bits_per_s) == pytest.approx(expected)
 
 
+def test_a_star_keeps_rank_0_busy_both_ways() -> None:
+    star, ring = load_method("tensor", sync="star"), load_method("tensor")
+    compute_s = star.macs(PAPER, 0, 4) / 1e11
+    assert star.predicted_s(PAPER, 4, Device(1e11), 1e8) == pytest.approx(
+        compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8
+    )
+    assert star.predicted_s(PAPER, 4, Device(1e11), 1e8) - compute_s == pytest.approx(
+        4 * (ring.predicted_s(PAPER, 4, Device(1e11), 1e8) - compute_s)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("galaxy", {}), ("ring", {}), ("ring", {"directions": 2})],
+)
+def test_what_overlaps_costs_the_longer_of_both(name: str, settings: dict[str, Any]) -> None:
+    method = load_method(name, **settings)
+    compute_s = method.macs(PAPER, 0, 4) / 1e11
+    assert method.predicted_s(PAPER, 4, Device(1e11), 1e12) == pytest.approx(compute_s)  # all hidden
+    for bits_per_s in (1e7, 1e8, 1e9):
+        wire_s = method.received_bits(PAPER, 4)[0] / bits_per_s
+        assert max(compute_s, wire_s) <= method.predicted_s(PAPER, 4, Device(1e11), bits_per_s) <= compute_s + wire_s
+    slow_s = method.predicted_s(PAPER, 4, Device(1e11), 1e6)
+    assert slow_s == pytest.approx(method.received_bits(PAPER, 4)[0] / 1e6, rel=0.001)  # computing is hidden instead
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([1, 2, 4, 8]), st.sampled_from([8, 24, 64, 768]))
+def test_voltage_reorders_by_its_rule(own: int, others: int, heads: int, hidden: int) -> None:
+    shape = replace(PAPER, hidden=hidden, heads=heads, tokens=own + others)
+    rows, width = own + others, hidden // heads
+    # multiplied out: 1/P - 1/T > (F - F_H) / (F F_H)
+    assert reorders(shape, own) == (others * hidden * width > (hidden - width) * own * rows)
+
+
 shapes = st.builds(
     lambda layers, hidden, tokens, class_tokens: ModelShape(
         layers, 8 * hidden, 1, 32 * hidden, tokens, class_tokens, 12, 10
@@ -111,6 +182,10 @@ def test_all_ranks_together_receive_what_is_sent(shape: ModelShape, world: int) 
     all_rows = (world - 1) * shape.sequence * row_bits
     assert sum(load_method("tensor").received_bits(shape, world)) == 4 * shape.layers * all_rows
     assert sum(load_method("sequence").received_bits(shape, world)) == shape.layers * all_rows
+    assert sum(load_method("sequence", gather="kv").received_bits(shape, world)) == 2 * shape.layers * all_rows
+    for name, settings in (("megatron_sp", {}), ("galaxy", {}), ("tensor", {"sync": "star"})):
+        assert sum(load_method(name, **settings).received_bits(shape, world)) == 4 * shape.layers * all_rows
+    assert sum(load_method("block", blocks=1).received_bits(shape, world)) == all_rows
     assert sum(load_method("pipeline").received_bits(shape, world)) == all_rows
     code_bits = (world - 1) * shape.layers * shape.tokens * 8  # one byte per token and layer: no padding
     class_bits = 2 * (world - 1) * shape.class_tokens * row_bits
@@ -127,5 +202,7 @@ def test_a_pipeline_splits_the_work_and_repeats_none(shape: ModelShape, world: i
 
 @given(shapes)
 def test_on_one_device_all_methods_do_the_same_work(shape: ModelShape) -> None:
-    work = {load_method(name).macs(shape, 0, 1) for name in ("single", "tensor", "sequence", "pipeline", "astra")}
-    assert len(work) == 1
+    methods = [load_method(name) for name in method_names() if name != "block"]
+    methods += [load_method("block", blocks=shape.layers, sync=sync) for sync in ("ag", "sp")]
+    methods += [load_method("block", blocks=1), load_method("sequence", gather="kv")]
+    assert len({method.macs(shape, 0, 1) for method in methods}) == 1

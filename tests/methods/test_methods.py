@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from testbed.astra.attention import simulate
 from testbed.astra.quantizer import Quantizer
-from testbed.clock import DeviceClock
 from testbed.comm.group import even_shares
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import ConfigError
 from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
-from testbed.methods.base import Method, Output
 from testbed.models.shape import ModelShape
-from testbed.models.vit import VisionTransformer
 from tests.conftest import run_ranks
+from tests.methods.passes import check_accounts, execute_and_replay, joined_hidden
 from tests.methods.small import CONFIGS, layer_inputs, pixels, random_codebooks, small_model
 
-EXACT = ["single", "tensor", "sequence", "pipeline"]
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    "single": ("single", {}),
+    "tensor": ("tensor", {}),
+    "tensor star": ("tensor", {"sync": "star"}),
+    "tensor gather": ("tensor", {"sync": "gather"}),
+    "megatron_sp": ("megatron_sp", {}),
+    "galaxy": ("galaxy", {}),
+    "sequence": ("sequence", {}),
+    "sequence kv": ("sequence", {"gather": "kv"}),
+    "ring": ("ring", {}),
+    "ring both ways": ("ring", {"directions": 2}),
+    "pipeline": ("pipeline", {}),
+}
 ASTRA = {
     "astra": {"groups": 4, "codebook_size": 64},
     "astra, padded messages": {"groups": 3, "codebook_size": 32},
@@ -32,94 +39,13 @@ ASTRA = {
 }
 
 
-class MacCounter(TorchDispatchMode):
-    """Counts the multiply-accumulates of every matrix product that really runs in this thread."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ("mm", "bmm"):
-            self.macs += args[0].numel() * args[1].shape[-1]
-        elif name in ("addmm", "baddbmm"):
-            self.macs += args[1].numel() * args[2].shape[-1]
-        elif name.startswith("_scaled_dot_product"):
-            self.macs += 2 * args[0].numel() * args[1].shape[-2]
-        return func(*args, **(kwargs or {}))
-
-
-@dataclass
-class Pass:
-    output: Output
-    received_bits: int
-    sent_bits: int
-    clock_macs: int
-    moved_bytes: int
-    counted_macs: int
-
-
-def one_pass(method: Method, shard: Any, inputs: Tensor, group: TcpGroup, clock: DeviceClock) -> Pass:
-    clock.restart()
-    group.barrier()
-    group.traffic.reset()
-    with MacCounter() as counter:
-        output = method.forward(inputs, shard, group, clock)
-    traffic = group.traffic
-    return Pass(output, 8 * traffic.received_bytes, 8 * traffic.sent_bytes, clock.macs, clock.moved_bytes, counter.macs)
-
-
-def execute_and_replay(method: Method, model: VisionTransformer, inputs: Tensor, world: int) -> list[tuple[Pass, Pass]]:
-    def rank_main(group: TcpGroup) -> tuple[Pass, Pass]:
-        torch.set_num_threads(1)
-        shard = method.shard(model, group.rank, world)
-        clock = DeviceClock()
-        executed = one_pass(method, shard, inputs, group, clock)
-        clock.mode = "replay"
-        return executed, one_pass(method, shard, inputs, group, clock)
-
-    return run_ranks(world, rank_main)
-
-
-def check_accounts(passes: list[tuple[Pass, Pass]], method: Method, model: VisionTransformer) -> None:
-    """Formulas equal counters on every rank; the replay has the same outputs and bytes, and computes nothing."""
-    world = len(passes)
-    formula_bits = method.received_bits(model.shape, world)
-    assert sum(executed.sent_bits for executed, _ in passes) == sum(formula_bits)
-    for rank, (executed, replayed) in enumerate(passes):
-        macs = method.macs(model.shape, rank, world)
-        assert executed.received_bits == replayed.received_bits == formula_bits[rank]
-        assert executed.clock_macs == replayed.clock_macs == macs
-        assert executed.moved_bytes == method.moved_bytes(model.shape, rank, world)
-        # per codeword, the formula counts all that may occur
-        most = isinstance(method, Astra) and "codewords" in method.speedups and world > 1
-        assert executed.counted_macs <= macs if most else executed.counted_macs == macs
-        assert replayed.counted_macs == 0
-        assert executed.sent_bits == replayed.sent_bits
-        for field in ("hidden", "logits", "codes"):
-            first, second = getattr(executed.output, field), getattr(replayed.output, field)
-            if first is None or second is None:
-                assert first is second is None
-            else:
-                assert torch.equal(first, second)
-
-
-def joined_hidden(passes: list[tuple[Pass, Pass]], tokens: int) -> Tensor:
-    """The content tokens [T, D] put together from all ranks; where several ranks have all, the first one's."""
-    parts = [(passed.output.start, passed.output.hidden) for passed, _ in passes if passed.output.hidden is not None]
-    starts, hidden = [start for start, _ in parts], [rows for _, rows in parts]
-    if all(len(rows) == tokens for rows in hidden):
-        return hidden[0]
-    assert starts == [sum(len(rows) for rows in hidden[:rank]) for rank in range(len(hidden))]
-    return torch.cat(hidden)
-
-
 @pytest.mark.parametrize("size", CONFIGS)
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", EXACT)
-def test_exact_methods_equal_the_plain_model(name: str, world: int, size: str) -> None:
-    model, method = small_model(size), load_method(name)
+@pytest.mark.parametrize("variant", EXACT)
+def test_exact_methods_equal_the_plain_model(variant: str, world: int, size: str) -> None:
+    name, settings = EXACT[variant]
+    model, method = small_model(size), load_method(name, **settings)
+    assert method.label == variant
     if name == "tensor" and model.shape.heads % world:
         pytest.skip("heads do not divide; see test_devices_that_do_not_fit")
     inputs = pixels(model)
@@ -209,12 +135,38 @@ def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -
         ("tensor", 3, "devices=3: tensor splits 4 heads and an MLP of width 192 evenly; allowed: 1, 2, 4"),
         ("pipeline", 5, "devices=5: pipeline needs 1 to 4 devices"),
         ("sequence", 23, "devices=23: sequence needs 1 to 22 devices"),
+        ("ring", 23, "devices=23: ring needs 1 to 22 devices"),
+        ("megatron_sp", 5, "devices=5: megatron_sp needs 1 to 4 devices"),
+        ("galaxy", 5, "devices=5: galaxy needs 1 to 4 devices"),
+        ("block", 49, "devices=49: block needs 1 to 48 devices"),
+        ("prism", 3, "prism.segments=8: must be from 1 to 7: 3 devices have 22 rows"),
+        ("prism", 23, "devices=23: prism needs 1 to 22 devices"),
         ("astra", 22, "devices=22: astra needs 1 to 21 devices"),
     ],
 )
 def test_devices_that_do_not_fit(name: str, world: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_method(name).check(CONFIGS["plain"].shape, world)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "allowed"),
+    [
+        ("sequence", "gather", "q", "allowed: x, kv"),
+        ("sequence", "codec", "int9", "unknown; did you mean int8"),
+        ("tensor", "sync", "tree", "allowed: ring, star, gather"),
+        ("ring", "directions", 3, "allowed: 1, 2"),
+        ("block", "sync", "tp", "allowed: ag, sp"),
+    ],
+)
+def test_settings_that_there_are_not(name: str, setting: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}.{setting}={value}: {allowed}"):
+        load_method(name, **{setting: value})
+
+
+def test_block_groups_must_divide_the_layers() -> None:
+    with pytest.raises(ConfigError, match="block.blocks=3: must divide 4 layers; allowed: 1, 2, 4"):
+        load_method("block", blocks=3).check(CONFIGS["plain"].shape, 2)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("groups", 5), ("codebook_size", 1000)])
@@ -239,3 +191,5 @@ def test_labels_tell_variants_apart() -> None:
     variants = [load_method("astra", groups=g, speedups=s) for g in (1, 16) for s in ("paper", "tables")]
     assert len({method.label for method in variants}) == 4
     assert load_method("tensor").label == "tensor"
+    assert load_method("sequence", gather="kv", codec="int8").label == "sequence kv int8"
+    assert load_method("block", blocks=2, sync="sp").label == "block Nb=2 sp"

@@ -1,0 +1,199 @@
+"""Galaxy (arXiv 2405.17245): heads and MLP columns split, rows split between, transfers hidden behind products.
+
+Splits and volumes are those of ``megatron_sp``. Its all-gather becomes N - 1 steps round a ring: while a device
+multiplies the tile of rows that it has, the next tile comes. Its reduce-scatter likewise: while it computes its term of
+the next tile, the sum so far of that tile comes; it adds and passes on. Attention itself overlaps with nothing.
+
+Reproduced are the method and its overlap on equal devices. Its planner, which gives unequal devices unequal shares, is
+not; shares here are as even as whole heads, columns and rows allow. A lossy codec encodes a tile once on its way round,
+but a sum anew at each hop.
+
+Shape suffixes: S sequence, P rows of a tile, D hidden, E width of this rank's heads, F of its MLP columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from testbed.clock import Device, DeviceClock
+from testbed.coded import CodedGroup, Relay, gathered_bits
+from testbed.comm.codecs import Codec
+from testbed.comm.group import Group, Handle, even_shares
+from testbed.methods.base import CodedMethod, Output
+from testbed.methods.megatron_sp import (
+    MegatronShard,
+    after_attention,
+    check_heads,
+    shard_rows_and_heads,
+    simulate_split,
+    split_macs,
+)
+from testbed.methods.sequence import embed_macs
+from testbed.models.shape import ModelShape
+from testbed.models.transformer import Attention, Mlp
+from testbed.models.vit import VisionTransformer
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RowMacs:
+    """One rank's multiply-accumulates for a row of each product of a layer, and of its attention for all rows."""
+
+    project: int
+    output: int
+    column: int  # each of the MLP's two products
+    attend: int
+
+
+class Galaxy(CodedMethod):
+    """Two ring all-gathers and two ring reduce-scatters per layer, each step behind a matrix product."""
+
+    name: ClassVar[str] = "galaxy"
+
+    def __init__(self, codec: str = "fp32"):
+        super().__init__(codec)
+
+    def check(self, shape: ModelShape, world: int) -> None:
+        """Each device needs a row and a head; shares may differ by one."""
+        check_heads(self.name, shape, world)
+
+    def shard(self, model: VisionTransformer, rank: int, world: int) -> MegatronShard:
+        """Views of the model's weights, and the rank's place in the sequence."""
+        self.check(model.shape, world)
+        return shard_rows_and_heads(model, rank, world)
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
+        """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
+        own, shape = shard.own, shard.own.model.shape
+        ring = _Ring(CodedGroup(group, clock, self.codec), clock, own.rows)
+        macs = _row_macs(shape, group.rank, group.world)
+        x_PD = clock.run("compute", embed_macs(shape, group.rank, group.world), partial(own.embed, inputs))
+        for layer in shard.layers:
+            h_PD = clock.run("compute", 0, partial(layer.block.norm1, x_PD))
+            projected = ring.gather(h_PD, macs.project, partial(_project, layer.attn))
+            mixed = clock.run("compute", macs.attend, partial(_mix, layer.attn, projected))
+            sum_PD = ring.scatter(mixed, macs.output, layer.attn.proj)
+            x_PD, h_PD = clock.run("compute", 0, partial(after_attention, layer.block, x_PD, sum_PD))
+            inner = ring.gather(h_PD, macs.column, partial(_widen, layer.mlp))
+            sum_PD = ring.scatter(inner, macs.column, layer.mlp.fc2)
+            x_PD = clock.run("compute", 0, partial(layer.after_mlp, x_PD, sum_PD))
+        hidden_PD, logits = clock.run("compute", 0 if own.start else shape.head_macs(), partial(own.finish, x_PD))
+        return Output(hidden_PD, max(own.start - 1, 0), logits, messages=ring.coded.messages)
+
+    def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
+        """Twice a layer all tiles but the rank's own, and sums of all tiles but the one that it begins, rank - 1's."""
+        gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), shape.hidden)
+        return tuple(2 * shape.layers * (gathered[rank] + gathered[rank - 1]) for rank in range(world))
+
+    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
+        """A share of heads and MLP columns for all rows; embedding of own rows; the head on rank 0."""
+        return split_macs(shape, rank, world)
+
+    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
+        """The cost model of rank 0, whose shares are the largest: in each step the longer of product and transfer."""
+        macs, rows = _row_macs(shape, 0, world), even_shares(shape.sequence, world)
+        transfer_s = 8 * self.codec.encoded_bytes(rows[0] * shape.hidden) / bits_per_s
+        products_s = [device.seconds(rows[0] * each) for each in (macs.project, macs.output, macs.column, macs.column)]
+        # A ring of equal steps hides what is sent behind N - 1 of its N products.
+        waits_s = shape.layers * (world - 1) * sum(max(0.0, transfer_s - product_s) for product_s in products_s)
+        return device.seconds(self.macs(shape, 0, world)) + waits_s
+
+    @torch.no_grad()
+    def simulate(
+        self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See Method.simulate: as ``megatron_sp``, but sums are encoded at each hop of the ring."""
+        relay, rows = Relay(self.codec, world, sent), even_shares(model.shape.sequence, world)
+
+        def scatter(terms: list[Tensor]) -> list[Tensor]:
+            tiles = [term.split(rows) for term in terms]
+            held = [tiles[rank][rank - 1] for rank in range(world)]
+            for step in range(1, world):
+                passed = relay.all_gather(held)
+                held = [passed[rank - 1] + tiles[rank][(rank - 1 - step) % world] for rank in range(world)]
+            return held
+
+        return simulate_split(model, inputs, rows, relay.all_gather_seen, scatter)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """Tiles, one of each rank's rows, on their way to the right-hand neighbour while products run."""
+
+    coded: CodedGroup
+    clock: DeviceClock
+    rows: list[int]
+
+    def gather(self, own_PD: Tensor, row_macs: int, product: Product) -> list[Tensor]:
+        """``product`` of every rank's tile, by rank."""
+        rank, world = self.coded.rank, self.coded.world
+        results = [own_PD] * world
+        tile_PD, message = own_PD, self.coded.encode(own_PD)
+        for step in range(world):
+            owner, following = (rank - step) % world, (rank - step - 1) % world
+            coming = self._pass_on(message, following, own_PD.shape[1]) if step < world - 1 else None
+            results[owner] = self.clock.run("compute", row_macs * self.rows[owner], partial(product, tile_PD))
+            if coming is not None:
+                message = coming.wait()
+                tile_PD = self.coded.decode(message, (self.rows[following], own_PD.shape[1]))
+        return results
+
+    def scatter(self, tiles: list[Tensor], row_macs: int, product: Product) -> Tensor:
+        """This rank's rows of the sum over ranks of ``product`` of every tile."""
+        rank, world = self.coded.rank, self.coded.world
+        coming, total_PD = None, tiles[rank]
+        for step in range(world):
+            owner, following = (rank - 1 - step) % world, (rank - 2 - step) % world
+            total_PD = self.clock.run("compute", row_macs * self.rows[owner], partial(product, tiles[owner]))
+            if coming is not None:
+                add = partial(_add_decoded, self.coded.codec, coming.wait(), total_PD)
+                total_PD = self.clock.run("decode", 0, add)
+            if step < world - 1:
+                coming = self._pass_on(self.coded.encode(total_PD), following, total_PD.shape[1])
+        return total_PD
+
+    def _pass_on(self, message: Tensor, following: int, width: int) -> Handle:
+        """Send a message to the right while rank ``following``'s rows come from the left."""
+        right, left = (self.coded.rank + 1) % self.coded.world, (self.coded.rank - 1) % self.coded.world
+        size = self.coded.codec.encoded_bytes(self.rows[following] * width)
+        return self.coded.group.exchange_async({right: message}, {left: size})
+
+
+def _add_decoded(codec: Codec, message: Tensor, own: Tensor) -> Tensor:
+    return codec.decode(message, own.shape) + own
+
+
+def _project(attn: Attention, h_PD: Tensor) -> Tensor:
+    """Queries, keys and values of a tile side by side, [P, 3 E]."""
+    return torch.cat([attn.q(h_PD), attn.k(h_PD), attn.v(h_PD)], dim=-1)
+
+
+def _mix(attn: Attention, projected: list[Tensor]) -> list[Tensor]:
+    """Attention of all rows to all rows in this rank's heads; a tile [P, E] for each rank."""
+    q, k, v = (attn.split_heads(side[None]) for side in torch.cat(projected).chunk(3, dim=-1))
+    return list(attn.mix(q, k, v)[0].split([len(tile) for tile in projected]))
+
+
+def _widen(mlp: Mlp, h_PD: Tensor) -> Tensor:
+    """This rank's columns of the MLP's inner state, [P, F]."""
+    return F.gelu(mlp.fc1(h_PD), approximate=mlp.approximate)
+
+
+def _row_macs(shape: ModelShape, rank: int, world: int) -> RowMacs:
+    heads = even_shares(shape.heads, world)[rank]
+    output = shape.hidden * heads * (shape.query_width // shape.heads)
+    return RowMacs(
+        project=3 * output,
+        output=output,
+        column=shape.hidden * even_shares(shape.mlp_hidden, world)[rank],
+        attend=shape.attend_macs(shape.sequence, shape.sequence) // shape.heads * heads,
+    )

@@ -1,0 +1,140 @@
+"""Methods that lose something, by a codec or by design: equal to their simulation in one process, bytes by formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from testbed.coded import Relay
+from testbed.comm.codecs import CODECS
+from testbed.methods import load_method
+from tests.methods.passes import check_accounts, execute_and_replay
+from tests.methods.small import layer_inputs, pixels, small_model
+
+CODED: dict[str, tuple[str, dict[str, Any]]] = {
+    "tensor": ("tensor", {}),
+    "tensor star": ("tensor", {"sync": "star"}),
+    "tensor gather": ("tensor", {"sync": "gather"}),
+    "megatron_sp": ("megatron_sp", {}),
+    "galaxy": ("galaxy", {}),
+    "sequence": ("sequence", {}),
+    "sequence kv": ("sequence", {"gather": "kv"}),
+    "ring": ("ring", {}),
+    "ring both ways": ("ring", {"directions": 2}),
+}
+ALTERED: dict[str, tuple[str, dict[str, Any]]] = {
+    "block Nb=1": ("block", {"blocks": 1}),
+    "block Nb=2": ("block", {"blocks": 2}),
+    "block Nb=1 sp": ("block", {"blocks": 1, "sync": "sp"}),
+    "block Nb=2 sp": ("block", {"blocks": 2, "sync": "sp"}),
+    "prism S=1": ("prism", {"segments": 1}),
+    "prism S=3": ("prism", {"segments": 3}),
+}
+VARIANTS = CODED | ALTERED
+LOSSY = [name for name, codec in CODECS.items() if codec.lossy]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_methods_equal_their_simulation(variant: str, codec: str, world: int) -> None:
+    name, settings = VARIANTS[variant]
+    method = load_method(name, **settings, codec=codec)
+    assert method.label == variant + (f" {codec}" if codec != "fp32" else "")
+    size = "layer_scale" if world == 3 and name == "tensor" else "plain"  # 3 divides 12 heads, not 4
+    model = small_model(size)
+    inputs = pixels(model)
+    passes = execute_and_replay(method, model, inputs, world)
+    check_accounts(passes, method, model)
+    outputs = [executed.output for executed, _ in passes]
+    hidden, logits = method.simulate(model, inputs, world, [output.messages for output in outputs])
+    covered = torch.zeros(model.shape.tokens, dtype=torch.bool)
+    for output in outputs:
+        assert output.hidden is not None
+        stop = output.start + len(output.hidden)
+        covered[output.start : stop] = True
+        torch.testing.assert_close(output.hidden, hidden[output.start : stop], atol=1e-4, rtol=0)
+        if output.logits is not None:
+            torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
+    assert covered.all() and outputs[0].logits is not None
+    error = (hidden - layer_inputs(model, inputs)[-1][1:]).abs().max()
+    exact = world == 1 or (codec == "fp32" and variant in CODED)
+    assert error < 1e-4 if exact else error > 1e-3 * (codec != "fp16")
+    assert method.exact == (codec == "fp32" and variant in CODED)
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_simulation_of_its_own_is_near_that_of_the_messages(variant: str, codec: str) -> None:
+    """Without messages it encodes itself: other roundings, but the same places."""
+    name, settings = VARIANTS[variant]
+    method, model = load_method(name, **settings, codec=codec), small_model("plain")
+    inputs = pixels(model)
+    passes = execute_and_replay(method, model, inputs, 2)
+    told, _ = method.simulate(model, inputs, 2, [executed.output.messages for executed, _ in passes])
+    alone, _ = method.simulate(model, inputs, 2)
+    exact = layer_inputs(model, inputs)[-1][1:]
+    assert (told - alone).square().mean() <= 0.1 * (told - exact).square().mean()
+
+
+def test_precision_helps() -> None:
+    """More bits a number, less error: each codec is really applied."""
+    model = small_model("plain")
+    inputs = pixels(model)
+    exact = layer_inputs(model, inputs)[-1][1:]
+    for variant, (name, settings) in CODED.items():
+        errors = {}
+        for codec in ("fp16", "int8", "int4"):
+            hidden, _ = load_method(name, **settings, codec=codec).simulate(model, inputs, 4)
+            errors[codec] = (hidden - exact).square().mean().sqrt().item()
+        assert 4 * errors["fp16"] < errors["int8"] < errors["int4"] / 4, variant
+
+
+def test_as_many_groups_as_layers_decouple_nothing() -> None:
+    model = small_model("layer_scale")
+    inputs = pixels(model)
+    for sync in ("ag", "sp"):
+        hidden, logits = load_method("block", blocks=4, sync=sync).simulate(model, inputs, 3)
+        torch.testing.assert_close(hidden, layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits, model(inputs)[0].detach(), atol=1e-4, rtol=0)
+
+
+def test_segments_of_one_row_are_exact() -> None:
+    model = small_model("plain")  # 22 rows
+    inputs = pixels(model)
+    hidden, logits = load_method("prism", segments=11).simulate(model, inputs, 2)
+    torch.testing.assert_close(hidden, layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, model(inputs)[0].detach(), atol=1e-4, rtol=0)
+
+
+def test_a_mean_counts_as_its_rows() -> None:
+    """Where all rows of a device are equal, they and their means are the same to others, if the weights are right."""
+    model, rows = small_model("plain"), torch.tensor([8, 7, 7])
+    inputs = torch.ones_like(pixels(model))
+    with torch.no_grad():
+        of_device = torch.randn(3, model.config.hidden, generator=torch.Generator().manual_seed(4))
+        model.position.copy_(of_device.repeat_interleave(rows, 0)[None])
+        model.class_token.copy_(model.patch_embed(model.patches(inputs))[:, :1])
+    hidden, _ = load_method("prism", segments=2).simulate(model, inputs, 3)
+    torch.testing.assert_close(hidden, layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_a_message_that_is_wrong_is_noticed(codec: str) -> None:
+    model, method = small_model("plain"), load_method("sequence", codec=codec)
+    inputs = pixels(model)
+    messages = [executed.output.messages for executed, _ in execute_and_replay(method, model, inputs, 2)]
+    exchanged = [[own[1], own[0], *own[2:]] for own in messages]  # layers 0 and 1
+    with pytest.raises(ValueError, match=f"a message of rank 0 is .* beyond the error of {codec}"):
+        method.simulate(model, inputs, 2, exchanged)
+    with pytest.raises(ValueError, match="rank 0 sent fewer messages than the simulation"):
+        method.simulate(model, inputs, 2, [own[:-1] for own in messages])
+
+
+def test_a_relay_without_loss_changes_nothing() -> None:
+    relay, parts = Relay(CODECS["fp32"], 2), [torch.randn(3, 4), torch.randn(2, 4)]
+    assert all(torch.equal(seen, torch.cat(parts)) for seen in relay.all_gather_seen(parts))
+    terms = [torch.randn(5, 4), torch.randn(5, 4)]
+    assert torch.equal(relay.all_reduce(terms, [3, 2]), terms[0] + terms[1])
