@@ -9,7 +9,8 @@ from typing import Any
 from experiments.assets import Assets, prepare
 from experiments.manifest import Manifest, print_settled
 from experiments.points import Bench, describe_rows, resolve_mode
-from testbed.grid import Point, batches
+from testbed.errors import ConfigError
+from testbed.grid import Point, batches, points
 from testbed.progress import steps
 from testbed.records import RunFolder
 from testbed.schema import LatencyConfig
@@ -41,7 +42,7 @@ def run_points(
 
     extra_rows(bench, point): more rows of a point, which are not measured on the cluster.
     """
-    settled = folder.settled(config.retry_failed)
+    settled = _skip_impossible(config, folder) | folder.settled(config.retry_failed)
     todo = [(devices, [p for p in batch if p.key not in settled]) for devices, batch in batches(config)]
     todo = [(devices, batch) for devices, batch in todo if batch]
     count = sum(len(batch) for _, batch in todo)
@@ -74,6 +75,20 @@ def run_points(
             folder.degrade({point.key: reason for point, reason in bench.recalibrate(batch).items()})
             manifest.close_cluster(bench.manifest())
     return failed
+
+
+def _skip_impossible(config: LatencyConfig, folder: RunFolder) -> set[tuple[Any, ...]]:
+    """Write a row for each point that its method cannot run on so many devices; returns their keys."""
+    shape, known, skipped = config.model.shape(config.tokens), folder.points(), {}
+    for point in points(config):
+        try:
+            point.load().check(shape, point.devices)
+        except ConfigError as fault:
+            skipped[point.key] = point.columns | {"status": "skipped", "error": str(fault)}
+    if rows := [row for key, row in skipped.items() if key not in known]:
+        folder.append(rows)
+        print(f"{len(rows)} points skipped, as their methods cannot be split so; e.g. {rows[0]['error']}")
+    return set(skipped)
 
 
 def _cost_s(bench: Bench, point: Point, mode: str) -> float:
