@@ -4,6 +4,12 @@ Codebooks and adaptation see the training part of one corpus (*data*, in rows); 
 several (*corpus*), each device having an even share of a window. Changes are of the same windows, in percent.
 
 Anchors cost no bits: they see no token but each other, so every device computes them itself (testbed.astra.decoder).
+
+How much text k-means sees is a compromise of time and quality: its cost is samples x K x W a layer and iteration,
+whatever G is. By default 32 windows, 16 samples a codeword at K = 1024; SmolLM2 then takes 1 to 4 minutes a codebook on
+one core, 30 layers. Fewer windows hurt first where a window's first token, which draws much attention, gets no codeword
+of its own: keys and values, G = 32, K = 256, 16 windows cost 12.8% perplexity (3 Wikipedia windows), 1.3% with a single
+anchor.
 """
 
 from __future__ import annotations
