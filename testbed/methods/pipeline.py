@@ -7,6 +7,8 @@ Shape suffixes: S sequence, D hidden.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from testbed.clock import Device, DeviceClock
+from testbed.coded import CodedGroup, Relay
 from testbed.comm.group import Group, even_shares
 from testbed.errors import ConfigError
-from testbed.methods.base import FLOAT_BITS, Method, Output
+from testbed.methods.base import CodedMethod, Output
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 
@@ -41,11 +44,13 @@ class PipelineShard:
         return x_BSD[0]
 
 
-class Pipeline(Method):
+class Pipeline(CodedMethod):
     """Each device has consecutive layers; [S, D] goes from stage to stage."""
 
     name: ClassVar[str] = "pipeline"
-    exact: ClassVar[bool] = True
+
+    def __init__(self, codec: str = "fp32"):
+        super().__init__(codec)
 
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a layer."""
@@ -62,22 +67,23 @@ class Pipeline(Method):
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: PipelineShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. The last stage has all content tokens and the logits."""
-        shape, rank = shard.model.shape, group.rank
+        shape, rank, coded = shard.model.shape, group.rank, CodedGroup(group, clock, self.codec)
+        size = (shape.sequence, shape.hidden)
         if rank == 0:
             stage = partial(shard.start, inputs)
         else:
-            x_SD = group.recv((shape.sequence, shape.hidden), torch.float32, rank - 1)
-            stage = partial(shard.layers, x_SD)
+            message = group.recv([self.codec.encoded_bytes(math.prod(size))], torch.uint8, rank - 1)
+            stage = partial(shard.layers, coded.decode(message, size))
         macs = self.macs(shape, rank, group.world)
         if rank == group.world - 1:
             hidden_TD, logits = clock.run("compute", macs, partial(_finish, shard.model, stage))
             return Output(hidden_TD, 0, logits)
-        group.send(clock.run("compute", macs, stage), rank + 1)
-        return Output(None, 0, None)
+        group.send(coded.encode(clock.run("compute", macs, stage)), rank + 1)
+        return Output(None, 0, None, messages=coded.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """Every stage but the first receives [S, D] once."""
-        return (0,) + (shape.sequence * shape.hidden * FLOAT_BITS,) * (world - 1)
+        return (0,) + (8 * self.codec.encoded_bytes(shape.sequence * shape.hidden),) * (world - 1)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """The stage's layers; the first stage embeds, the last has the head."""
@@ -91,6 +97,19 @@ class Pipeline(Method):
         """The stages and the hops between them, one after another."""
         compute = sum(device.seconds(self.macs(shape, rank, world)) for rank in range(world))
         return compute + sum(self.received_bits(shape, world)) / bits_per_s
+
+    @torch.no_grad()
+    def simulate(
+        self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See Method.simulate: the plain model, interrupted by the hops."""
+        relay = Relay(self.codec, world, sent)
+        stages = [self.shard(model, rank, world) for rank in range(world)]
+        x_SD = stages[0].start(inputs)
+        for rank, stage in enumerate(stages[1:]):
+            x_SD = stage.layers(relay.carry(rank, x_SD))
+        x_SD = model.norm(x_SD)
+        return x_SD[1:], model.classify(x_SD[:1])[0]
 
 
 def _finish(model: VisionTransformer, stage: partial[Tensor]) -> tuple[Tensor, Tensor]:

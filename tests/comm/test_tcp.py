@@ -98,6 +98,36 @@ def test_async_gather_overlaps_and_later_operations_keep_their_order() -> None:
     assert all(run_ranks(2, main))
 
 
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_async_exchange_goes_both_ways_round(world: int) -> None:
+    def main(group: TcpGroup) -> tuple[list[int], int]:
+        right, left = (group.rank + 1) % world, (group.rank - 1) % world
+        own = torch.full((3 + group.rank,), group.rank, dtype=torch.uint8)
+        received = {left: 3 + left, right: 3 + right}
+        got = group.exchange_async(dict.fromkeys((right, left), own), received).wait()
+        return got.tolist(), group.traffic.received_bytes
+
+    for rank, (got, counted) in enumerate(run_ranks(world, main)):
+        neighbours = list(dict.fromkeys([(rank - 1) % world, (rank + 1) % world]))
+        assert got == [peer for peer in neighbours for _ in range(3 + peer)]
+        assert counted == len(got)
+
+
+def test_async_exchange_overlaps_and_may_send_nothing() -> None:
+    def main(group: TcpGroup) -> tuple[int, float]:
+        group.barrier()
+        sends, received = ({1: torch.zeros(5, dtype=torch.uint8)}, {}) if group.rank == 0 else ({}, {0: 5})
+        if group.rank == 0:
+            time.sleep(0.1)
+        handle = group.exchange_async(sends, received)
+        time.sleep(0.2 if group.rank else 0.0)  # it comes meanwhile, so nothing is waited for
+        return len(handle.wait()), group.traffic.wait_s + group.traffic.wire_s
+
+    (nothing, _), (five, blocked_s) = run_ranks(2, main)
+    assert (nothing, five) == (0, 5)
+    assert blocked_s < 0.05
+
+
 def test_time_waiting_for_a_late_peer_is_wait_not_wire() -> None:
     def main(group: TcpGroup) -> tuple[float, float]:
         group.barrier()

@@ -23,6 +23,7 @@ CODED: dict[str, tuple[str, dict[str, Any]]] = {
     "sequence kv": ("sequence", {"gather": "kv"}),
     "ring": ("ring", {}),
     "ring both ways": ("ring", {"directions": 2}),
+    "pipeline": ("pipeline", {}),
 }
 ALTERED: dict[str, tuple[str, dict[str, Any]]] = {
     "block Nb=1": ("block", {"blocks": 1}),
@@ -36,8 +37,10 @@ VARIANTS = CODED | ALTERED
 LOSSY = [name for name, codec in CODECS.items() if codec.lossy]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("codec", CODECS)
+WORLDS = [(codec, world) for codec in CODECS for world in (1, 2, 3, 4) if world > 1 or codec in ("fp32", "int8")]
+
+
+@pytest.mark.parametrize(("codec", "world"), WORLDS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_methods_equal_their_simulation(variant: str, codec: str, world: int) -> None:
     name, settings = VARIANTS[variant]
@@ -52,13 +55,14 @@ def test_methods_equal_their_simulation(variant: str, codec: str, world: int) ->
     hidden, logits = method.simulate(model, inputs, world, [output.messages for output in outputs])
     covered = torch.zeros(model.shape.tokens, dtype=torch.bool)
     for output in outputs:
-        assert output.hidden is not None
+        if output.hidden is None:
+            continue
         stop = output.start + len(output.hidden)
         covered[output.start : stop] = True
         torch.testing.assert_close(output.hidden, hidden[output.start : stop], atol=1e-4, rtol=0)
         if output.logits is not None:
             torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
-    assert covered.all() and outputs[0].logits is not None
+    assert covered.all() and any(output.logits is not None for output in outputs)
     error = (hidden - layer_inputs(model, inputs)[-1][1:]).abs().max()
     exact = world == 1 or (codec == "fp32" and variant in CODED)
     assert error < 1e-4 if exact else error > 1e-3 * (codec != "fp16")

@@ -1,0 +1,66 @@
+"""The check of a method before it is timed: right passes are let through, and each kind of wrong one is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.assets import Assets
+from experiments.verify import verify
+from testbed.clock import DeviceClock
+from testbed.cluster.worker import Pass
+from testbed.comm.tcp import TcpGroup
+from testbed.methods import load_method
+from testbed.methods.base import Method, Output
+from testbed.models.weights import ModelChoice
+from tests.conftest import run_ranks
+from tests.methods.small import layer_inputs, pixels, small_model
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("sequence", {"codec": "int8"}),
+    ("tensor", {"codec": "int4"}),
+    ("galaxy", {"codec": "topk"}),
+    ("block", {"blocks": 2}),
+    ("prism", {"segments": 3}),
+    ("ring", {}),
+]
+
+
+def small_assets() -> Assets:
+    model = small_model("plain")
+    inputs = pixels(model)
+    hidden = layer_inputs(model, inputs)[-1][1:]
+    choice = ModelChoice("plain", 4, 48, 4, 2, 7, False)
+    return Assets(choice, model, Path(), inputs, hidden, model(inputs)[0].detach(), {}, 1e9)
+
+
+def passes(method: Method, assets: Assets, world: int) -> list[tuple[Output, Pass]]:
+    def main(group: TcpGroup) -> tuple[Output, Pass]:
+        clock = DeviceClock()
+        output = method.forward(assets.inputs, method.shard(assets.model, group.rank, world), group, clock)
+        received, operations = group.traffic.received_bytes, group.traffic.operations
+        return output, Pass(0, 0, 0, 0, 0, 0, 0, received, operations, clock.macs, 0, 0)
+
+    return run_ranks(world, main)
+
+
+@pytest.mark.parametrize(("name", "settings"), METHODS, ids=str)
+def test_right_passes_are_let_through_and_wrong_ones_not(name: str, settings: dict[str, Any]) -> None:
+    method, assets = load_method(name, **settings), small_assets()
+    ranks = passes(method, assets, 2)
+    good = verify(method, 2, ranks, assets)
+    assert good.ok and good.max_abs_err < 1e-4, good.fault
+    (output, done), other = ranks
+    assert output.hidden is not None
+    shifted = replace(output, hidden=output.hidden + 1e-3)
+    assert "outputs differ by 1.0" in verify(method, 2, [(shifted, done), other], assets).fault
+    missing = replace(done, received_bytes=done.received_bytes - 1)
+    assert "rank 0 received" in verify(method, 2, [(output, missing), other], assets).fault
+    if output.messages:
+        damaged = [torch.zeros_like(output.messages[0]), *output.messages[1:]]
+        fault = verify(method, 2, [(replace(output, messages=damaged), done), other], assets).fault
+        assert "what was sent differs from the simulation's: a message of rank 0 is" in fault
