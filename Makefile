@@ -16,7 +16,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg:
 # mininet is there for mnexec; its Python part comes from the Python package index.
 DEBIAN := mininet iproute2 bridge-utils ethtool net-tools iputils-ping iptables dataset-fashion-mnist
 
-.PHONY: help setup debian test lint sweep smoke bench soak clean
+.PHONY: help setup debian test lint sweep smoke report bench soak docs clean
 
 help: ## List the targets
 	@echo "Targets (each sets up what it needs):"
@@ -39,11 +39,17 @@ sweep: $(READY) ## The bandwidth sweep: table, plot, results/latest
 smoke: $(READY) ## A small sweep that touches every part, in about a minute
 	@$(PY) -m testbed.run +experiment=smoke $(ARGS)
 
+report: $(READY) ## One page about all results, or some: make report ARGS=results/latest
+	@$(PY) -m analysis.report $(ARGS)
+
 bench: $(READY) ## Measure the testbed itself: start-up, re-shaping, collectives
 	@$(PY) -m experiments.bench $(ARGS)
 
 soak: $(READY) ## 50 clusters up and down: does anything grow? About 10 minutes; another number with ARGS=5
 	@$(PY) -m experiments.soak $(ARGS)
+
+docs: $(READY) ## Write docs/configuration.md again, after a change of keys or defaults
+	@$(PY) -m testbed.reference
 
 clean: ## Remove .venv, caches and build products; results stay
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis.tables import mode_table, paper_comparison, points, unfinished
+from analysis.reported import paper_comparison
+from analysis.tables import mode_table, points, unfinished
 
 DEGRADED = "~"
 NOTES = {
@@ -17,6 +18,10 @@ NOTES = {
     "no": "verified no: outputs were not compared with the reference in this run",
     "one": "spread -: one repeat only, so nothing is known of the spread",
 }
+
+WRAP = 40  # characters: longer text wraps in LaTeX
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
 @dataclass
@@ -29,8 +34,8 @@ class TextTable:
     notes: list[str] = field(default_factory=list)
     left: frozenset[str] = frozenset()
 
-    def markdown(self) -> str:
-        """The table in Markdown, with its title as a heading."""
+    def markdown(self, level: int = 2) -> str:
+        """The table in Markdown, with its title as a heading of this level."""
 
         def line(cells: list[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
@@ -39,7 +44,23 @@ class TextTable:
         rule = "|" + "|".join("---" if name in text_columns else "---:" for name in self.columns) + "|"
         body = "\n".join([line(self.columns), rule, *map(line, self.rows)])
         notes = "".join(f"\n- {note}" for note in self.notes)
-        return f"## {self.title}\n\n{body}\n{notes}\n"
+        return f"{'#' * level} {self.title}\n\n{body}\n{notes}\n"
+
+    def latex(self) -> str:
+        """The table in LaTeX, for the package booktabs; long text wraps."""
+        frame = pd.DataFrame(self.rows, columns=pd.Index(self.columns))
+        styler = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        wide = {name for name in self.left if frame[name].str.len().max() > WRAP}
+        text_columns = {self.columns[0], *self.left}
+        kinds = ["p{55mm}" if name in wide else "l" if name in text_columns else "r" for name in self.columns]
+        body = styler.to_latex(hrules=True, column_format="".join(kinds))
+        notes = "".join(f"\\par\\footnotesize {_latex(note)}\n" for note in self.notes)
+        return f"\\begin{{table}}[tbp]\n\\centering\n\\caption{{{_latex(self.title)}}}\n{body}{notes}\\end{{table}}\n"
+
+
+def _latex(text: str) -> str:
+    """Text in which LaTeX sees no command."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def number(value: float, unit: str = "") -> str:
@@ -60,12 +81,21 @@ def signed_pct(value: float) -> str:
 
 def result_tables(frame: pd.DataFrame) -> list[TextTable]:
     """Every table of a run that has something in it, in the order in which they are read."""
+    return grids(frame) + [table for table in (_paper(frame), *troubles(frame)) if table.rows]
+
+
+def grids(frame: pd.DataFrame) -> list[TextTable]:
+    """Latency and, where there is any, speed-up of each method at each bandwidth; modes side by side if several."""
     measured = points(frame)
-    tables = [_modes(frame), _grid("Latency (ms, median over repeats)", measured, frame, "latency_ms")]
+    tables = [mode_comparison(frame), _grid("Latency (ms, median over repeats)", measured, frame, "latency_ms")]
     if measured["speedup"].notna().any():
         tables.append(_grid("Speed-up over one device", measured, frame, "speedup"))
-    tables += [_paper(frame), _degraded(frame), _unfinished(frame)]
     return [table for table in tables if table.rows]
+
+
+def troubles(frame: pd.DataFrame) -> list[TextTable]:
+    """Points that are degraded or have no result, with the reasons."""
+    return [table for table in (_degraded(frame), _unfinished(frame)) if table.rows]
 
 
 def _grid(title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str) -> TextTable:
@@ -110,7 +140,8 @@ def _about(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _modes(frame: pd.DataFrame) -> TextTable:
+def mode_comparison(frame: pd.DataFrame) -> TextTable:
+    """The same points in each compute mode; no rows if there is one mode only."""
     table = mode_table(frame)
     rows = []
     for (label, bandwidth), values in table.iterrows():  # pyright: ignore[reportGeneralTypeIssues]

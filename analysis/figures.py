@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from analysis.reported import paper_comparison
 from analysis.styles import PARTS, line_styles
-from analysis.tables import paper_comparison, points
+from analysis.tables import points
 from analysis.words import setting, short_modes, values
 
 STYLE = Path(__file__).parent / "testbed.mplstyle"
@@ -93,8 +94,7 @@ def latency_breakdown(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
             Patch(facecolor=PARTS[n][1], hatch=PARTS[n][2], edgecolor="#333333", label=PARTS[n][0]) for n in used
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        text = f"Medians over {_repeats(table)}. {_conditions(frame)}"
-        figure.supxlabel(textwrap.fill(text, 130), fontsize=8, color="#444444", x=0.01, ha="left")
+        condition_caption(figure, frame, f"Medians over {_repeats(table)}.", 130)
         return save(figure, Path(out_dir) / "breakdown")
 
 
@@ -219,6 +219,12 @@ def _caption(figure: Figure, axes: Axes, frame: pd.DataFrame, text: str) -> None
         fontsize=8,
         color="#444444",
     )
+
+
+def condition_caption(figure: Figure, frame: pd.DataFrame, text: str, width: int) -> None:
+    """A caption below a figure with a constrained layout: ``text``, and how its numbers came to be."""
+    lines = textwrap.fill(f"{text} {_conditions(frame)}".lstrip(), width)
+    figure.supxlabel(lines, fontsize=8, color="#444444", x=0.01, ha="left")
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

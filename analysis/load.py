@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from testbed.errors import printable
-from testbed.rows import LATENCY, SCHEMAS, RowSchema
+from testbed.rows import ACCURACY, FIDELITY, LATENCY, SCHEMAS, RowSchema
 
 # Order in tables and legends: the reference, the exact methods, then the one that quantises.
 METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")
@@ -41,11 +41,21 @@ NOT_FOR_SINGLE = frozenset({"speedups", "codec", "codebook_size", "devices", "to
 
 TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 
+# Columns that every finished row has a value in, but for those that ``needed`` names.
+ALWAYS_FILLED = {
+    LATENCY: (
+        *("layers", "hidden", "model", "topology", "network", "compute_mode", "time_scale", "payload_bytes"),
+        "fidelity",
+    ),
+    FIDELITY: ("topology", "network", "ideal_ms", "fidelity"),
+    ACCURACY: ("model", "data", "metric", "bits_per_token", "compression", "examples", "change", "change_low"),
+}
 MODES = ("execute", "hold", "replay", "analytic", "")  # of computation, in the order of tables
 # What no row may hold, so that sums, ratios and axes exist: other numbers are not measurements.
 ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale", "rate_mbps", "time_ms", "ideal_ms"})
 ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
 LEAST, MOST = 1e-9, 1e15
+MEASURED = {LATENCY: "latency_ms", FIDELITY: "time_ms", ACCURACY: "value"}  # what each kind of experiment is about
 
 
 class ResultsError(ValueError):
@@ -55,14 +65,16 @@ class ResultsError(ValueError):
 def load_rows(folder: Path | str) -> pd.DataFrame:
     """All rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
 
-    Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: "").
-    Raises ResultsError for a missing folder or file, an unreadable or empty file, missing columns, and values that
-    cannot be.
+    Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: ""). Columns that an
+    older version did not write are empty (``unwritten`` names them).
+    Raises ResultsError for a missing folder or file, an unreadable or empty file, rows of something else, missing
+    columns without which nothing can be shown, and values that cannot be.
     """
     folder = Path(folder)
-    path = next((folder / name for name in ("results.parquet", "results.csv") if (folder / name).is_file()), None)
+    path = results_file(folder)
     if path is None:
-        reason = "no results.parquet or results.csv in it" if folder.is_dir() else "no such folder"
+        kind = "a file; name the folder that it lies in" if folder.is_file() else "no such folder"
+        reason = "no results.parquet or results.csv in it" if folder.is_dir() else kind
         raise ResultsError(f"{folder}: {reason}; run an experiment first, e.g. make smoke")
     try:
         if path.suffix == ".parquet":
@@ -70,17 +82,38 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
         else:
             raw = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
         schema = schema_of(raw)
-        missing = [name for name in schema.columns if name not in raw.columns]
-        rows = normalise(raw, schema) if not missing else raw
+        missing = [name for name in schema.columns if name in needed(schema) and name not in raw.columns]
+        older = raw.assign(**{name: None for name in schema.columns if name not in raw.columns})
+        rows = normalise(older, schema) if not missing else raw
     except Exception as fault:  # pandas and pyarrow let every kind through, RecursionError and KeyError among them
         reason = printable(str(fault).partition("\n")[0])
         raise ResultsError(f"{path}: cannot be read ({reason})") from fault
     if missing:
-        raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; written by another version?")
+        foreign = 2 * len(missing) > len(needed(schema))
+        whose = "not results of this testbed?" if foreign else "written by another version?"
+        raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; {whose}")
     if rows.empty:
         raise ResultsError(f"{path}: has no rows; the run ended before its first point")
     _check_values(rows, path)
     return rows
+
+
+def results_file(folder: Path) -> Path | None:
+    """The file that a folder's rows are read from; None if it has none."""
+    return next((folder / name for name in ("results.parquet", "results.csv") if (folder / name).is_file()), None)
+
+
+def needed(schema: RowSchema) -> set[str]:
+    """The columns without which rows say nothing: what tells points apart, what was measured, and whether it was."""
+    return {*schema.keys, MEASURED[schema], "status"}
+
+
+def unwritten(rows: pd.DataFrame) -> list[str]:
+    """Columns that no row of a run fills although every finished row would: those of another version, mostly."""
+    schema = schema_of(rows)
+    done = rows[rows["status"] == "ok"]
+    always = [name for name in ALWAYS_FILLED[schema] if done[name].replace("", None).isna().all()]
+    return always if len(done) else []
 
 
 def _check_values(rows: pd.DataFrame, path: Path) -> None:
@@ -116,13 +149,31 @@ def normalise(raw: pd.DataFrame, schema: RowSchema = LATENCY) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
+def manifest_runs(folder: Path | str) -> list[dict[str, Any]]:
+    """The entries of manifest.json, one for each run that measured rows; none where it is missing or damaged.
+
+    What is in an entry is not checked: ``fact`` reads it.
+    """
+    try:
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+        runs = manifest.get("runs", [manifest])  # the first version had one entry, and no list
+        return [run for run in runs if isinstance(run, dict) and run]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # no table depends on it
+        return []
+
+
+def fact(entry: Mapping[str, Any], *path: str) -> str:
+    """What a manifest's entry has under nested keys, as one printable line; "" for what is not there."""
+    value: Any = entry
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "" if value is None else printable(str(value))
+
+
 def revisions(folder: Path | str) -> list[str]:
     """Code revisions that measured the rows, in their order; none where manifest.json is missing or damaged."""
-    try:
-        runs = json.loads((Path(folder) / "manifest.json").read_text())["runs"]
-        return list(dict.fromkeys(str(run["git_sha"]) for run in runs if run["git_sha"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no table depends on it
-        return []
+    found = [fact(run, "git_sha") for run in manifest_runs(folder) if isinstance(run.get("git_sha"), str)]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def label(row: Mapping[Any, Any] | pd.Series, facets: Iterable[str] = ()) -> str:
@@ -138,10 +189,15 @@ def label(row: Mapping[Any, Any] | pd.Series, facets: Iterable[str] = ()) -> str
 
 
 def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a ``label`` column that tells apart all that one method was measured as."""
+    """The frame with a ``label`` column that tells apart all that one method was measured as.
+
+    ``variant`` is the label without the number of devices.
+    """
     facets = {str(method): _varying(rows, str(method)) for method, rows in frame.groupby("method")}
     labels = [label(row, facets[row["method"]]) for _, row in frame.iterrows()]
-    return frame.assign(label=labels)
+    others = {method: [name for name in names if name != "devices"] for method, names in facets.items()}
+    variants = [label(row, others[row["method"]]) for _, row in frame.iterrows()]
+    return frame.assign(label=labels, variant=variants)
 
 
 def method_rank(method: str) -> float:
@@ -151,10 +207,11 @@ def method_rank(method: str) -> float:
 
 def _varying(rows: pd.DataFrame, method: str) -> list[str]:
     """Facets with more than one value that those already taken do not determine."""
-    rows = rows.replace("", None)  # a point that failed early may lack settings; that is no variant
+    # A point that failed early may lack settings; that is no variant.
+    rows = rows[["groups", *FACETS]].drop_duplicates().replace("", None)
     taken: list[str] = []
     for name in FACETS:
-        if method == "single" and name in NOT_FOR_SINGLE:
+        if (method == "single" and name in NOT_FOR_SINGLE) or rows[name].nunique() < 2:
             continue
         if rows.groupby(["groups", *taken], dropna=False)[name].nunique().max() > 1:
             taken.append(name)

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from analysis.cells import TextTable
 from analysis.contents import tables
-from analysis.load import load_rows
 from analysis.report import write_report
+from analysis.runs import read_run
 from analysis.words import modes, setting
 
 PLAIN_WIDTH = 140  # columns where there is no terminal that says how wide it is
@@ -23,8 +23,8 @@ def summarize(folder: Path, console: Console | None = None) -> None:
 
     Raises analysis.load.ResultsError if the folder has no readable rows.
     """
-    frame = load_rows(folder)
-    files = write_report(folder, frame)
+    run = read_run(folder)
+    frame, files = run.frame, write_report(folder, run)
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
@@ -32,6 +32,8 @@ def summarize(folder: Path, console: Console | None = None) -> None:
     console.print(Text(f"{frame['experiment'].iloc[0]}: {setting(frame)}", style="bold"), soft_wrap=True)
     for line in modes(frame):
         console.print(Text(f"  {line}"), soft_wrap=True)
+    for note in run.notes:
+        console.print(Text(f"  note: {note}"), soft_wrap=True)
     for table in tables(frame):
         console.print()
         console.print(_rich(table))

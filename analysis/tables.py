@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from analysis.load import MODES, method_rank, with_labels
 
-REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
 PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
 # Columns that are the same for all repeats of a point.
 SETTINGS = (
@@ -28,24 +25,13 @@ SETTINGS = (
     *("model", "topology", "network", "device_profile", "compute_mode", "time_scale", "formula_bytes"),
 )
 
-# The workload of the paper's latency figures: 12 layers of width 768, 1024 tokens, 4 devices, K = 1024.
-PAPER_SETTING = {"layers": 12, "hidden": 768, "tokens": 1024, "devices": 4, "codebook_size": 1024}
-PAPER_PROFILE = "gtx1660ti"
-PAPER_TENSOR_VOLUME = 2  # two all-reduces a layer, each counted as one all-gather
-# Reported metric -> the method in the ratio's numerator.
-PAPER_RATIOS = {
-    "speedup_over_single": "single",
-    "speedup_over_sequence": "sequence",
-    "speedup_over_tensor": "tensor",
-}
-
 
 def points(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per measured point (label, bandwidth_mbps): medians over the repeats with status ok.
 
-    Columns: label, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median (missing
-    for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms, verified (every
-    repeat), degraded (any repeat), degraded_repeats, fidelity_note (the first), residual_pct (median), and the
+    Columns: label, variant, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median
+    (missing for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms, verified
+    (every repeat), degraded (any repeat), degraded_repeats, fidelity_note (the first), residual_pct (median), and the
     settings. A ``single`` without a bandwidth stands at every bandwidth.
     """
     rows = _at_every_bandwidth(with_labels(frame))
@@ -66,6 +52,7 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
         degraded_repeats=("fidelity", lambda values: int((values == "degraded").sum())),
         fidelity_note=("fidelity_note", lambda notes: next((note for note in notes.fillna("") if note), "")),
         residual_pct=("residual_pct", "median"),
+        variant=("variant", "first"),
         **named,
     ).reset_index()
     spread = 100 * (table["latency_max"] - table["latency_min"]) / table["latency_ms"]
@@ -127,39 +114,6 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
-    """The paper's reported speed-ups of astra beside ours, for the points that this run has in the paper's setting.
-
-    Columns: figure (astra G=1 over single), bandwidth_mbps, paper, ours, difference_pct, spread_pct (of our points),
-    why: in what our conditions differ from the paper's.
-    """
-    reported = pd.read_csv(reported_csv)
-    reported = reported[reported["metric"].isin(PAPER_RATIOS) & (reported["kind"] == "reported")]
-    table = points(frame)
-    found = []
-    for _, figure in reported.iterrows():
-        ours = table[_in_paper_setting(table) & (table["method"] == "astra")]
-        ours = ours[(ours["groups"] == figure["groups"]) & (ours["bandwidth_mbps"] == figure["bandwidth_mbps"])]
-        for _, point in ours.iterrows():
-            base = _counterpart(table, point, PAPER_RATIOS[figure["metric"]])
-            if base is None:
-                continue
-            ratio = base["latency_ms"] / point["latency_ms"]
-            found.append(
-                {
-                    "figure": f"{point['label']} over {PAPER_RATIOS[figure['metric']]}",
-                    "bandwidth_mbps": point["bandwidth_mbps"],
-                    "paper": figure["value"],
-                    "ours": ratio,
-                    "difference_pct": 100 * (ratio / figure["value"] - 1),
-                    "spread_pct": pd.Series([point["spread_pct"], base["spread_pct"]]).max(),
-                    "why": "; ".join(_differences(point, base, _counterpart(table, point, "sequence"))),
-                }
-            )
-    columns = ["figure", "bandwidth_mbps", "paper", "ours", "difference_pct", "spread_pct", "why"]
-    return pd.DataFrame(found, columns=columns)
-
-
 def _at_every_bandwidth(rows: pd.DataFrame) -> pd.DataFrame:
     bandwidths = rows["bandwidth_mbps"].dropna().unique()
     lone = (rows["method"] == "single") & rows["bandwidth_mbps"].isna()
@@ -167,46 +121,3 @@ def _at_every_bandwidth(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     copies = [rows[lone].assign(bandwidth_mbps=bandwidth) for bandwidth in bandwidths]
     return pd.concat([rows[~lone], *copies], ignore_index=True)
-
-
-def _in_paper_setting(table: pd.DataFrame) -> pd.Series:
-    same = pd.Series(True, index=table.index)
-    for name, value in PAPER_SETTING.items():
-        same &= table[name] == value
-    return same & table["speedups"].fillna("").isin(["paper", ""]) & (table["loss_pct"].fillna(0) == 0)
-
-
-def _counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series | None:
-    """The same point with another method, in the paper's number format where there are several."""
-    same = (table["method"] == method) & (table["bandwidth_mbps"] == point["bandwidth_mbps"])
-    shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "time_scale", "device_profile"]
-    for name in shared + (["devices", "topology", "delay_ms"] if method != "single" else []):
-        same &= (table[name] == point[name]) | (table[name].isna() & pd.isna(point[name]))
-    rows = table[same]
-    if rows["codec"].nunique() > 1:
-        rows = rows[rows["codec"].isin(["fp32", "none", ""])]
-    return None if rows.empty else rows.iloc[0]
-
-
-def _differences(point: pd.Series, base: pd.Series, sequence: pd.Series | None) -> list[str]:
-    """In what the two points differ from the paper's conditions, most important first."""
-    words = []
-    if point["network"] != "analytic":
-        words.append(f"the paper divides bits by bandwidth, here {point['network']}")
-    if point["compute_mode"] == "execute":
-        words.append("computed at this machine's speed")
-    elif point["device_profile"] != PAPER_PROFILE:
-        words.append(f"device profile {point['device_profile']}")
-    if point["encode_ms"] > 0:
-        words.append(f"encoding counted ({point['encode_ms']:.1f} ms)")
-    if base["method"] == "tensor" and sequence is not None:
-        volume = base["formula_bytes"] / sequence["formula_bytes"]
-        if abs(volume / PAPER_TENSOR_VOLUME - 1) > 0.01:  # a ring all-reduce receives 4 times as much
-            words.append(f"for tensor the paper counts {PAPER_TENSOR_VOLUME}x sequence's bits, here {volume:.3g}x")
-    if point["delay_ms"] > 0:
-        words.append(f"link delay {point['delay_ms']:g} ms")
-    if point["time_scale"] != 1 and pd.notna(point["time_scale"]):
-        words.append(f"time scale {point['time_scale']:g}")
-    if point["degraded"] or base["degraded"]:
-        words.append("degraded fidelity")
-    return words

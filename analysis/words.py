@@ -21,6 +21,8 @@ COMPUTE = {
     "replay": "compute replay: arithmetic replaced by the device profile's slots; bytes, packets and waiting are real",
     "analytic": "compute analytic: multiply-accumulates divided by the device profile's speed, nothing was run",
 }
+METRICS = {"accuracy_pct": "accuracy (%)", "perplexity": "perplexity"}
+LESS_IS_BETTER = frozenset({"perplexity"})
 
 
 def values(frame: pd.DataFrame, column: str) -> list[Any]:
@@ -35,6 +37,29 @@ def joined(frame: pd.DataFrame, column: str, pattern: str = "{}") -> str:
     """Distinct values as text: ``2/4 devices``. Empty if the column has none."""
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values(frame, column)]
     return pattern.format("/".join(texts)) if texts else ""
+
+
+def metric(frame: pd.DataFrame) -> str:
+    """What rows of quality are a figure of."""
+    return "/".join(METRICS.get(str(name), str(name)) for name in values(frame, "metric"))
+
+
+def better_up(frame: pd.DataFrame) -> int:
+    """1 where more of the metric is better, -1 where less is."""
+    return -1 if values(frame, "metric") and set(values(frame, "metric")) <= LESS_IS_BETTER else 1
+
+
+def by_corpus(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of quality, apart for each text that a model was judged on; one part where there is no such column."""
+    if "corpus" not in frame:
+        return [frame]
+    return [part for _, part in frame.groupby("corpus", sort=False)]
+
+
+def judged_on(frame: pd.DataFrame) -> str:
+    """Model, data and number of examples of rows of quality."""
+    data = " ".join(filter(None, [joined(frame, "data"), joined(frame, "corpus")]))
+    return f"{joined(frame, 'model')} on {data}, {joined(frame, 'examples', '{} examples')}"
 
 
 def setting(frame: pd.DataFrame) -> str:

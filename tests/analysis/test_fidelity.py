@@ -60,7 +60,7 @@ def test_the_report_of_a_folder(tmp_path: Path) -> None:
     both = frame(rows(times_ms=(10.0, 10.2)), rows("tclink", times_ms=(0.6,)))
     both.to_csv(tmp_path / "results.csv", index=False)
     names = {path.name for path in write_report(tmp_path)}
-    assert names == {"tables.md", "links.png", "links.pdf", "shapers.png", "shapers.pdf"}
-    assert "time over ideal" in (tmp_path / "report" / "tables.md").read_text()
+    assert names == {"report.html", "tables.md", "tables.tex", "links.png", "links.pdf", "shapers.png", "shapers.pdf"}
+    assert "Links of shaper tbf: time over ideal" in (tmp_path / "report" / "tables.md").read_text()
     alone = frame(rows())
     assert {path.stem for path in fidelity_figures(alone, tmp_path)} == {"links"}  # nothing to compare with

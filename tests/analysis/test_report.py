@@ -1,16 +1,22 @@
-import sys
+import re
+from html import unescape
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import report
+from analysis import page, report, sections
 from analysis.figures import latency_breakdown, speedup_plot
+from analysis.load import load_rows
 from analysis.styles import line_styles
 from analysis.summary import summarize
 from analysis.tables import points
+from testbed.config import load_config
 from tests.analysis import synthetic
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
+TEXTS = {"report.html", "tables.md", "tables.tex"}
+DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "break_even_map")
 PARTIAL = {
     "one bandwidth": synthetic.sweep(bandwidths=(10.0,), repeats=1),
     "one method": synthetic.frame([synthetic.row("astra", 1, speedup=None)]),
@@ -34,7 +40,14 @@ def folder(tmp_path):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Drawing takes seconds; tests of the text do without."""
-    monkeypatch.setattr(report, "draw", lambda frame, out_dir: [])
+    for name in DRAWERS:
+        monkeypatch.setattr(sections, name, lambda *_: [])
+
+
+@pytest.fixture
+def no_rendering(monkeypatch):
+    """Figures are made, but what is written of them is not a picture."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
 
 
 def is_png(path):
@@ -56,14 +69,14 @@ def test_every_line_has_its_own_look():
 
 
 @pytest.mark.parametrize("name", PARTIAL)
-def test_partial_results_are_reported(name, tmp_path, capsys):
+def test_partial_results_are_reported(name, tmp_path, capsys, no_rendering):
     PARTIAL[name].to_csv(tmp_path / "results.csv", index=False)
     summarize(tmp_path)
     assert "Latency (ms" in capsys.readouterr().out
     assert (tmp_path / "report" / "tables.md").stat().st_size > 100
 
 
-def test_summary_says_everything_and_is_not_cut(folder, capsys):
+def test_summary_says_everything_and_is_not_cut(folder, capsys, no_rendering):
     summarize(folder)
     out = capsys.readouterr().out
     assert "vit_base, 12 layers, D = 768, 1024 tokens, 4 devices, star" in out
@@ -104,26 +117,124 @@ def test_terminal_gets_colour_and_its_own_width(folder, tmp_path, no_figures):
         assert "\x1b[" in file.read()
 
 
-def test_old_figures_go_when_there_is_nothing_to_show(folder):
-    assert (len(report.write_report(folder)), len(list((folder / "report").iterdir()))) == (5, 5)
+def test_old_figures_go_and_other_files_stay(folder, no_rendering):
+    names = {path.name for path in report.write_report(folder)}
+    assert names == {*TEXTS, *FIGURES, "break_even.png", "break_even.pdf"}
+    for name in ("photo.png", "run-notes", "report.pdf"):
+        (folder / "report" / name).write_text("x")
     synthetic.frame([synthetic.failed("tensor")]).to_parquet(folder / "results.parquet", index=False)
     report.write_report(folder)
-    assert [path.name for path in (folder / "report").iterdir()] == ["tables.md"]
+    assert {path.name for path in (folder / "report").iterdir()} == {*TEXTS, "photo.png", "run-notes"}
 
 
-def test_tables_md_has_the_tables_and_the_figures(folder):
+def test_tables_md_has_the_tables_and_the_figures(folder, no_rendering):
     (folder / "manifest.json").write_text('{"runs": [{"git_sha": "0123abc"}]}')
-    text = (report.write_report(folder)[0]).read_text()
+    report.write_report(folder)
+    text = (folder / "report" / "tables.md").read_text()
     assert text.startswith("# bandwidth_sweep\n")
-    assert "| astra G=32 |" in text and "![speedup](speedup.png)" in text and "code revision 0123abc" in text
+    assert "| astra G=32 |" in text and "](speedup.png)" in text and "revision: 0123abc" in text
 
 
-def test_command_line(folder, capsys, monkeypatch, no_figures):
-    monkeypatch.setattr(sys, "argv", ["report", str(folder)])
-    report.main()
-    assert "Latency (ms" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["report", str(folder / "nowhere")])
-    with pytest.raises(SystemExit) as ended:
-        report.main()
-    assert ended.value.code == 2
+def html_of(folder, *words):
+    code = report.main([str(folder), *words])
+    return code, (folder / "report" / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
+    code, text = html_of(folder)
+    assert code == 0
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", text)
+    assert len([source for source in sources if source.startswith("data:image/png;base64,")]) == 3
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert not re.search(r"https?://|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", text))
+    anchors = set(re.findall(r'id="([^"]+)"', text))
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 12
+
+
+def test_sections_without_data_say_what_to_run(folder, no_figures):
+    _, text = html_of(folder)
+    assert text.count("(nothing yet)") == 7
+    said = re.findall(r"Run: \.venv/bin/python -m testbed\.run ([^<]*)", unescape(text))
+    assert len(said) == 6
+    for words in said:  # commands that exist, with keys that exist
+        for command in words.split(", then .venv/bin/python -m testbed.run "):
+            assert load_config([*command.split(), "network=loopback"])
+
+
+def test_the_page_shows_text_as_text(tmp_path, no_figures):
+    synthetic.frame([synthetic.failed("tensor", error="<script>alert(1)</script> & | $x$ \\input{x}")]).to_csv(
+        tmp_path / "results.csv", index=False
+    )
+    (tmp_path / "manifest.json").write_text('{"runs": [{"git_sha": "<b>", "argv": ["<i>", 7, null], "clusters": [3]}]}')
+    _, text = html_of(tmp_path)
+    assert "&lt;script&gt;" in text and "<script" not in text and "<b>" not in text and "<i>" not in text
+    latex = (tmp_path / "report" / "tables.tex").read_text()
+    assert r"\$x\$ \textbackslash" in latex and "\\input" not in latex and r"\toprule" in latex
+
+
+def test_captions_say_network_and_mode_and_degraded_points_are_marked(folder, no_figures):
+    frame = synthetic.sweep(bandwidths=(10.0, 100.0), network="loopback")
+    frame.loc[(frame["method"] == "pipeline"), ["fidelity", "fidelity_note"]] = ["degraded", "a busy host"]
+    frame.to_parquet(folder / "results.parquet", index=False)
+    _, text = html_of(folder)
+    assert "2 of 14 points are degraded" in text and "a busy host" in text
+    assert "not a network measurement" in text
+    slower = re.findall(r"Slower than one device at 10 Mbps: ([^.<]*)", text)
+    assert slower and "pipeline" not in slower[0]  # no sentence rests on a degraded point
+    drawing = sections.Drawing(folder)
+    (figure,) = drawing.figures([folder / "speedup.png"], "Speed-up.", load_rows(folder))
+    assert "network loopback, compute replay (device profile gtx1660ti)" in figure.caption
+
+
+def test_several_runs_make_one_page(tmp_path, no_rendering):
+    two = synthetic.sweep(bandwidths=(10.0, 100.0), devices=2)
+    two = two[two["method"] != "single"]
+    four = synthetic.sweep(bandwidths=(10.0, 100.0))
+    for name, frame in (("two", two), ("four", four), ("four-20261121T100352.259034Z", four)):
+        (tmp_path / name).mkdir()
+        frame.to_parquet(tmp_path / name / "results.parquet", index=False)
+    (tmp_path / "latest").symlink_to("four")
+    code, text = html_of(tmp_path)
+    assert code == 0
+    assert "Run 2: bandwidth_sweep" in text and "Run 3" not in text  # a link and what was set aside are no other runs
+    drawn = {str(path.relative_to(tmp_path / "report")) for path in (tmp_path / "report").glob("**/*.png")}
+    assert drawn == {
+        *("run-1/speedup.png", "run-1/breakdown.png", "run-2/speedup.png", "run-2/breakdown.png"),
+        *("devices.png", "break_even.png"),
+    }
+
+
+def test_what_can_be_shown_is_shown(folder, capsys, no_figures):
+    (folder / "broken").mkdir()
+    (folder / "broken" / "results.parquet").write_bytes(b"not parquet")
+    code = report.main([str(folder / "broken"), str(folder), "--out", str(folder / "both")])
+    text = (folder / "both" / "report.html").read_text()
+    assert (
+        code == 1 and "Left out:" in text and "broken/results.parquet: cannot be read" in text and "astra G=32" in text
+    )
+    assert "left out" in capsys.readouterr().err
+    assert report.main([str(folder / "broken")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert report.main([str(folder / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+    (folder / "empty").mkdir()
+    assert report.main([str(folder / "empty")]) == 2
+    assert "no results in it or below; run an experiment first" in capsys.readouterr().err
+
+
+def test_a_browser_prints_the_page_where_there_is_one(folder, capsys, monkeypatch, tmp_path, no_figures):
+    monkeypatch.setattr(page, "CHROMIUM", ("no-such-browser",))
+    report.main([str(folder)])
+    assert "no PDF: there is no Chromium here" in capsys.readouterr().out
+    browser = tmp_path / "chromium"
+    browser.write_text(
+        '#!/bin/sh\nfor word; do case $word in --print-to-pdf=*) echo %PDF > "${word#*=}";; esac; done\n'
+    )
+    browser.chmod(0o755)
+    monkeypatch.setattr(page, "CHROMIUM", (str(browser),))
+    report.main([str(folder)])
+    assert (folder / "report" / "report.pdf").is_file() and "report.pdf" in capsys.readouterr().out
+    browser.write_text("#!/bin/sh\necho no display >&2\nexit 1\n")
+    report.main([str(folder)])
+    assert "could not print the page (no display)" in capsys.readouterr().out
+    assert not (folder / "report" / "report.pdf").exists()

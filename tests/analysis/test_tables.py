@@ -2,10 +2,10 @@ import pandas as pd
 import pytest
 
 from analysis.cells import number, result_tables
+from analysis.reported import paper_comparison
 from analysis.tables import (
     latency_table,
     mode_table,
-    paper_comparison,
     points,
     speedup_table,
     spread_table,

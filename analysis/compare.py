@@ -1,0 +1,204 @@
+"""What changed between two runs of the same grid, point by point: ``python -m analysis.compare A B``.
+
+A ratio of medians has an interval from the bootstrap over repeats (Efron 1979); a point counts as changed if the
+interval does not hold 1. With three repeats that needs every repeat of one run beyond every repeat of the other, and
+by chance alone it happens to one unchanged point in ten; with five, to one in fifty. Fewer repeats tell nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.cells import DEGRADED, TextTable, number
+from analysis.load import MEASURED, ResultsError, fact
+from analysis.runs import CONDITIONS, Run, read_run
+from analysis.words import joined
+from testbed.rows import ACCURACY, FIDELITY, LATENCY
+
+RESAMPLES, LEVEL = 2000, 0.95
+FEWEST = 3  # repeats of each run, below which noise is not known
+LONG_MS, NEAR_PCT, NEAR_MS = 50.0, 3.0, 2.0  # points above LONG_MS repeat within NEAR_PCT, shorter ones within NEAR_MS
+CHANGED, SAME, ONLY_A, ONLY_B = "changed", "not distinguishable", "only in A", "only in B"
+UNITS = {LATENCY: " ms", FIDELITY: " ms", ACCURACY: ""}
+INTERVAL_COLUMNS = ("value_low", "value_high")  # of ACCURACY, over test examples: its rows are not repeats
+
+
+def compare(a: Run, b: Run) -> pd.DataFrame:
+    """One row per point of either run. Raises ResultsError if they are runs of different kinds.
+
+    Columns: the keys of the rows (and the compute mode, where a run has several), a, b (medians over good repeats),
+    repeats_a, repeats_b, ratio = b / a with low and high, verdict, near (None where one is missing), degraded.
+    """
+    if a.schema is not b.schema:
+        raise ResultsError(f"{a.folder} and {b.folder}: rows of different kinds of experiments cannot be compared")
+    keys = _keys(a, b)
+    of_a, of_b = _points(a, keys), _points(b, keys)
+    rows = []
+    for key in dict.fromkeys([*of_a, *of_b]):
+        rows.append(dict(zip(keys, key, strict=True)) | _judge(of_a.get(key), of_b.get(key), a.schema is ACCURACY))
+    return pd.DataFrame(rows)
+
+
+def _keys(a: Run, b: Run) -> list[str]:
+    """What tells points apart in both runs."""
+    keys = list(a.schema.keys)
+    if "compute_mode" in a.schema.columns and max(run.frame["compute_mode"].nunique() for run in (a, b)) > 1:
+        keys.append("compute_mode")
+    return keys
+
+
+def _points(run: Run, keys: list[str]) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """Good rows of each point."""
+    measured = MEASURED[run.schema]
+    rows = run.frame[(run.frame["status"] == "ok") & run.frame[measured].notna()]
+    rows = rows.assign(measured=rows[measured])
+    # NaN equals nothing, so a point without a bandwidth would never be found again.
+    plain = rows[keys].astype(object).where(rows[keys].notna(), None)
+    names = list(plain.itertuples(index=False, name=None))
+    return {name: part for name, part in rows.groupby(pd.Series(names, index=rows.index), sort=False)}  # pyright: ignore
+
+
+def _judge(a: pd.DataFrame | None, b: pd.DataFrame | None, has_intervals: bool) -> dict[str, Any]:
+    missing = {"a": np.nan, "b": np.nan, "ratio": np.nan, "low": np.nan, "high": np.nan, "near": None}
+    parts = [part for part in (a, b) if part is not None]
+    degraded = any((part["fidelity"] == "degraded").any() for part in parts if "fidelity" in part)
+    counts = {"repeats_a": 0 if a is None else len(a), "repeats_b": 0 if b is None else len(b), "degraded": degraded}
+    if a is None or b is None:
+        name, part, verdict = ("a", a, ONLY_A) if b is None else ("b", b, ONLY_B)
+        assert part is not None
+        return missing | counts | {name: part["measured"].median(), "verdict": verdict}
+    old, new = float(a["measured"].median()), float(b["measured"].median())
+    if has_intervals:
+        low, high, known = _from_intervals(a, b)
+    else:
+        low, high = ratio_interval(a["measured"].to_numpy(), b["measured"].to_numpy())
+        known = min(len(a), len(b)) >= FEWEST
+    changed = known and not low <= 1 <= high
+    near = abs(new - old) <= NEAR_MS if old <= LONG_MS else abs(new / old - 1) <= NEAR_PCT / 100
+    found = {"a": old, "b": new, "ratio": new / old if old else np.nan, "low": low, "high": high, "near": near}
+    return found | counts | {"verdict": CHANGED if changed else SAME}
+
+
+def ratio_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of median(b) / median(a), by the percentile bootstrap over repeats. a: [n], b: [m], above 0."""
+    draw = np.random.default_rng(seed)
+    medians = [
+        np.median(values[draw.integers(len(values), size=(RESAMPLES, len(values)))], axis=1) for values in (a, b)
+    ]
+    low, high = np.quantile(medians[1] / medians[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _from_intervals(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float, bool]:
+    """Ratio's interval from those over test examples: wider than need be, as both models see the same examples."""
+    (low_a, high_a), (low_b, high_b) = ([float(part[name].median()) for name in INTERVAL_COLUMNS] for part in (a, b))
+    if not low_a > 0:
+        return np.nan, np.nan, False
+    return low_b / high_a, high_b / low_a, True
+
+
+def comparison_table(table: pd.DataFrame, a: Run, b: Run) -> TextTable:
+    """``compare`` as text, what changed first."""
+    order = {CHANGED: 0, ONLY_A: 1, ONLY_B: 2, SAME: 3}
+    keys = [name for name in _keys(a, b) if table[name].nunique(dropna=False) > 1] or list(_keys(a, b))[:1]
+    ranked = table.assign(order=table["verdict"].map(order)).sort_values("order", kind="stable")
+    unit = UNITS[a.schema]
+    rows = []
+    for _, row in ranked.iterrows():
+        interval = "-" if pd.isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"
+        few = row["verdict"] == SAME and min(row["repeats_a"], row["repeats_b"]) < FEWEST and a.schema is not ACCURACY
+        rows.append(
+            [
+                *(_text(row[name]) for name in keys),
+                number(row["a"], unit),
+                number(row["b"], unit),
+                "-" if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}",
+                interval,
+                f"{row['repeats_a']}, {row['repeats_b']}",
+                row["verdict"] + (" (too few repeats)" if few else "") + (DEGRADED if row["degraded"] else ""),
+            ]
+        )
+    notes = [f"{DEGRADED} a point of degraded fidelity in A or B"] if table["degraded"].any() else []
+    columns = [*keys, "A", "B", "B / A", "95% interval", "repeats", "verdict"]
+    return TextTable("What changed from A to B", columns, rows, notes, left=frozenset({"verdict"}))
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return "-"
+    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def repeatability(table: pd.DataFrame) -> list[str]:
+    """How many points repeat within 3% (2 ms below 50 ms), all and those that are not degraded, as sentences."""
+    both = table[table["near"].notna()]
+    lines = []
+    for name, part in (("points in both", both), ("of them not degraded", both[~both["degraded"].astype(bool)])):
+        long = part["a"] > LONG_MS
+        near = part["near"].astype(bool)
+        lines.append(
+            f"{name}: {near.sum()} of {len(part)} within {NEAR_PCT:g}% or {NEAR_MS:g} ms ({(near & long).sum()} of "
+            f"{long.sum()} above {LONG_MS:g} ms within {NEAR_PCT:g}%, {(near & ~long).sum()} of {(~long).sum()} others "
+            f"within {NEAR_MS:g} ms)"
+        )
+    return lines
+
+
+def _about(name: str, run: Run) -> str:
+    entry = run.entries[-1] if run.entries else {}
+    words = [fact(entry, "started"), fact(entry, "git_sha")[:12], joined(run.frame, "network")]
+    return f"- {name}: {run.folder} ({', '.join(filter(None, [*words, joined(run.frame, 'compute_mode')]))})"
+
+
+def conditions_that_differ(a: Run, b: Run) -> list[str]:
+    """Settings of the rows, and the processor, in which two runs are not alike."""
+    names = [name for name in CONDITIONS if name in a.frame and name in b.frame]
+    pairs = [(name, joined(a.frame, name), joined(b.frame, name)) for name in names]
+    cpus = [fact(run.entries[-1], "cpu") if run.entries else "" for run in (a, b)]
+    pairs.append(("cpu", cpus[0], cpus[1]))
+    return [
+        f"- {name} differs: {old or 'not known'} in A, {new or 'not known'} in B"
+        for name, old, new in pairs
+        if old != new
+    ]
+
+
+def report(a: Run, b: Run) -> str:
+    """The comparison in Markdown."""
+    table = compare(a, b)
+    lines = ["# Two runs compared", "", _about("A", a), _about("B", b), *conditions_that_differ(a, b)]
+    lines += [f"- {name}: {note}" for name, run in (("A", a), ("B", b)) for note in run.notes]
+    if table.empty:
+        return "\n".join([*lines, "", "No point of either run has a result."])
+    counts = table["verdict"].value_counts()
+    lines += [
+        "",
+        ", ".join(f"{counts[name]} {name}" for name in (CHANGED, SAME, ONLY_A, ONLY_B) if name in counts) + ".",
+    ]
+    if a.schema is not ACCURACY:
+        lines += ["", *(f"- {line}" for line in repeatability(table))]
+    return "\n".join([*lines, "", comparison_table(table, a, b).markdown()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns 0 whatever changed, 2 if a run cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.compare", description="What changed between two runs.")
+    parser.add_argument("a", type=Path, metavar="A", help="results folder of the first run")
+    parser.add_argument("b", type=Path, metavar="B", help="results folder of the second run")
+    arguments = parser.parse_args(argv)
+    try:
+        print(report(read_run(arguments.a), read_run(arguments.b)))
+    except ResultsError as fault:
+        print(f"compare: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

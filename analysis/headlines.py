@@ -1,0 +1,114 @@
+"""What a run found, in sentences that hold without the tables: which point, how sure, measured how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.accuracy import ORIGINAL, TRAINED
+from analysis.cells import number
+from analysis.fidelity import BAND, DEFAULT, LARGE_BYTES, messages
+from analysis.load import schema_of
+from analysis.tables import points
+from analysis.words import better_up, by_corpus, judged_on, metric, setting
+from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
+
+
+def headlines(frame: pd.DataFrame) -> list[str]:
+    """The sentences of one run; points of degraded fidelity are left out, and it is said how many these are."""
+    return list({LATENCY: _latency, FIDELITY: _fidelity, ACCURACY: _quality}[schema_of(frame)](frame))
+
+
+def _latency(frame: pd.DataFrame) -> Iterator[str]:
+    table = points(frame[frame["compute_mode"] != "analytic"])
+    if table.empty:
+        yield "No point has a result."
+        return
+    sound = table[~table["degraded"]]
+    single = sound[sound["method"] == BASELINE]["latency_ms"]
+    if len(single):
+        yield f"One device needs {number(single.median())} ms ({setting(frame[frame['method'] == BASELINE])})."
+    parallel = sound[(sound["method"] != BASELINE) & sound["speedup"].notna()]
+    for bandwidth in sorted({parallel["bandwidth_mbps"].min(), parallel["bandwidth_mbps"].max()}):
+        here = parallel[parallel["bandwidth_mbps"] == bandwidth].sort_values("speedup", ascending=False)
+        yield from _at(here, bandwidth)
+    if degraded := int(table["degraded"].sum()):
+        yield (
+            f"{degraded} of {len(table)} points are degraded: this machine did not give what it emulates. They are "
+            "marked everywhere and in none of these sentences."
+        )
+    lost = frame[frame["status"] != "ok"][list(LATENCY.keys)].drop_duplicates()
+    if len(lost):
+        yield f"{len(lost)} points have no result."
+    if not table["verified"].all() and len(table):
+        yield "Some outputs were not compared with the reference model; the tables say which."
+
+
+def _at(here: pd.DataFrame, bandwidth: float) -> Iterator[str]:
+    """What is fastest at one bandwidth, and what is slower than one device there."""
+    if not bandwidth > 0 or here.empty:
+        return
+    best = here.iloc[0]
+    spread = f"{number(best['speedup_min'])} to {number(best['speedup_max'])} over {best['repeats']} repeats"
+    spread = spread if best["repeats"] > 1 else "one repeat"
+    name = f"{best['variant']} on {best['devices']:g} devices"
+    yield (
+        f"At {bandwidth:g} Mbps the fastest is {name}: {number(best['latency_ms'])} ms, "
+        f"{number(best['speedup'])} times as fast as one device ({spread})."
+    )
+    slower = here[here["speedup"] < 1]
+    if len(slower):
+        names = ", ".join(
+            f"{row['variant']}{_of(row, here)} ({number(row['speedup'])}x)" for _, row in slower.iterrows()
+        )
+        yield f"Slower than one device at {bandwidth:g} Mbps: {names}."
+
+
+def _of(row: pd.Series, here: pd.DataFrame) -> str:
+    """The number of devices, where several were measured."""
+    return f" on {row['devices']:g} devices" if here["devices"].nunique() > 1 else ""
+
+
+def _fidelity(frame: pd.DataFrame) -> Iterator[str]:
+    table = messages(frame)
+    table = table[(table["shaper"] == DEFAULT) & (table["size_bytes"] >= LARGE_BYTES)]
+    if table.empty:
+        yield f"No message of {LARGE_BYTES:,} B or more over links of shaper {DEFAULT}."
+        return
+    off = (table["ratio"] - 1).abs().groupby([table["devices"], table["rate_mbps"]]).max()
+    for devices, of in off.groupby(level=0):
+        worst = of.droplevel(0)
+        good = worst[worst <= BAND]
+        rates = ", ".join(f"{rate:g}" for rate in good.index) or "none"
+        bad = ", ".join(f"{rate:g} (off by {value:.0%})" for rate, value in worst[worst > BAND].items())
+        yield (
+            f"With {devices:g} devices messages of {LARGE_BYTES:,} B and more take within {BAND:.0%} of their ideal "
+            f"time at these rates (Mbps): {rates}" + (f"; not at {bad}." if bad else ".")
+        )
+
+
+def _quality(frame: pd.DataFrame) -> Iterator[str]:
+    for part in by_corpus(frame):
+        yield from _quality_on(part)
+
+
+def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
+    rows = frame[(frame["status"] == "ok")]
+    original = rows[rows["stage"] == ORIGINAL]
+    if len(original):
+        yield f"Without compression: {metric(frame)} {original['value'].mean():.2f} ({judged_on(frame)})."
+    unit = "%" if better_up(frame) < 0 else ""
+    adapted = rows[(rows["stage"] == TRAINED)]
+    for (groups, size), of in adapted.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
+        most = of[of["devices"] == of["devices"].max()]
+        best = most.loc[(most["change"] * better_up(frame)).idxmax()]
+        ways = f", the best of {len(most)} ways" if len(most) > 1 else ""
+        yield (
+            f"With G={groups:g}, K={size:g} ({number(best['bits_per_token'])} bits a token and layer, "
+            f"{best['compression']:,.0f} times fewer) and {best['devices']:g} devices, adapted{ways}: "
+            f"{best['value']:.2f}, a change of {best['change']:+.2f}{unit} "
+            f"[{best['change_low']:+.2f}, {best['change_high']:+.2f}]."
+        )
+    if len(rows) and adapted.empty:
+        yield "No codebook was adapted; what k-means codebooks alone give is in the table."

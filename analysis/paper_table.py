@@ -1,0 +1,214 @@
+"""Paper, ours, difference, why: every figure that the paper reports, and what stands beside it or why nothing does.
+
+A quality is compared by its change against the uncompressed model, because models and data differ.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from analysis.accuracy import ORIGINAL, TRAINED
+from analysis.cells import TextTable, number, signed_pct
+from analysis.reported import (
+    PAPER_RATIOS,
+    PAPER_SETTING,
+    counterpart,
+    in_paper_setting,
+    latency_differences,
+    paper_comparison,
+    reported_figures,
+)
+from analysis.tables import points
+from analysis.words import joined
+
+METRICS = {"accuracy": "accuracy_pct", "perplexity": "perplexity"}  # the paper's name -> ours
+CODEWORDS = PAPER_SETTING["codebook_size"]
+PAPER_WAY = {"class_tokens": "distributed", "objective": "labels", "trained_on": "4"}  # of training
+WAYS = {"class_tokens": "{} class token", "objective": "trained by {}", "trained_on": "trained on {} devices"}
+KNOBS = {"lambda": "noise", "beta": "commitment"}
+NOT_MEASURED = {  # a word of the setting, or a metric -> why nothing stands beside it
+    "bit": "weights are not quantised here",
+    "loss": "quality under packet loss is not measured here",
+    "train_val_gap": "rows have no accuracy on training examples",
+}
+COLUMNS = ["figure", "setting", "paper", "ours", "difference", "our spread", "conditions that differ"]
+
+
+def paper_table(latency: list[pd.DataFrame], quality: list[pd.DataFrame]) -> TextTable:
+    """All reported figures; those that have something of ours beside them first.
+
+    latency, quality: rows of the runs at hand, each frame of one run or of one set of conditions.
+    """
+    judged = pd.concat(quality, ignore_index=True) if quality else None
+    measured = [(paper_comparison(frame), points(frame)) for frame in latency]
+    found: list[list[str]] = []
+    missing: list[list[str]] = []
+    for index, figure in reported_figures().iterrows():
+        name = _name(figure)
+        ours = [cells for of_frame in measured for cells in _of_latency(*of_frame, int(str(index)), figure)]
+        if judged is not None and figure["metric"] in METRICS:
+            ours += _of_quality(judged, figure)
+        found += [[*name, *cells] for cells in ours]
+        if not ours:
+            missing.append([*name, _value(figure["value"], figure["unit"]), "-", "-", "-", _why_not(figure)])
+    notes = ["paper: as it reports them; their network is bits divided by bandwidth"]
+    notes += [
+        "accuracy and perplexity: change against the uncompressed model of the same experiment, value in brackets"
+    ]
+    left = frozenset({COLUMNS[1], COLUMNS[-1]})
+    return TextTable("Paper, ours, difference, why", COLUMNS, found + missing, notes, left=left)
+
+
+def _name(figure: pd.Series) -> list[str]:
+    """(what, where) of a figure."""
+    setting = "" if pd.isna(figure["setting"]) else f", {figure['setting']}"
+    bandwidth = "" if pd.isna(figure["bandwidth_mbps"]) else f", {figure['bandwidth_mbps']:g} Mbps"
+    what = f"{figure['method']} {figure['metric'].replace('_', ' ')}"
+    return [what, f"{figure['table']}: {figure['model']}, {figure['task']}{setting}{bandwidth}"]
+
+
+def _value(value: float, unit: str) -> str:
+    return {"x": f"{value:g}x", "%": f"{value:.2f}%", "ppl": f"{value:.2f}", "points": f"{value:.2f} points"}.get(
+        unit, f"{number(value)} {unit}"
+    )
+
+
+def _why_not(figure: pd.Series) -> str:
+    for word, why in NOT_MEASURED.items():
+        if word in str(figure["setting"]) or word == figure["metric"]:
+            return why
+    if figure["metric"] in METRICS:
+        groups = "" if pd.isna(figure["groups"]) else f" with G={figure['groups']:g}"
+        return f"no {figure['metric']} of a {_family(figure['model'])} model{groups} among these results"
+    if figure["metric"] == "latency":
+        return f"no latency of {figure['model']} among these results"
+    return "no point in this setting among these results"
+
+
+def _of_latency(beside: pd.DataFrame, table: pd.DataFrame, index: int, figure: pd.Series) -> list[list[str]]:
+    """[paper, ours, difference, spread, why] of each match; beside: ``paper_comparison``, table: ``points``."""
+    if figure["metric"] in PAPER_RATIOS:
+        beside = beside.loc[beside["reported"] == index, ["paper", "ours", "spread_pct", "why"]]
+        return [_ratio(*values) for values in beside.itertuples(index=False)]
+    if figure["metric"] == "compression":
+        return _compression(table, figure)
+    if figure["metric"] == "latency":
+        return _seconds(table, figure)
+    return []
+
+
+def _ratio(paper: float, ours: float, spread_pct: float, why: str) -> list[str]:
+    spread = "-" if pd.isna(spread_pct) else f"{spread_pct:.1f}%"
+    return [f"{paper:g}x", number(ours, "x"), signed_pct(100 * (ours / paper - 1)), spread, why]
+
+
+def _compression(table: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
+    """Bytes that sequence parallelism sends over those of astra; counted bytes equal the formula's in every row."""
+    ours = table[in_paper_setting(table) & (table["method"] == "astra") & (table["groups"] == figure["groups"])].head(1)
+    found = []
+    for _, point in ours.iterrows():
+        base = counterpart(table, point, "sequence")
+        if base is not None and point["formula_bytes"] > 0:
+            why = "all bytes of a pass: codes, and the average of the class tokens at the end"
+            found.append(_ratio(figure["value"], base["formula_bytes"] / point["formula_bytes"], float("nan"), why))
+    return found
+
+
+def _seconds(table: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
+    """The same model's latency; other models' are not comparable."""
+    same = table["model"].map(_plain) == _plain(figure["model"])
+    for name in ("method", "groups", "bandwidth_mbps", "devices", "tokens"):
+        if pd.notna(figure[name]):
+            same &= table[name] == figure[name]
+    found = []
+    for _, point in table[same].iterrows():
+        seconds = point["latency_ms"] / 1e3
+        spread = "-" if pd.isna(point["spread_pct"]) else f"{point['spread_pct']:.1f}%"
+        why = "; ".join(latency_differences(point, point, None))
+        difference = signed_pct(100 * (seconds / figure["value"] - 1))
+        found.append([f"{figure['value']} s", f"{seconds:.3f} s", difference, spread, why])
+    return found
+
+
+def _of_quality(rows: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
+    """What quality experiments say of one figure, for each model and data set of ours."""
+    if any(word in str(figure["setting"]) for word in NOT_MEASURED):
+        return []
+    rows = rows[(rows["status"] == "ok") & (rows["metric"] == METRICS[figure["metric"]])]
+    rows = rows[rows["model"].map(_family) == _family(figure["model"])]
+    found = []
+    for _, of in rows.groupby(["model", "data", *(["corpus"] if "corpus" in rows else [])], sort=False):
+        model, data = joined(of, "model"), " ".join(filter(None, [joined(of, "data"), joined(of, "corpus")]))
+        original = of[of["stage"] == ORIGINAL]["value"].mean()
+        other = [f"model {model}"] if _plain(model) != _plain(figure["model"]) else []
+        other += [f"data {data}"] if _plain(data) != _plain(figure["task"]) else []
+        if figure["method"] == "single" and pd.notna(original):
+            found.append(_absolute(figure, original, other))
+        elif figure["method"] == "astra" and (ours := _like_the_papers(of, figure)) is not None:
+            found.append(_change(figure, ours, original, other))
+    return found
+
+
+def _like_the_papers(rows: pd.DataFrame, figure: pd.Series) -> pd.Series | None:
+    """Our trained variant that is made most as the paper's, mean over seeds; None if none has its groups and knobs."""
+    rows = rows[(rows["stage"] == TRAINED) & (rows["devices"] == figure["devices"])]
+    if pd.notna(figure["groups"]):
+        rows = rows[rows["groups"] == figure["groups"]]
+    for knob, name in KNOBS.items():
+        if found := re.search(rf"\b{knob}=([\d.]+)", str(figure["setting"])):
+            rows = rows[rows[name] == float(found[1])]
+    if rows.empty:
+        return None
+    own = ["groups", "codebook_size", *WAYS, *KNOBS.values()]
+    means = rows.groupby(own)[["value", "change_low", "change_high"]].mean().reset_index()
+    far = sum((means[name] != way).astype(int) for name, way in PAPER_WAY.items())
+    means = means.assign(far=far, codewords=(means["codebook_size"] - CODEWORDS).abs())
+    return means.sort_values(["codewords", "far", *KNOBS.values()]).iloc[0]
+
+
+def _absolute(figure: pd.Series, original: float, why: list[str]) -> list[str]:
+    paper, unit = figure["value"], figure["unit"]
+    return [_value(paper, unit), _value(original, unit), f"{original - paper:+.2f}", "-", "; ".join(why)]
+
+
+def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str]) -> list[str]:
+    """Change of ours beside change of the paper's: in points, of a perplexity in percent."""
+    unit = figure["unit"]
+    base = _original_of(figure)
+    relative = figure["metric"] == "perplexity"
+
+    def change(value: float, of: float) -> float:
+        return 100 * (value / of - 1) if relative else value - of
+
+    paper, own = change(figure["value"], base), change(ours["value"], original)
+    word = "%" if relative else " points"
+    why = why + ([f"K={ours['codebook_size']:g}"] if ours["codebook_size"] != CODEWORDS else [])
+    why += [f"G={ours['groups']:g}, the paper's is not known to us"] if pd.isna(figure["groups"]) else []
+    why += [WAYS[name].format(ours[name]) for name, way in PAPER_WAY.items() if ours[name] != way]
+    interval = "-" if relative else f"[{ours['change_low']:+.2f}, {ours['change_high']:+.2f}]"
+    cells = [
+        f"{paper:+.2f}{word} ({_value(figure['value'], unit)})",
+        f"{own:+.2f}{word} ({_value(ours['value'], unit)})",
+    ]
+    return [*cells, f"{own - paper:+.2f}{word}", interval, "; ".join(why)]
+
+
+def _original_of(figure: pd.Series) -> float:
+    """The uncompressed model's figure of the same model and task, from wherever the paper reports it."""
+    reported = reported_figures()
+    same = (reported["model"] == figure["model"]) & (reported["task"] == figure["task"])
+    same &= (reported["method"] == "single") & (reported["metric"] == figure["metric"])
+    values = reported.loc[same, "value"]
+    return float(values.iloc[0]) if len(values) else float("nan")
+
+
+def _family(model: str) -> str:
+    """Pictures or text: a figure of the one says nothing of the other."""
+    return "vision" if "vit" in model.lower() else "language"
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: ViT-Base and vit_base are the same."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())

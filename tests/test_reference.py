@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from testbed import reference
+from testbed.schema import SCHEMAS, Config, choices
+
+
+def test_the_page_is_current() -> None:
+    assert reference.DOCUMENT.read_text() == reference.document(), "run: make docs"
+
+
+def test_every_key_and_choice_is_on_it() -> None:
+    page = reference.document()
+    for schema in (Config, *SCHEMAS.values()):
+        for field in dataclasses.fields(schema):
+            assert field.name in ("settings", "runner") or re.search(rf"`{field.name}[`.]", page), field.name
+    for group in reference.GROUPS:
+        for name in choices(group):
+            assert f"| `{name}` |" in page
+    assert "| `astra.codebook_size` | `1024` |" in page
+
+
+def test_a_key_has_its_default_its_rule_and_its_meaning() -> None:
+    (line,) = (line for line in reference.document().splitlines() if line.startswith("| `time_scale` "))
+    assert "| `1.0` | a number from 0.1 to 1000 | slots of computation longer" in line
