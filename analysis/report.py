@@ -50,7 +50,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _subtitle(runs: Sequence[Run]) -> str:
     count = f"{len(runs)} runs, " if len(runs) > 1 else ""
-    started = sorted(run.started for run in runs if run.started)
+    started = sorted(run.started[:10] for run in runs if run.started)
     when = f"measured {started[0]}" + (f" to {started[-1]}" if started[-1] != started[0] else "") if started else ""
     return f"ASTRA testbed: {count}{when or 'date not known'}"
 
