@@ -69,7 +69,9 @@ def _citation(runs: Sequence[Run]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns 0; 1 if some of what was named cannot be shown; 2 if nothing can."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report", description="The report of one run or of several."
+    )
     parser.add_argument("results", nargs="*", type=Path, default=[Path("results")], help="default: results")
     parser.add_argument("--out", type=Path, help="folder to write to; default: report/ in the one named or above all")
     arguments = parser.parse_args(argv)
