@@ -1,8 +1,9 @@
 """What changed between two runs of the same grid, point by point: ``python -m analysis.compare A B``.
 
-A ratio of medians has an interval from the bootstrap over repeats (Efron 1979); a point counts as changed if the
-interval does not hold 1. With three repeats that needs every repeat of one run beyond every repeat of the other, and
-by chance alone it happens to one unchanged point in ten; with five, to one in fifty. Fewer repeats tell nothing.
+A point counts as changed on two conditions. The interval of the ratio of medians, from the bootstrap over repeats
+(Efron 1979), does not hold 1: with three repeats that needs every repeat of one run beyond every repeat of the other,
+and by chance alone it happens to one unchanged point in ten; with five, to one in twenty-five; fewer tell nothing. And
+the medians are further apart than NEAR_PCT: repeats share a run's conditions, so runs differ by more than repeats do.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _judge(a: pd.DataFrame | None, b: pd.DataFrame | None, has_intervals: bool) 
     else:
         low, high = ratio_interval(a["measured"].to_numpy(), b["measured"].to_numpy())
         known = min(len(a), len(b)) >= FEWEST
-    changed = known and not low <= 1 <= high
+    changed = known and not low <= 1 <= high and (has_intervals or abs(new / old - 1) > NEAR_PCT / 100)
     near = abs(new - old) <= NEAR_MS if old <= LONG_MS else abs(new / old - 1) <= NEAR_PCT / 100
     found = {"a": old, "b": new, "ratio": new / old if old else np.nan, "low": low, "high": high, "near": near}
     return found | counts | {"verdict": CHANGED if changed else SAME}
@@ -132,6 +133,8 @@ def comparison_table(table: pd.DataFrame, a: Run, b: Run) -> TextTable:
 def _text(value: Any) -> str:
     if pd.isna(value):
         return "-"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
     return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
 
 

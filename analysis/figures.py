@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter, PercentFormatter
 
 from analysis.reported import paper_comparison
 from analysis.styles import PARTS, line_styles
@@ -227,8 +227,19 @@ def condition_caption(figure: Figure, frame: pd.DataFrame, text: str, width: int
     figure.supxlabel(lines, fontsize=8, color="#444444", x=0.01, ha="left")
 
 
+def _write_powers_out(figure: Figure) -> None:
+    """Logarithmic axes that nobody gave labels get 1, 2, 5, 10: Matplotlib's own are formulas, and stay so as text."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write the figure as PNG and PDF and close it; returns the files."""
+    _write_powers_out(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:

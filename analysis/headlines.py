@@ -99,16 +99,15 @@ def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
     if len(original):
         yield f"Without compression: {metric(frame)} {original['value'].mean():.2f} ({judged_on(frame)})."
     unit = "%" if better_up(frame) < 0 else ""
-    adapted = rows[(rows["stage"] == TRAINED)]
-    for (groups, size), of in adapted.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
+    adapted = rows[rows["stage"] == TRAINED]
+    shown, how = (adapted, "adapted") if len(adapted) else (rows[rows["stage"] != ORIGINAL], "codebooks not adapted")
+    for (groups, size), of in shown.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
         most = of[of["devices"] == of["devices"].max()]
         best = most.loc[(most["change"] * better_up(frame)).idxmax()]
         ways = f", the best of {len(most)} ways" if len(most) > 1 else ""
         yield (
             f"With G={groups:g}, K={size:g} ({number(best['bits_per_token'])} bits a token and layer, "
-            f"{best['compression']:,.0f} times fewer) and {best['devices']:g} devices, adapted{ways}: "
+            f"{best['compression']:,.0f} times fewer) and {best['devices']:g} devices, {how}{ways}: "
             f"{best['value']:.2f}, a change of {best['change']:+.2f}{unit} "
             f"[{best['change_low']:+.2f}, {best['change_high']:+.2f}]."
         )
-    if len(rows) and adapted.empty:
-        yield "No codebook was adapted; what k-means codebooks alone give is in the table."

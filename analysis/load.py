@@ -105,7 +105,7 @@ def results_file(folder: Path) -> Path | None:
 
 def needed(schema: RowSchema) -> set[str]:
     """The columns without which rows say nothing: what tells points apart, what was measured, and whether it was."""
-    return {*schema.keys, MEASURED[schema], "status"}
+    return {*schema.keys, MEASURED[schema], "status"} - schema.later
 
 
 def unwritten(rows: pd.DataFrame) -> list[str]:

@@ -14,8 +14,9 @@ from analysis.sections import Section
 
 TEMPLATE = "page.html.j2"
 LONG = 40  # characters: longer cells wrap
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINT_S = 120
+PNG_DPI, CSS_DPI = 150, 96  # of figures (testbed.mplstyle), and of a page: text in figures is as large as beside them
 
 
 def page(title: str, subtitle: str, sections: list[Section], problems: list[str], citation: str, folder: Path) -> str:
@@ -24,10 +25,16 @@ def page(title: str, subtitle: str, sections: list[Section], problems: list[str]
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+    environment.filters["css_width"] = lambda path: round(_png_width(path) * CSS_DPI / PNG_DPI)
     environment.filters["beside"] = lambda path: path.relative_to(folder).as_posix()
     return environment.get_template(TEMPLATE).render(
         title=title, subtitle=subtitle, sections=sections, problems=problems, citation=citation, long=LONG
     )
+
+
+def _png_width(path: Path) -> int:
+    """In pixels, from the file's header."""
+    return int.from_bytes(path.read_bytes()[16:20], "big")
 
 
 def markdown(title: str, sections: list[Section], problems: list[str], folder: Path) -> str:
@@ -62,7 +69,10 @@ def print_pdf(html: Path) -> tuple[Path | None, str]:
     """The page as a PDF beside it, printed by a headless Chromium: (the file or None, why there is none)."""
     browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if browser is None:
-        return None, "no PDF: there is no Chromium here that could print the page (on Debian: apt-get install chromium)"
+        return (
+            None,
+            "no PDF: there is no Chromium here to print the page (on Debian: apt-get install chromium-headless-shell)",
+        )
     target = html.with_suffix(".pdf")
     target.unlink(missing_ok=True)
     # Its own sandbox does not work for root; the page has no scripts and asks for nothing.

@@ -21,12 +21,26 @@ from analysis.reported import (
     reported_figures,
 )
 from analysis.tables import points
-from analysis.words import joined
+from analysis.words import data_of, joined
 
 METRICS = {"accuracy": "accuracy_pct", "perplexity": "perplexity"}  # the paper's name -> ours
 CODEWORDS = PAPER_SETTING["codebook_size"]
-PAPER_WAY = {"class_tokens": "distributed", "objective": "labels", "trained_on": "4"}  # of training
-WAYS = {"class_tokens": "{} class token", "objective": "trained by {}", "trained_on": "trained on {} devices"}
+# How the paper makes a variant, in the columns of our rows, and what is said of one that is made otherwise.
+PAPER_WAY = {
+    "class_tokens": "distributed",
+    "objective": "labels",
+    "trained_on": "4",
+    "quantised": "residual",
+    "anchors": 0,
+}
+WAYS = {
+    "class_tokens": "{} class token",
+    "objective": "trained by {}",
+    "trained_on": "trained on {} devices",
+    "quantised": "{} quantised",
+    "anchors": "{:g} exact anchor tokens",
+}
+UNITS = {"x": "x", "%": "%", "ppl": ""}
 KNOBS = {"lambda": "noise", "beta": "commitment"}
 NOT_MEASURED = {  # a word of the setting, or a metric -> why nothing stands beside it
     "bit": "weights are not quantised here",
@@ -52,7 +66,7 @@ def paper_table(latency: list[pd.DataFrame], quality: list[pd.DataFrame]) -> Tex
             ours += _of_quality(judged, figure)
         found += [[*name, *cells] for cells in ours]
         if not ours:
-            missing.append([*name, _value(figure["value"], figure["unit"]), "-", "-", "-", _why_not(figure)])
+            missing.append([*name, _reported(figure["value"], figure["unit"]), "-", "-", "-", _why_not(figure)])
     notes = ["paper: as it reports them; their network is bits divided by bandwidth"]
     notes += [
         "accuracy and perplexity: change against the uncompressed model of the same experiment, value in brackets"
@@ -69,10 +83,14 @@ def _name(figure: pd.Series) -> list[str]:
     return [what, f"{figure['table']}: {figure['model']}, {figure['task']}{setting}{bandwidth}"]
 
 
+def _reported(value: float, unit: str) -> str:
+    """The paper's figure with all its digits."""
+    return f"{value:g}{UNITS.get(unit, f' {unit}')}"
+
+
 def _value(value: float, unit: str) -> str:
-    return {"x": f"{value:g}x", "%": f"{value:.2f}%", "ppl": f"{value:.2f}", "points": f"{value:.2f} points"}.get(
-        unit, f"{number(value)} {unit}"
-    )
+    """Ours, with as many digits as are worth something."""
+    return f"{value:.2f}{UNITS.get(unit, f' {unit}')}"
 
 
 def _why_not(figure: pd.Series) -> str:
@@ -81,7 +99,12 @@ def _why_not(figure: pd.Series) -> str:
             return why
     if figure["metric"] in METRICS:
         groups = "" if pd.isna(figure["groups"]) else f" with G={figure['groups']:g}"
-        return f"no {figure['metric']} of a {_family(figure['model'])} model{groups} among these results"
+        which = (
+            f"{figure['model']} on {figure['task']}"
+            if figure["method"] == "single"
+            else f"a {_family(figure['model'])} model"
+        )
+        return f"no {figure['metric']} of {which}{groups} among these results"
     if figure["metric"] == "latency":
         return f"no latency of {figure['model']} among these results"
     return "no point in this setting among these results"
@@ -140,37 +163,43 @@ def _of_quality(rows: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
     rows = rows[rows["model"].map(_family) == _family(figure["model"])]
     found = []
     for _, of in rows.groupby(["model", "data", *(["corpus"] if "corpus" in rows else [])], sort=False):
-        model, data = joined(of, "model"), " ".join(filter(None, [joined(of, "data"), joined(of, "corpus")]))
+        model, data = joined(of, "model"), data_of(of)
         original = of[of["stage"] == ORIGINAL]["value"].mean()
         other = [f"model {model}"] if _plain(model) != _plain(figure["model"]) else []
         other += [f"data {data}"] if _plain(data) != _plain(figure["task"]) else []
-        if figure["method"] == "single" and pd.notna(original):
-            found.append(_absolute(figure, original, other))
+        if figure["method"] == "single" and pd.notna(original) and not other:  # else it is another model's own figure
+            found.append(_absolute(figure, original))
         elif figure["method"] == "astra" and (ours := _like_the_papers(of, figure)) is not None:
             found.append(_change(figure, ours, original, other))
     return found
 
 
 def _like_the_papers(rows: pd.DataFrame, figure: pd.Series) -> pd.Series | None:
-    """Our trained variant that is made most as the paper's, mean over seeds; None if none has its groups and knobs."""
-    rows = rows[(rows["stage"] == TRAINED) & (rows["devices"] == figure["devices"])]
+    """Our variant that is made most as the paper's, mean over seeds; None if none has its groups and knobs.
+
+    Adapted ones come before codebooks of k-means alone.
+    """
+    rows = rows[(rows["stage"] != ORIGINAL) & (rows["devices"] == figure["devices"])]
     if pd.notna(figure["groups"]):
         rows = rows[rows["groups"] == figure["groups"]]
     for knob, name in KNOBS.items():
         if found := re.search(rf"\b{knob}=([\d.]+)", str(figure["setting"])):
-            rows = rows[rows[name] == float(found[1])]
+            rows = rows[(rows[name] == float(found[1])) & (rows["stage"] == TRAINED)]
     if rows.empty:
         return None
-    own = ["groups", "codebook_size", *WAYS, *KNOBS.values()]
-    means = rows.groupby(own)[["value", "change_low", "change_high"]].mean().reset_index()
-    far = sum((means[name] != way).astype(int) for name, way in PAPER_WAY.items())
-    means = means.assign(far=far, codewords=(means["codebook_size"] - CODEWORDS).abs())
-    return means.sort_values(["codewords", "far", *KNOBS.values()]).iloc[0]
+    ways = {name: way for name, way in PAPER_WAY.items() if name in rows}
+    own = ["stage", "groups", "codebook_size", *ways, *KNOBS.values()]
+    means = rows.groupby(own, dropna=False)[["value", "change_low", "change_high"]].mean().reset_index()
+    far = sum((means[name] != way).astype(int) for name, way in ways.items())
+    codewords = (means["codebook_size"] - CODEWORDS).abs()
+    means = means.assign(far=far, codewords=codewords, raw=means["stage"] != TRAINED)
+    return means.sort_values(["raw", "codewords", "far", *KNOBS.values()]).iloc[0]
 
 
-def _absolute(figure: pd.Series, original: float, why: list[str]) -> list[str]:
-    paper, unit = figure["value"], figure["unit"]
-    return [_value(paper, unit), _value(original, unit), f"{original - paper:+.2f}", "-", "; ".join(why)]
+def _absolute(figure: pd.Series, original: float) -> list[str]:
+    unit = figure["unit"]
+    difference = f"{original - figure['value']:+.2f}"
+    return [_reported(figure["value"], unit), _value(original, unit), difference, "-", "training"]
 
 
 def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str]) -> list[str]:
@@ -186,10 +215,13 @@ def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str])
     word = "%" if relative else " points"
     why = why + ([f"K={ours['codebook_size']:g}"] if ours["codebook_size"] != CODEWORDS else [])
     why += [f"G={ours['groups']:g}, the paper's is not known to us"] if pd.isna(figure["groups"]) else []
-    why += [WAYS[name].format(ours[name]) for name, way in PAPER_WAY.items() if ours[name] != way]
+    why += ["codebooks of k-means, not adapted"] if ours["stage"] != TRAINED else []
+    written = {name: ours[name] for name in PAPER_WAY if name in ours and pd.notna(ours[name]) and ours[name] != ""}
+    differs = [name for name, value in written.items() if value != PAPER_WAY[name]]
+    why += [WAYS[name].format(ours[name]) for name in differs]
     interval = "-" if relative else f"[{ours['change_low']:+.2f}, {ours['change_high']:+.2f}]"
     cells = [
-        f"{paper:+.2f}{word} ({_value(figure['value'], unit)})",
+        f"{paper:+.2f}{word} ({_reported(figure['value'], unit)})",
         f"{own:+.2f}{word} ({_value(ours['value'], unit)})",
     ]
     return [*cells, f"{own - paper:+.2f}{word}", interval, "; ".join(why)]

@@ -50,7 +50,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _subtitle(runs: Sequence[Run]) -> str:
     count = f"{len(runs)} runs, " if len(runs) > 1 else ""
-    started = sorted(run.started for run in runs if run.started)
+    started = sorted(run.started[:10] for run in runs if run.started)
     when = f"measured {started[0]}" + (f" to {started[-1]}" if started[-1] != started[0] else "") if started else ""
     return f"ASTRA testbed: {count}{when or 'date not known'}"
 
@@ -69,7 +69,9 @@ def _citation(runs: Sequence[Run]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns 0; 1 if some of what was named cannot be shown; 2 if nothing can."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report", description="The report of one run or of several."
+    )
     parser.add_argument("results", nargs="*", type=Path, default=[Path("results")], help="default: results")
     parser.add_argument("--out", type=Path, help="folder to write to; default: report/ in the one named or above all")
     arguments = parser.parse_args(argv)

@@ -22,7 +22,7 @@ CONDITIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One results folder. entries: of its manifest, oldest first. notes: what a reader must know of its rows."""
 

@@ -154,17 +154,23 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
     wide = wide.reindex(table["variant"].drop_duplicates())
     texts = {(row["variant"], row["devices"]): _cell(row) for _, row in table.iterrows()}
     all_mbps = frame["bandwidth_mbps"].dropna()
-    norm = LogNorm(all_mbps.min(), max(all_mbps.max(), 1.01 * all_mbps.min()))
+    lowest, highest = all_mbps.min(), max(all_mbps.max(), 1.01 * all_mbps.min())
+    white_above = lowest**0.45 * highest**0.55  # a little beyond the middle of the logarithmic scale
     colours = plt.get_cmap(COLOURS).reversed().with_extremes(bad="#F2F2F2")
     with plt.style.context(STYLE):
         size = (2.6 + 1.7 * len(wide.columns), 1.5 + 0.42 * len(wide))
         figure, axes = plt.subplots(figsize=(max(6.4, size[0]), max(2.6, size[1])), layout="constrained")
-        cells = wide.to_numpy(dtype=float)
-        picture = axes.pcolormesh(np.ma.masked_invalid(cells), cmap=colours, norm=norm, edgecolors="white", linewidth=2)
+        picture = axes.pcolormesh(
+            np.ma.masked_invalid(wide.to_numpy()),
+            cmap=colours,
+            norm=LogNorm(lowest, highest),
+            edgecolors="white",
+            linewidth=2,
+        )
         for y, variant in enumerate(wide.index):
             for x, devices in enumerate(wide.columns):
-                value = cells[y, x]
-                dark = not np.isnan(value) and float(np.asarray(norm(value))) > 0.55
+                value = wide.loc[variant, devices]
+                dark = value > white_above
                 text = texts.get((variant, devices), "not measured")
                 axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color="white" if dark else "black", size=9)
         axes.set_xticks(np.arange(len(wide.columns)) + 0.5, [f"{count:g} devices" for count in wide.columns])

@@ -58,8 +58,12 @@ def by_corpus(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 def judged_on(frame: pd.DataFrame) -> str:
     """Model, data and number of examples of rows of quality."""
-    data = " ".join(filter(None, [joined(frame, "data"), joined(frame, "corpus")]))
-    return f"{joined(frame, 'model')} on {data}, {joined(frame, 'examples', '{} examples')}"
+    return f"{joined(frame, 'model')} on {data_of(frame)}, {joined(frame, 'examples', '{} examples')}"
+
+
+def data_of(frame: pd.DataFrame) -> str:
+    """Data and, where it is another, corpus of rows of quality."""
+    return " ".join(dict.fromkeys(filter(None, [joined(frame, "data"), joined(frame, "corpus")])))
 
 
 def setting(frame: pd.DataFrame) -> str:

@@ -42,6 +42,14 @@ def test_what_changed_is_told_from_noise(tmp_path):
     assert set(verdicts(compare.compare(a, a)).values()) == {compare.SAME}
 
 
+def test_what_runs_differ_by_anyhow_is_no_change(tmp_path):
+    exact = noisy().assign(latency_ms=100.0)
+    a, b = run_of(tmp_path, "a", exact), run_of(tmp_path, "b", exact.assign(latency_ms=102.9))
+    assert set(verdicts(compare.compare(a, b)).values()) == {compare.SAME}
+    c = run_of(tmp_path, "c", exact.assign(latency_ms=103.1))
+    assert set(verdicts(compare.compare(a, c)).values()) == {compare.CHANGED}
+
+
 def test_points_of_one_run_only_are_named(tmp_path):
     whole = noisy()
     a = run_of(tmp_path, "a", whole[whole["bandwidth_mbps"] == 10])
@@ -62,7 +70,7 @@ def test_few_repeats_tell_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize(("repeats", "most"), [(3, 0.13), (5, 0.05), (10, 0.08)])
 def test_an_unchanged_point_is_rarely_called_changed(repeats, most):
-    """As the module says: one in ten with three repeats, one in fifty with five."""
+    """As the module says: one in ten with three repeats, one in twenty-five with five."""
     draw = np.random.default_rng(5)
     wrong = 0
     for _ in range(400):

@@ -1,12 +1,13 @@
 import re
 from html import unescape
 
+import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import page, report, sections
-from analysis.figures import latency_breakdown, speedup_plot
+from analysis.figures import latency_breakdown, save, speedup_plot
 from analysis.load import load_rows
 from analysis.styles import line_styles
 from analysis.summary import summarize
@@ -60,6 +61,16 @@ def test_figures_are_written_as_png_and_pdf(tmp_path):
     paths = speedup_plot(frame, tmp_path) + latency_breakdown(frame, tmp_path)
     assert sorted(path.name for path in paths) == FIGURES
     assert all(is_png(path) if path.suffix == ".png" else path.read_bytes().startswith(b"%PDF") for path in paths)
+
+
+def test_logarithmic_axes_have_numbers_not_formulas(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, _: labels.extend(x.get_text() for x in axes.get_xticklabels()))
+    figure, axes = plt.subplots()
+    axes.plot([10, 300], [1, 2])
+    axes.set_xscale("log")
+    save(figure, tmp_path / "x")
+    assert {"10", "20", "50", "100", "200"} <= set(labels) and not any("$" in label for label in labels)
 
 
 def test_every_line_has_its_own_look():

@@ -1,0 +1,77 @@
+"""What docs/extending.md says works: its files in a copy of the tree, its commands, its test."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
+COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT, re.MULTILINE)
+CHECK = """
+import sys
+from testbed.config import load_config
+for line in sys.stdin.read().splitlines():
+    print(load_config([word for word in line.split() if not word.startswith("network=")]).experiment)
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree with the page's files in it."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("testbed", "analysis", "experiments", "topologies", "conf", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name, text in FILES.items():
+        assert not (folder / name).exists()
+        (folder / name).write_text(text)
+    return folder
+
+
+def python(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, **more
+    )
+
+
+def test_the_page_has_files_and_commands() -> None:
+    assert len(FILES) == 7 and len(COMMANDS) == 5
+
+
+def test_commands_are_accepted(copy: Path) -> None:
+    done = python(copy, "-c", CHECK, input="\n".join(COMMANDS))
+    assert done.stdout.split() == ["bandwidth_sweep"] * 4 + ["smoke"], done.stderr
+    for name in ("my_board", "vit_large", "two_rooms", "broadcast"):
+        assert any(name in command for command in COMMANDS)
+
+
+def test_the_methods_test_passes(copy: Path) -> None:
+    done = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/methods/test_broadcast.py")
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+
+
+def test_the_topology_has_the_names_that_the_testbed_looks_for(copy: Path) -> None:
+    script = (
+        "from topologies.star import Star; from topologies.two_rooms import TwoRooms\n"
+        "def names(topology):\n"
+        "    links = topology(devices=3, private_dirs=['/x']).links(withInfo=True)\n"
+        "    return {link[2][key] for link in links for key in ('intfName1', 'intfName2')}\n"
+        "print(sorted(names(TwoRooms) - names(Star)), sorted(names(Star) - names(TwoRooms)))"
+    )
+    assert python(copy, "-c", script).stdout == "['d0-d1', 'd1-d0'] []\n"
+
+
+def test_the_pages_code_is_in_the_style_of_the_rest(copy: Path) -> None:
+    files = [name for name in FILES if name.endswith(".py")]
+    for words in (["check", "--output-format=concise"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *words, *files], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
