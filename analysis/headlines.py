@@ -80,8 +80,8 @@ def _fidelity(frame: pd.DataFrame) -> Iterator[str]:
         needed = link["needed_time_scale"].max(skipna=False)
         verdict = "within the tolerance in real time" if needed <= 1 else f"time_scale={needed:g} would do for these"
         yield (
-            f"{devices:g} devices at {rate:g} Mbps: messages of {LARGE_BYTES:,} B and more take {worst:.2f} times their "
-            f"ideal time at worst; {'no time_scale would do' if pd.isna(needed) else verdict}."
+            f"{devices:g} devices at {rate:g} Mbps: messages of {LARGE_BYTES:,} B and more take {worst:.2f} times "
+            f"their ideal time at worst; {'no time_scale would do' if pd.isna(needed) else verdict}."
         )
 
 
