@@ -74,9 +74,7 @@ def _promise(table: pd.DataFrame) -> TextTable:
     rows = []
     for key, link in table.groupby(["devices", "rate_mbps"]):
         devices, rate = key  # pyright: ignore[reportGeneralTypeIssues] a tuple, as two columns are grouped by
-        shares = link["devices"].where(link["pattern"] == "all_reduce", 1)  # an all-reduce sends its numbers in shares
-        is_large = link["size_bytes"] / shares >= LARGE_BYTES
-        large, small = link[is_large], link[~is_large]
+        large, small = link[is_large(link)], link[~is_large(link)]
         errors = link["rate_error_pct"].dropna()
         rows.append(
             [
@@ -100,6 +98,12 @@ def _promise(table: pd.DataFrame) -> TextTable:
     ]
     notes += [NOTES[DEGRADED].partition(";")[0]] if table["degraded"].any() else []
     return TextTable(f"Links of shaper {DEFAULT}: time over ideal", columns, rows, notes)
+
+
+def is_large(table: pd.DataFrame) -> pd.Series:
+    """Which points of ``messages`` have messages of LARGE_BYTES or more; an all-reduce sends its numbers in shares."""
+    shares = table["devices"].where(table["pattern"] == "all_reduce", 1)
+    return table["size_bytes"] / shares >= LARGE_BYTES
 
 
 def _worst(points: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.accuracy import ORIGINAL, TRAINED
 from analysis.cells import number
-from analysis.fidelity import BAND, DEFAULT, LARGE_BYTES, messages
+from analysis.fidelity import DEFAULT, LARGE_BYTES, is_large, messages
 from analysis.load import schema_of
 from analysis.tables import points
 from analysis.words import better_up, by_corpus, judged_on, metric, setting
@@ -72,19 +72,16 @@ def _of(row: pd.Series, here: pd.DataFrame) -> str:
 
 def _fidelity(frame: pd.DataFrame) -> Iterator[str]:
     table = messages(frame)
-    table = table[(table["shaper"] == DEFAULT) & (table["size_bytes"] >= LARGE_BYTES)]
+    table = table[(table["shaper"] == DEFAULT) & is_large(table)]
     if table.empty:
         yield f"No message of {LARGE_BYTES:,} B or more over links of shaper {DEFAULT}."
-        return
-    off = (table["ratio"] - 1).abs().groupby([table["devices"], table["rate_mbps"]]).max()
-    for devices, of in off.groupby(level=0):
-        worst = of.droplevel(0)
-        good = worst[worst <= BAND]
-        rates = ", ".join(f"{rate:g}" for rate in good.index) or "none"
-        bad = ", ".join(f"{rate:g} (off by {value:.0%})" for rate, value in worst[worst > BAND].items())
+    for (devices, rate), link in table.groupby(["devices", "rate_mbps"]):  # pyright: ignore[reportGeneralTypeIssues]
+        worst = link["ratio"].loc[(link["ratio"] - 1).abs().idxmax()]
+        needed = link["needed_time_scale"].max(skipna=False)
+        verdict = "within the tolerance in real time" if needed <= 1 else f"time_scale={needed:g} would do for these"
         yield (
-            f"With {devices:g} devices messages of {LARGE_BYTES:,} B and more take within {BAND:.0%} of their ideal "
-            f"time at these rates (Mbps): {rates}" + (f"; not at {bad}." if bad else ".")
+            f"{devices:g} devices at {rate:g} Mbps: messages of {LARGE_BYTES:,} B and more take {worst:.2f} times "
+            f"their ideal time at worst; {'no time_scale would do' if pd.isna(needed) else verdict}."
         )
 
 

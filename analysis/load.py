@@ -55,6 +55,12 @@ MODES = ("execute", "hold", "replay", "analytic", "")  # of computation, in the 
 ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale", "rate_mbps", "time_ms", "ideal_ms"})
 ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
 LEAST, MOST = 1e-9, 1e15
+# What tells points apart, without which rows say nothing. Older rows may lack settings that were added later.
+NEEDED = {
+    LATENCY: ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens"),
+    FIDELITY: ("pattern", "shaper", "devices", "rate_mbps", "size_bytes"),
+    ACCURACY: ("stage", "groups", "codebook_size", "devices", "seed", "metric"),
+}
 MEASURED = {LATENCY: "latency_ms", FIDELITY: "time_ms", ACCURACY: "value"}  # what each kind of experiment is about
 
 
@@ -105,7 +111,7 @@ def results_file(folder: Path) -> Path | None:
 
 def needed(schema: RowSchema) -> set[str]:
     """The columns without which rows say nothing: what tells points apart, what was measured, and whether it was."""
-    return {*schema.keys, MEASURED[schema], "status"} - schema.later
+    return {*NEEDED[schema], MEASURED[schema], "status"}
 
 
 def unwritten(rows: pd.DataFrame) -> list[str]:

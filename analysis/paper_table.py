@@ -224,7 +224,7 @@ def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str])
         f"{paper:+.2f}{word} ({_reported(figure['value'], unit)})",
         f"{own:+.2f}{word} ({_value(ours['value'], unit)})",
     ]
-    return [*cells, f"{own - paper:+.2f}{word}", interval, "; ".join(why)]
+    return [*cells, f"{own - paper:+.2f} points", interval, "; ".join(why)]
 
 
 def _original_of(figure: pd.Series) -> float:

@@ -25,14 +25,12 @@ class RowSchema:
 
     columns: name -> pandas type with missing values. keys: the columns that identify a point within a run.
     derive: fills in what follows from other rows (``derived``: those columns), whenever rows are added.
-    later: those of ``keys`` that the first versions did not write, so that their files can still be read.
     """
 
     columns: Mapping[str, str]
     keys: tuple[str, ...]
     derived: tuple[str, ...] = ()
     derive: Callable[[DataFrame], DataFrame] = lambda frame: frame
-    later: frozenset[str] = frozenset()
 
     def key(self, row: Mapping[Any, Any]) -> tuple[Any, ...]:
         """What identifies the row's point."""
@@ -104,7 +102,6 @@ LATENCY = RowSchema(
     ("method", "groups", "codebook_size", "speedups", "codec", "devices", "bandwidth_mbps", "tokens"),
     ("speedup",),
     with_speedup,
-    later=frozenset({"speedups"}),
 )
 FIDELITY = RowSchema(
     {
@@ -175,6 +172,5 @@ ACCURACY = RowSchema(
         *("stage", "groups", "codebook_size", "quantised", "anchors", "noise", "commitment", "class_tokens"),
         *("objective", "trained_on", "devices", "corpus", "seed"),
     ),
-    later=frozenset({"quantised", "anchors", "corpus"}),
 )
 SCHEMAS = (LATENCY, FIDELITY, ACCURACY)

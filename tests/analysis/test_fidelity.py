@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.fidelity import fidelity_figures, fidelity_tables, messages
+from analysis.headlines import headlines
 from analysis.report import write_report
 from testbed.rows import FIDELITY
 
@@ -64,3 +65,14 @@ def test_the_report_of_a_folder(tmp_path: Path) -> None:
     assert "Links of shaper tbf: time over ideal" in (tmp_path / "report" / "tables.md").read_text()
     alone = frame(rows())
     assert {path.stem for path in fidelity_figures(alone, tmp_path)} == {"links"}  # nothing to compare with
+
+
+def test_headlines_say_the_same_as_the_table() -> None:
+    slow = rows(times_ms=(13.0,), needed_time_scale=4) + rows(size_bytes=320, times_ms=(90.0,))
+    shares = rows(size_bytes=10_000, pattern="all_reduce", times_ms=(40.0,))  # 2,500 B each: not large
+    said = headlines(frame(slow, shares, rows(rate_mbps=10.0, times_ms=(10.5,))))
+    text = "4 devices at {} Mbps: messages of 10,000 B and more take {} times their ideal time at worst; {}."
+    assert said == [
+        text.format(10, "1.05", "within the tolerance in real time"),
+        text.format(100, "1.30", "time_scale=4 would do for these"),
+    ]
