@@ -183,10 +183,12 @@ def revisions(folder: Path | str) -> list[str]:
 
 
 def label(row: Mapping[Any, Any] | pd.Series, facets: Iterable[str] = ()) -> str:
-    """What a row measures, in a few words: ``astra G=16``. ``facets``: columns whose values are written too."""
+    """What a row measures, in a few words: ``astra G=16``, ``tensor int8``. ``facets``: columns written in any case."""
     words = [str(row["method"])]
     if pd.notna(row["groups"]) and row["groups"] > 0:
         words.append(f"G={row['groups']:g}")
+    if "codec" not in facets and row["codec"] not in ("fp32", "vq", "none", ""):
+        words.append(str(row["codec"]))  # the name alone stands for whole numbers on the wire
     for name in facets:
         value = row[name]
         if pd.notna(value) and value != "":

@@ -7,6 +7,7 @@ import pytest
 from testbed import schema
 from testbed.config import load_config
 from testbed.errors import ConfigError
+from testbed.grid import points
 from testbed.schema import CONF, choices
 
 BAD = [  # words after +experiment=smoke; what the message must contain
@@ -25,7 +26,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("devices=[2,65]", "devices=65: must be from 1 to tokens=64"),
     ("devices=2.5", "devices=2.5:"),
     ("devices=5", "devices=5: tensor"),  # 12 heads
-    ("methods=asta", "methods=asta: unknown; did you mean astra"),
+    ("methods=asta", "methods=asta: unknown; did you mean astra or galaxy?"),
     ("methods=[]", "methods=[]:"),
     ("method=astra", "method=astra: unknown; methods are chosen by methods="),
     ("model=vit_bse", "model=vit_bse: unknown; did you mean vit_base"),
@@ -69,6 +70,13 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("astra.codebook_size=1000", "astra.codebook_size=1000:"),
     ("astra.speedups=fast", "astra.speedups=fast: must be paper, auto, or"),
     ("astra.speedups=codewords", "astra.groups=16: must be 1 for astra.speedups=codewords"),
+    ("sequence.codec=int9", "sequence.codec=int9: unknown; did you mean int8"),
+    ("sequence.codec=8", "sequence.codec=8: must be of type str, as fp32"),
+    ("sequence.gather=[x,kv]", "sequence.gather=[x,kv]: must be one value"),
+    ("tensor.sync=mesh", "tensor.sync=mesh: allowed: ring, star, gather"),
+    ("methods=ring ring.directions=3", "ring.directions=3: allowed: 1, 2"),
+    ("methods=block block.blocks=4", "block.blocks=4: must divide 2 layers; allowed: 1, 2"),
+    ("methods=prism prism.segments=33", "prism.segments=33: must be from 1 to 32: 2 devices have 65 rows"),
 ]
 
 
@@ -118,6 +126,15 @@ def test_overrides_reach_every_kind_of_key() -> None:
     assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
     assert list(config.variants()) == [("astra", {"groups": 4, "codebook_size": 1024, "speedups": "paper"})]
     assert config.network.backend == "mininet"  # the last one counts
+
+
+def test_codecs_are_variants_and_points_of_their_own() -> None:
+    config = load_config(["+experiment=smoke", "methods=sequence", "sequence.codec=[fp32,int8]", "bandwidths=10"])
+    assert [settings["codec"] for _, settings in config.variants()] == ["fp32", "int8"]
+    grid = points(config)
+    assert sorted(point.columns["codec"] for point in grid) == ["fp32", "int8"]
+    assert len({point.key for point in grid}) == 2
+    assert "sequence int8, 2 devices, 10 Mbps" in [point.label for point in grid]
 
 
 def test_duplicates_are_dropped() -> None:

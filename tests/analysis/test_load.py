@@ -54,6 +54,7 @@ def test_manifest_is_never_needed(tmp_path):
 def test_label_names_the_groups_of_astra_only():
     assert label(synthetic.row("astra", 16)) == "astra G=16"
     assert label(synthetic.row("tensor")) == "tensor"
+    assert label(synthetic.row("tensor", codec="int8")) == "tensor int8"
 
 
 def test_labels_name_what_varies_within_a_method_and_nothing_else():

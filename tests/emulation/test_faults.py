@@ -108,12 +108,13 @@ def cut_link(run: Run) -> None:
     run.link(1, "down")
 
 
+MEASURE = "measure sequence {'gather': 'x', 'codec': 'fp32'}:"
 FAULTS: dict[Callable[[Run], None], str] = {
-    kill_actor: "measure sequence {}: the actor of rank 1 died",
-    kill_node: "measure sequence {}: the Ray node of rank 1 died",
-    kill_head: "measure sequence {}: the Ray head died",
-    stop_rank: "measure sequence {}: rank 0 waited 4 s in all_gather for ranks [1]; rank 1 does not answer at all",
-    cut_link: "measure sequence {}: rank 0 waited 4 s in all_gather for ranks [1]",
+    kill_actor: f"{MEASURE} the actor of rank 1 died",
+    kill_node: f"{MEASURE} the Ray node of rank 1 died",
+    kill_head: f"{MEASURE} the Ray head died",
+    stop_rank: f"{MEASURE} rank 0 waited 4 s in all_gather for ranks [1]; rank 1 does not answer at all",
+    cut_link: f"{MEASURE} rank 0 waited 4 s in all_gather for ranks [1]",
 }
 
 
