@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # before pyplot: there may be no display
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.cells import TextTable
 from analysis.figures import STYLE, save
@@ -30,7 +31,7 @@ OF_CODEBOOKS = {
 }
 OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "objective": "{}", "trained_on": "trained on {}"}
 SETTINGS = OF_CODEBOOKS | OF_TRAINING
-ALWAYS = ("groups", "codebook_size")
+ALWAYS = ("groups", "codebook_size", "quantised")
 EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}
 
 
@@ -70,23 +71,27 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
 def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
     """Quality on each corpus and number of devices, its change against the original, and what adapting cost."""
     table = results(frame)
-    columns = _columns(table)
+    columns, metric = _columns(table), _metric(frame)
+    trained = bool(table["train_s"].notna().any())
     rows = []
     for (label, stage), of in table.groupby(["label", "stage"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
         first = of.iloc[0]
-        cells = [_cell(_at(of, corpus, None if stage == ORIGINAL else devices), frame) for corpus, devices in columns]
-        cost = "-" if pd.isna(first["train_s"]) else f"{first['train_s'] / 60:.1f}"
+        cells = [_cell(_at(of, corpus, None if stage == ORIGINAL else devices), metric) for corpus, devices in columns]
         bits = f"{first['bits_per_token']:,.1f}".removesuffix(".0")
-        rows.append([label or ORIGINAL, stage, bits, f"{first['compression']:,.0f}x", *cells, cost])
+        cost = "-" if pd.isna(first["train_s"]) else f"{first['train_s'] / 60:.1f}"
+        rows.append([label or ORIGINAL, stage, f"{bits} ({first['compression']:,.0f}x)", *cells, *([cost] * trained)])
+    name, unit = METRICS.get(metric, (metric, ""))
     notes = [
-        "in brackets: change against the original on the same examples, with its 95% interval",
+        f"of what is compressed: {name}, its change in {unit} against the original on the same examples, 95% interval",
         "original: on one device, so its figure is the same for all",
-        "bits: of a token and layer on the wire; compression: against embeddings in fp32",
+        "bits: of a token and layer on the wire; in brackets: compression against embeddings in fp32",
     ]
-    metric = _metric(frame)
     examples = joined(frame, "examples", EXAMPLES.get(metric, "{} examples"))
-    title = f"{_name(metric)}: {joined(frame, 'model')} on {joined(frame, 'data')}, {examples}"
-    heads = ["variant", "codebooks", "bits", "compression", *(_head(*column) for column in columns), "training, min"]
+    counts = sorted({devices for _, devices in columns})
+    one = f", {_head('', counts[0])}" if len(counts) == 1 and columns[0][0] else ""  # else in each column's head
+    title = f"{name}: {joined(frame, 'model')} on {joined(frame, 'data')}, {examples}{one}"
+    heads = ["variant", "codebooks", "bits", *(_head(corpus, 0 if one else devices) for corpus, devices in columns)]
+    heads += ["training, min"] * trained
     tables = [TextTable(title, heads, rows, notes, left=frozenset({"codebooks"}))]
     lost = frame[frame["status"] != "ok"]
     texts = [[str(row["stage"]), _label(row, list(SETTINGS)), str(row["error"])] for _, row in lost.iterrows()]
@@ -130,7 +135,9 @@ def _lines(axes: Axes, table: pd.DataFrame, colours: dict[tuple[str, str], str])
         label = ", ".join(filter(None, [series, stage]))
         axes.errorbar(points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
     axes.axhline(0, color="black", linewidth=1)
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bits a token and layer")
 
 
@@ -157,7 +164,9 @@ def _columns(table: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def _head(corpus: str, devices: float) -> str:
-    return f"{corpus}{', ' if corpus else ''}{devices:g} device{'s' if devices > 1 else ''}"
+    """What a column or panel is of; 0 devices: they stand elsewhere."""
+    count = f"{devices:g} device{'s' if devices > 1 else ''}" if devices else ""
+    return ", ".join(filter(None, [corpus, count]))
 
 
 def _at(table: pd.DataFrame, corpus: str, devices: float | None) -> pd.Series | None:
@@ -166,18 +175,15 @@ def _at(table: pd.DataFrame, corpus: str, devices: float | None) -> pd.Series | 
     return None if found.empty else found.iloc[0]
 
 
-def _cell(row: pd.Series | None, frame: pd.DataFrame) -> str:
+def _cell(row: pd.Series | None, metric: str) -> str:
     if row is None:
         return "-"
     if row["stage"] == ORIGINAL:
         return f"{row['value']:.2f}"
-    unit = "%" if _metric(frame) == "perplexity" else ""
-    return f"{row['value']:.2f} ({row['change']:+.2f}{unit} [{row['change_low']:+.2f}, {row['change_high']:+.2f}])"
+    digits = 1 if metric == "perplexity" else 2
+    low, high = (f"{row[end]:+.{digits}f}" for end in ("change_low", "change_high"))
+    return f"{row['value']:.2f} {row['change']:+.{digits}f} [{low}, {high}]"
 
 
 def _metric(frame: pd.DataFrame) -> str:
     return "/".join(map(str, values(frame, "metric")))
-
-
-def _name(metric: str) -> str:
-    return METRICS.get(metric, (metric, ""))[0]

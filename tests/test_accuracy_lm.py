@@ -127,8 +127,8 @@ def test_every_variant_is_judged_and_no_row_is_measured_twice(
     assert "G=4 K=16 residual 2 anchors" in set(table["label"]) and "residual 2 anchors" in set(table["series"])
     assert any(path.stem == "quality" for path in write_report(folder.path))
     (grid,) = accuracy_tables(load_rows(folder.path))
-    assert len(grid.rows) == 1 + 8 and grid.columns[4:6] == ["text, 2 devices", "text, 4 devices"]
-    assert grid.rows[0][4] == grid.rows[0][5] == f"{rows.iloc[0]['value']:.2f}"
+    assert len(grid.rows) == 1 + 8 and grid.columns[3:] == ["text, 2 devices", "text, 4 devices"]
+    assert grid.rows[0][3] == grid.rows[0][4] == f"{rows.iloc[0]['value']:.2f}"
 
 
 def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path, tmp_path: Path) -> None:
@@ -168,7 +168,8 @@ def test_adapting_wins_back(words: list[str], tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(quality, "train", lambda *_: pytest.fail("trained again"))
     assert accuracy_lm.run(config, "", folder) == 0
     (table,) = accuracy_tables(load_rows(folder.path))
-    assert [row[0] for row in table.rows] == ["original", "G=1 K=16", "G=1 K=16 labels", "G=1 K=16 distill"]
+    label = "G=1 K=16 residual"
+    assert [row[0] for row in table.rows] == ["original", label, f"{label} labels", f"{label} distill"]
 
 
 @pytest.mark.parametrize(
