@@ -182,6 +182,19 @@ def test_other_weights_codebooks_or_dtypes_have_files_of_their_own(tmp_path):
     torch.testing.assert_close(keys, decoded_keys_values(block, quantizer, codes)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_a_file_that_another_number_of_threads_made_is_used(tmp_path, recwarn):
+    """At the paper's width: sums of 768 products in another order differ in their last digits."""
+    block, codebooks = make_block("layer norm", 768, 1), books(1, 1024, 768, 2, 30.0)[0]
+    threads = torch.get_num_threads()
+    try:
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            CodewordTables(block, codebooks, cache_dir=tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert not recwarn.list
+
+
 def cut(content):
     return content[: len(content) // 2]
 
