@@ -20,7 +20,7 @@ from torch import Tensor
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
 from testbed.astra.shard import AstraShard, Encoded
-from testbed.astra.speedups import AUTO, WORTH, Speedups, candidates
+from testbed.astra.speedups import AUTO, MESSAGE_S, Speedups, candidates
 from testbed.astra.split import FLOAT_BYTES, Costs, Slot, Split
 from testbed.clock import Device, DeviceClock
 from testbed.comm.group import Group, Handle, even_shares
@@ -101,7 +101,8 @@ class Astra(Method):
                 continue
             chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors)
             seconds = chosen.predicted_s(shape, world, device, bits_per_s)
-            if seconds < best_s * (WORTH if choice.pieces > best.pieces else 1):
+            seconds += shape.layers * choice.pieces * MESSAGE_S
+            if seconds < best_s:
                 best, best_s = choice, seconds
         return {"speedups": str(best)}
 
