@@ -18,6 +18,7 @@ from analysis.intervals import bootstrap_interval
 from experiments.quality import KMEANS, ORIGINAL, TRAINED, Bench, Measured, Subject, Variant, adapted, measure_all
 from experiments.quality import variants as all_variants
 from testbed.astra.codebooks import codebooks_of_examples
+from testbed.astra.codes import index_bits
 from testbed.astra.evaluation import correctness
 from testbed.astra.quantizer import check_quantizer
 from testbed.astra.settings import TrainingSettings
@@ -80,7 +81,7 @@ class _Bench(Bench[VitVariant]):
         self._original_right: Tensor | None = None
 
     def bits(self, variant: VitVariant) -> float:
-        return variant.groups * (variant.codebook_size.bit_length() - 1)
+        return variant.groups * index_bits(variant.codebook_size)
 
     def measure(self, variant: VitVariant) -> None:
         self._original()

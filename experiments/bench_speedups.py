@@ -49,22 +49,21 @@ def print_speedup_targets() -> int:
             ).returncode
             if code:
                 return code
-            for row in _reached(Path(where) / "latest", arguments[0], targets):
+            for row in _reached(Path(where) / "latest", targets):
                 table.add_row(*row)
     console().print(table)
     return 0
 
 
-def _reached(folder: Path, devices: str, targets: list[tuple[int, int, float]]) -> Iterator[list[str]]:
+def _reached(folder: Path, targets: list[tuple[int, int, float]]) -> Iterator[list[str]]:
     rows = load_rows(folder)
     single = rows[rows["method"] == "single"]
-    count = int(devices.partition("=")[2])
     for groups, bandwidth, target in targets:
         here = rows[(rows["groups"] == groups) & (rows["bandwidth_mbps"] == bandwidth)]
         base_ms = single.loc[single["bandwidth_mbps"] == bandwidth, "latency_ms"].median()
         fast = here[here["speedups"] == "auto"]
         reached = {name: base_ms / part["latency_ms"].median() for name, part in here.groupby("speedups")}
-        wire_ms = fast["wire_floor_ms"].iloc[0]
+        wire_ms, count = fast["wire_floor_ms"].iloc[0], int(fast["devices"].iloc[0])
         both, apart = base_ms / max(base_ms / count, wire_ms), base_ms / (base_ms / count + wire_ms)
         mode = fast["compute_mode"].iloc[0]
         what = f"{mode}: {count} devices, G={groups}, {bandwidth} Mbps, over single"

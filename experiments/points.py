@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from experiments.assets import Assets
@@ -16,6 +17,7 @@ from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.models.shape import ModelShape
 from testbed.schema import LatencyConfig
 from testbed.session import Session
 
@@ -39,6 +41,13 @@ def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_ma
 def variant(point: Point) -> str:
     """The name of a point's method variant among the actors: method and settings, whatever the link."""
     return f"{point.method} {dict(point.settings)}"
+
+
+@cache  # auto tries a dozen combinations, and each row asks
+def resolved(point: Point, shape: ModelShape, devices: int, device: Device) -> Point:
+    """The point with settings that leave nothing open."""
+    chosen = point.load().resolve(shape, devices, device, point.bandwidth_mbps * 1e6)
+    return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
 
 class Bench:
@@ -95,9 +104,7 @@ class Bench:
         return rows
 
     def _resolved(self, point: Point) -> Point:
-        """The point with settings that leave nothing open."""
-        chosen = point.load().resolve(self.assets.model.shape, self.devices, self.device, point.bandwidth_mbps * 1e6)
-        return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
+        return resolved(point, self.assets.model.shape, self.devices, self.device)
 
     def _prepare(self, point: Point) -> None:
         """Build the variant's shards and verify it once in the life of the cluster; ``point`` is resolved."""

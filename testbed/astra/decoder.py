@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from testbed.astra.codes import index_bits
 from testbed.astra.quantised import Quantised, apart, check_quantised, quantised_width, to_quantise
 from testbed.astra.simulation import Forward, Student, check_codebooks, check_shares, device_layout
 from testbed.astra.vq import VectorQuantizer
@@ -40,7 +41,7 @@ def bits_per_token(
 
     anchor_bits: of each number of an anchor; 0 where every device computes the anchors itself.
     """
-    codes = groups * (codebook_size.bit_length() - 1)
+    codes = groups * index_bits(codebook_size)
     exact = min(anchors, shape.tokens) / shape.tokens
     return (1 - exact) * codes + exact * anchor_bits * quantised_width(shape, quantised)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,10 @@ from testbed.astra.merge import Part, attend_part
 from testbed.astra.quantised import Quantised, apart
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.speedups import Speedups
-from testbed.astra.tables import CodewordTables
-from testbed.models.decoder import DecoderBlock
-from testbed.models.llama import GroupedAttention
+from testbed.astra.tables import CodewordTables, tables_for
+from testbed.models.decoder import Decoder, DecoderBlock
 from testbed.models.transformer import Block
+from testbed.models.vit import VisionTransformer
 
 
 class Keys(NamedTuple):
@@ -65,19 +66,17 @@ class Copied(Expansion):
 
     def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
         self.block, self.quantizer, self.layer = block, quantizer, layer
-        attn = block.attn
-        self.heads = attn.key_value_heads if isinstance(attn, GroupedAttention) else attn.heads
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
-        k_BJRK, v_BJRK = apart(self.quantizer.decode(self.layer, codes_RG)[None], self.heads)
+        k_BJRK, v_BJRK = apart(self.quantizer.decode(self.layer, codes_RG)[None], self.block.attn.key_value_heads)
         return Keys(self.block.attn.turn(k_BJRK, positions_R), v_BJRK)
 
 
 class Tabled(Expansion):
     """Sums of rows computed ahead."""
 
-    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int, cache: Path | None):
-        self.tables = CodewordTables(block, quantizer.codebooks_LGKd[layer], cache_dir=cache)
+    def __init__(self, tables: CodewordTables):
+        self.tables = tables
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
         return Keys(*self.tables.keys_values(codes_RG, positions_R))
@@ -95,7 +94,7 @@ class PerCodeword(Expansion):
 
 @torch.no_grad()
 def expansions(
-    blocks: list[Block | DecoderBlock],
+    model: VisionTransformer | Decoder,
     quantizer: Quantizer,
     speedups: Speedups,
     quantised: Quantised,
@@ -105,10 +104,11 @@ def expansions(
 
     Raises ValueError where the model or the codebooks do not allow a speed-up.
     """
+    blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
     if speedups.codewords:
         return [PerCodeword(block, quantizer, layer) for layer, block in enumerate(blocks)]
     if speedups.tables:
-        return [Tabled(block, quantizer, layer, cache) for layer, block in enumerate(blocks)]
+        return [Tabled(tables) for tables in tables_for(model, quantizer, cache_dir=cache)]
     if quantised == "keys_values":
         return [Copied(block, quantizer, layer) for layer, block in enumerate(blocks)]
     return [Decoded(block, quantizer, layer, quantised == "normalised") for layer, block in enumerate(blocks)]

@@ -59,7 +59,7 @@ class AstraShard:
     ) -> AstraShard:
         """cache: the folder of tables. Raises ValueError where the model does not allow a speed-up."""
         blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
-        ways = [] if quantizer is None else expansions(blocks, quantizer, speedups, quantised, cache)
+        ways = [] if quantizer is None else expansions(model, quantizer, speedups, quantised, cache)
         spans = map(split.received_positions, range(split.pieces))
         positions = [torch.cat([torch.arange(0), *(torch.arange(*span) for span in piece)]) for piece in spans]
         return cls(blocks, rows_of(model, split), split, quantizer, ways, quantised, positions)

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from testbed.astra.quantizer import Quantizer, check_quantizer
 from testbed.models.decoder import Decoder, DecoderBlock
-from testbed.models.llama import GroupedAttention
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import save_tensors
@@ -123,9 +122,7 @@ class CodewordTables:
         projection = Projection.of(block)
         self._bias_W, self._deviation = projection.bias_W, projection.deviation
         self._key_width = len(block.attn.k.weight)
-        attn: Attention = block.attn
-        self._heads = attn.key_value_heads if isinstance(attn, GroupedAttention) else attn.heads
-        self._rotary = attn.rotary if isinstance(attn, GroupedAttention) else None
+        self._attn: Attention = block.attn
         if cache_dir is None:
             tables = _make(projection, codebooks_GKd, dtype)
         else:
@@ -153,7 +150,7 @@ class CodewordTables:
         if self._bias_W is not None:
             out_PW += self._bias_W
         out_BPJk = out_PW[None].split([self._key_width, out_PW.shape[1] - self._key_width], dim=-1)
-        k_BJPk, v_BJPk = (x.unflatten(-1, (self._heads, -1)).transpose(1, 2) for x in out_BPJk)
+        k_BJPk, v_BJPk = (x.unflatten(-1, (self._attn.key_value_heads, -1)).transpose(1, 2) for x in out_BPJk)
         return k_BJPk, v_BJPk
 
     def keys_values(self, codes_PG: Tensor, start: int | Tensor = 0) -> tuple[Tensor, Tensor]:
@@ -162,7 +159,7 @@ class CodewordTables:
         start: the position of the first token, or of each [P]; models without rotation do not use it.
         """
         k_BJPk, v_BJPk = self.unturned_keys_values(codes_PG)
-        return k_BJPk if self._rotary is None else self._rotary.turn(k_BJPk, start), v_BJPk
+        return self._attn.turn(k_BJPk, start), v_BJPk
 
     def additions(self, tokens: int) -> int:
         """Additions of numbers for so many tokens, where projecting takes D multiply-accumulates for each G here."""
@@ -172,7 +169,11 @@ class CodewordTables:
 def table_bytes(block: Block | DecoderBlock, codebooks_GKd: Tensor, dtype: torch.dtype = torch.float32) -> int:
     """``CodewordTables.bytes`` before they are made."""
     width = len(block.attn.k.weight) + len(block.attn.v.weight)
-    codewords = codebooks_GKd.shape[0] * codebooks_GKd.shape[1]
+    return rows_bytes(codebooks_GKd.shape[0] * codebooks_GKd.shape[1], width, dtype)
+
+
+def rows_bytes(codewords: int, width: int, dtype: torch.dtype = torch.float32) -> int:
+    """Of a row of ``width`` numbers and two sums for each codeword."""
     return codewords * (width * dtype.itemsize + 2 * torch.float64.itemsize)
 
 

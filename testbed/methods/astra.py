@@ -21,7 +21,8 @@ from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
 from testbed.astra.shard import AstraShard, Encoded
 from testbed.astra.speedups import AUTO, MESSAGE_S, Speedups, candidates
-from testbed.astra.split import FLOAT_BYTES, Costs, Slot, Split
+from testbed.astra.split import Costs, Slot, Split
+from testbed.astra.tables import rows_bytes
 from testbed.clock import Device, DeviceClock
 from testbed.comm.group import Group, Handle, even_shares
 from testbed.errors import ConfigError
@@ -90,7 +91,7 @@ class Astra(Method):
         """The speed-ups that ``auto`` stands for: those that the cost model finds fastest, if tables fit in memory."""
         if self.speedups != AUTO or world == 1:
             return {}
-        table_bytes = shape.layers * self.groups * self.codebook_size * 2 * shape.key_width * FLOAT_BYTES
+        table_bytes = shape.layers * rows_bytes(self.groups * self.codebook_size, 2 * shape.key_width)
         best, best_s = Speedups(overlap=True), float("inf")
         for choice in candidates(self.groups, shape.rotary):
             if choice.pieces > min(even_shares(shape.tokens, world)) - self.anchors:

@@ -101,7 +101,7 @@ class BlockParallel(CodedMethod):
         """The model, and views of its weights for decoupled layers."""
         self.check(model.shape, world)
         cuts = _cuts(model.shape, world)
-        own = SequenceShard(model, even_shares(model.shape.sequence, world), rank)
+        own = SequenceShard.of(model, rank, world)
         layers = enumerate(cast(Iterable[Block], model.blocks))
         decoupled = [
             None if self._is_original(model.shape, i) else _decoupled(block, cuts[rank]) for i, block in layers

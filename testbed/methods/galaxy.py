@@ -26,15 +26,8 @@ from testbed.clock import Device, DeviceClock
 from testbed.coded import CodedGroup, Relay, gathered_bits
 from testbed.comm.codecs import Codec
 from testbed.comm.group import Group, Handle, even_shares
-from testbed.methods.base import CodedMethod, Output
-from testbed.methods.megatron_sp import (
-    MegatronShard,
-    after_attention,
-    check_heads,
-    shard_rows_and_heads,
-    simulate_split,
-    split_macs,
-)
+from testbed.methods.base import Output
+from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
 from testbed.methods.sequence import embed_macs
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Mlp
@@ -53,22 +46,10 @@ class RowMacs:
     attend: int
 
 
-class Galaxy(CodedMethod):
-    """Two ring all-gathers and two ring reduce-scatters per layer, each step behind a matrix product."""
+class Galaxy(MegatronSequenceParallel):
+    """Two ring all-gathers and two ring reduce-scatters a layer, each step behind a matrix product; split as there."""
 
     name: ClassVar[str] = "galaxy"
-
-    def __init__(self, codec: str = "fp32"):
-        super().__init__(codec)
-
-    def check(self, shape: ModelShape, world: int) -> None:
-        """Each device needs a row and a head; shares may differ by one."""
-        check_heads(self.name, shape, world)
-
-    def shard(self, model: VisionTransformer, rank: int, world: int) -> MegatronShard:
-        """Views of the model's weights, and the rank's place in the sequence."""
-        self.check(model.shape, world)
-        return shard_rows_and_heads(model, rank, world)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
@@ -93,10 +74,6 @@ class Galaxy(CodedMethod):
         """Twice a layer all tiles but the rank's own, and sums of all tiles but the one that it begins, rank - 1's."""
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), shape.hidden)
         return tuple(2 * shape.layers * (gathered[rank] + gathered[rank - 1]) for rank in range(world))
-
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """A share of heads and MLP columns for all rows; embedding of own rows; the head on rank 0."""
-        return split_macs(shape, rank, world)
 
     def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
         """The cost model of rank 0, whose shares are the largest: in each step the longer of product and transfer."""

@@ -42,17 +42,18 @@ class MegatronSequenceParallel(CodedMethod):
 
     name: ClassVar[str] = "megatron_sp"
 
-    def __init__(self, codec: str = "fp32"):
-        super().__init__(codec)
-
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a row and a head; shares may differ by one."""
-        check_heads(self.name, shape, world)
+        most = min(shape.sequence, shape.heads, shape.mlp_hidden)
+        if world > most:
+            allowed = f"{self.name} needs 1 to {most} devices, one row and one head each at least"
+            raise ConfigError("devices", world, allowed)
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> MegatronShard:
         """Views of the model's weights, and the rank's place in the sequence."""
         self.check(model.shape, world)
-        return shard_rows_and_heads(model, rank, world)
+        layers = [split_block(block, rank, world) for block in cast(Iterable[Block], model.blocks)]
+        return MegatronShard(SequenceShard.of(model, rank, world), layers)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
@@ -80,7 +81,8 @@ class MegatronSequenceParallel(CodedMethod):
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """A share of heads and MLP columns for all rows; embedding of own rows; the head on rank 0."""
-        return split_macs(shape, rank, world)
+        layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)
+        return embed_macs(shape, rank, world) + shape.layers * layer + (0 if rank else shape.head_macs())
 
     @torch.no_grad()
     def simulate(
@@ -95,25 +97,6 @@ def after_attention(block: Block, x_PD: Tensor, sum_PD: Tensor) -> tuple[Tensor,
     """(the residual after attention, the same normalised for the MLP), each [P, D]."""
     x_PD = block.add_attention(x_PD, sum_PD + block.attn.proj.bias)
     return x_PD, block.norm2(x_PD)
-
-
-def check_heads(name: str, shape: ModelShape, world: int) -> None:
-    """ConfigError unless each device has a row, a head and a column of the MLP."""
-    most = min(shape.sequence, shape.heads, shape.mlp_hidden)
-    if world > most:
-        raise ConfigError("devices", world, f"{name} needs 1 to {most} devices, one row and one head each at least")
-
-
-def shard_rows_and_heads(model: VisionTransformer, rank: int, world: int) -> MegatronShard:
-    """Rows, heads and MLP columns as even as whole ones allow; views of the model's weights."""
-    own = SequenceShard(model, even_shares(model.shape.sequence, world), rank)
-    return MegatronShard(own, [split_block(block, rank, world) for block in cast(Iterable[Block], model.blocks)])
-
-
-def split_macs(shape: ModelShape, rank: int, world: int) -> int:
-    """MACs of a rank with its own rows, heads and MLP columns."""
-    layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)
-    return embed_macs(shape, rank, world) + shape.layers * layer + (0 if rank else shape.head_macs())
 
 
 def simulate_split(

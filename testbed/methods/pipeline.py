@@ -49,9 +49,6 @@ class Pipeline(CodedMethod):
 
     name: ClassVar[str] = "pipeline"
 
-    def __init__(self, codec: str = "fp32"):
-        super().__init__(codec)
-
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a layer."""
         if world > shape.layers:

@@ -76,8 +76,8 @@ class Prism(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> PrismShard:
         """The whole model and the ranks' segments."""
         self.check(model.shape, world)
-        rows = even_shares(model.shape.sequence, world)
-        return PrismShard(SequenceShard(model, rows, rank), [even_shares(count, self.segments) for count in rows])
+        own = SequenceShard.of(model, rank, world)
+        return PrismShard(own, [even_shares(count, self.segments) for count in own.rows])
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: PrismShard, group: Group, clock: DeviceClock) -> Output:

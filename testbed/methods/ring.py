@@ -54,7 +54,7 @@ class RingAttention(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
         """The whole model and the rank's place."""
         self.check(model.shape, world)
-        return SequenceShard(model, even_shares(model.shape.sequence, world), rank)
+        return SequenceShard.of(model, rank, world)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: SequenceShard, group: Group, clock: DeviceClock) -> Output:

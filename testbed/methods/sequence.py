@@ -43,6 +43,11 @@ class SequenceShard:
     rows: list[int]  # of every rank
     rank: int
 
+    @classmethod
+    def of(cls, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
+        """Rows as even as whole ones allow."""
+        return cls(model, even_shares(model.shape.sequence, world), rank)
+
     @property
     def start(self) -> int:
         """The first own row."""
@@ -104,7 +109,7 @@ class SequenceParallel(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
         """The whole model and the rank's place."""
         self.check(model.shape, world)
-        return SequenceShard(model, even_shares(model.shape.sequence, world), rank)
+        return SequenceShard.of(model, rank, world)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: SequenceShard, group: Group, clock: DeviceClock) -> Output:

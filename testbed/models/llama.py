@@ -124,11 +124,15 @@ class GroupedAttention(Attention):
     def __init__(self, config: LlamaConfig):
         nn.Module.__init__(self)  # other linear layers than the parent's
         width, kv_width = config.heads * config.head_width, config.key_value_heads * config.head_width
-        self.heads, self.key_value_heads, self.rotary = config.heads, config.key_value_heads, config.rotary
+        self.heads, self._key_value_heads, self.rotary = config.heads, config.key_value_heads, config.rotary
         self.q = nn.Linear(config.hidden, width, bias=False)
         self.k = nn.Linear(config.hidden, kv_width, bias=False)
         self.v = nn.Linear(config.hidden, kv_width, bias=False)
         self.proj = nn.Linear(width, config.hidden, bias=False)
+
+    @property
+    def key_value_heads(self) -> int:
+        return self._key_value_heads
 
     def query(self, x_BSD: Tensor, start: int | Tensor = 0) -> Tensor:
         """Queries [B, H, S, K] of normalised embeddings at positions ``start``, ``start + 1``, ..."""

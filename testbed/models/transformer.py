@@ -26,6 +26,11 @@ class Attention(nn.Module):
         self.v = nn.Linear(hidden, hidden)
         self.proj = nn.Linear(hidden, hidden)
 
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and of values."""
+        return self.heads
+
     def split_heads(self, x_BSD: Tensor) -> Tensor:
         """[B, S, H*K] -> [B, H, S, K]."""
         return x_BSD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)

@@ -17,6 +17,21 @@ from testbed.models.decoder import Decoder
 from testbed.models.vit import VisionTransformer
 from tests.conftest import run_ranks
 
+# label -> (method, settings); all equal the plain model as long as numbers travel as they are
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    "single": ("single", {}),
+    "tensor": ("tensor", {}),
+    "tensor star": ("tensor", {"sync": "star"}),
+    "tensor gather": ("tensor", {"sync": "gather"}),
+    "megatron_sp": ("megatron_sp", {}),
+    "galaxy": ("galaxy", {}),
+    "sequence": ("sequence", {}),
+    "sequence kv": ("sequence", {"gather": "kv"}),
+    "ring": ("ring", {}),
+    "ring both ways": ("ring", {"directions": 2}),
+    "pipeline": ("pipeline", {}),
+}
+
 
 class MacCounter(TorchDispatchMode):
     """Counts the multiply-accumulates of every matrix product that really runs in this thread."""

@@ -16,22 +16,9 @@ from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
 from testbed.models.shape import ModelShape
 from tests.conftest import run_ranks
-from tests.methods.passes import check_accounts, execute_and_replay, joined_hidden
+from tests.methods.passes import EXACT, check_accounts, execute_and_replay, joined_hidden
 from tests.methods.small import CONFIGS, layer_inputs, pixels, random_codebooks, small_model
 
-EXACT: dict[str, tuple[str, dict[str, Any]]] = {
-    "single": ("single", {}),
-    "tensor": ("tensor", {}),
-    "tensor star": ("tensor", {"sync": "star"}),
-    "tensor gather": ("tensor", {"sync": "gather"}),
-    "megatron_sp": ("megatron_sp", {}),
-    "galaxy": ("galaxy", {}),
-    "sequence": ("sequence", {}),
-    "sequence kv": ("sequence", {"gather": "kv"}),
-    "ring": ("ring", {}),
-    "ring both ways": ("ring", {"directions": 2}),
-    "pipeline": ("pipeline", {}),
-}
 ASTRA = {
     "astra": {"groups": 4, "codebook_size": 64},
     "astra, padded messages": {"groups": 3, "codebook_size": 32},

@@ -10,21 +10,10 @@ import torch
 from testbed.coded import Relay
 from testbed.comm.codecs import CODECS
 from testbed.methods import load_method
-from tests.methods.passes import check_accounts, execute_and_replay
+from tests.methods.passes import EXACT, check_accounts, execute_and_replay
 from tests.methods.small import layer_inputs, pixels, small_model
 
-CODED: dict[str, tuple[str, dict[str, Any]]] = {
-    "tensor": ("tensor", {}),
-    "tensor star": ("tensor", {"sync": "star"}),
-    "tensor gather": ("tensor", {"sync": "gather"}),
-    "megatron_sp": ("megatron_sp", {}),
-    "galaxy": ("galaxy", {}),
-    "sequence": ("sequence", {}),
-    "sequence kv": ("sequence", {"gather": "kv"}),
-    "ring": ("ring", {}),
-    "ring both ways": ("ring", {"directions": 2}),
-    "pipeline": ("pipeline", {}),
-}
+CODED = {label: variant for label, variant in EXACT.items() if label != "single"}
 ALTERED: dict[str, tuple[str, dict[str, Any]]] = {
     "block Nb=1": ("block", {"blocks": 1}),
     "block Nb=2": ("block", {"blocks": 2}),
