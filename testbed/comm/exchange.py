@@ -3,10 +3,14 @@
 The emulated devices share few cores, and each wake-up costs about as much as a packet, so a rank sleeps until enough
 has come to be worth it (SO_RCVLOWAT), and hands the kernel only what the link takes in the next moment
 (TCP_NOTSENT_LOWAT): bytes for the next peer must not compete with bytes for this one.
+
+Operations may be queued while another is under way: their messages leave behind its own and are received as they come,
+so that the link does not rest between them. All ranks queue them in the same order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
@@ -28,15 +32,31 @@ SEND_BUFFER_S = 10e-3
 SEND_BUFFER_BYTES = (1 << 15, 1 << 18)
 
 
-class _Outgoing:
-    """A message on its way out. ``released`` of its remaining bytes may be handed to the kernel now."""
+class Operation:
+    """Messages that belong together. sends: peer -> payload, in sending order; receives: peer -> buffer."""
 
-    def __init__(self, peer: int, connection: socket.socket, header: bytes, payload: memoryview):
-        self.peer, self.connection = peer, connection
+    def __init__(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]):
+        self.name, self.sends, self.receives = name, sends, receives
+        self.volume = sum(map(len, (*sends.values(), *receives.values())))
+        self.messages = len(sends) + len(receives)  # that are not done
+        self.begin_s = self.done_s = time.monotonic()
+        self.first_s = self.arrived_s = 0.0
+
+    def end_message(self, now: float) -> None:
+        """One more has gone or come."""
+        self.messages -= 1
+        self.done_s = max(now, self.arrived_s)
+
+
+class _Outgoing:
+    """A message on its way out. ``released`` of its remaining bytes may be handed to the kernel from ``release_s`` on."""
+
+    def __init__(self, operation: Operation, peer: int, connection: socket.socket, header: bytes, payload: memoryview):
+        self.operation, self.peer, self.connection = operation, peer, connection
         small = len(payload) <= SMALL_BYTES
         self.parts = [memoryview(header + bytes(payload))] if small else [memoryview(header), payload]
         self.left = HEADER_BYTES + len(payload)
-        self.released = 0
+        self.released, self.release_s = 0, 0.0
 
     def advance(self, sent: int) -> None:
         """Forget what the kernel has taken."""
@@ -50,8 +70,8 @@ class _Outgoing:
 class _Incoming:
     """A message being received. The header is checked before the first payload byte is used."""
 
-    def __init__(self, peer: int, connection: socket.socket, payload: memoryview):
-        self.peer, self.connection, self.payload = peer, connection, payload
+    def __init__(self, operation: Operation, peer: int, connection: socket.socket, payload: memoryview):
+        self.operation, self.peer, self.connection, self.payload = operation, peer, connection, payload
         self.size = HEADER_BYTES + len(payload)
         self.small = len(payload) <= SMALL_BYTES
         self.front = memoryview(bytearray(self.size if self.small else HEADER_BYTES))
@@ -60,6 +80,10 @@ class _Incoming:
     def target(self) -> memoryview:
         """Where the next bytes go."""
         return self.front[self.got :] if self.got < len(self.front) else self.payload[self.got - HEADER_BYTES :]
+
+    def listen(self) -> None:
+        """Wake up for its first packet: that tells waiting from wire."""
+        _wake_at(self.connection, min(self.size, PACKET_BYTES))
 
 
 class Exchange:
@@ -77,14 +101,17 @@ class Exchange:
         self._to, self._source = to, source
         self._sent = dict.fromkeys(to, 0)  # sequence numbers
         self._seen = dict.fromkeys(source, 0)
-        for connection in (*to.values(), *source.values()):
+        self._queued: deque[Operation] = deque()
+        self._outgoing: deque[_Outgoing] = deque()
+        self._incoming: dict[socket.socket, deque[_Incoming]] = {}
+        self._bell, self._listener = socket.socketpair()  # rung when an operation is queued by another thread
+        for connection in (*to.values(), *source.values(), self._bell, self._listener):
             connection.setblocking(False)
         self.set_link(Unpaced(), float("inf"))
 
     def set_link(self, pacing: Pacing, rate_bps: float) -> None:
         """From now on the links run at ``rate_bps`` bits/s and bytes are handed to the kernel as ``pacing`` says."""
         self._pacing, self._rate_bps = pacing, rate_bps
-        self._release_s = 0.0
         least, most = AHEAD_BYTES
         self._ahead_bytes = int(min(max(rate_bps / 8 * AHEAD_S, least), most))
         least, most = SEND_BUFFER_BYTES
@@ -98,105 +125,143 @@ class Exchange:
         """Whether the link carries this much in so short a time that who sends when does not matter."""
         return 8 * payload_bytes <= BRIEF_S * self._rate_bps
 
-    def run(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Timing:
+    def run(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Timing:
         """Send the messages in this order while receiving all of ``receives``; over when both are done.
 
         sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload.
         """
-        begin = now = time.monotonic()
-        outgoing: deque[_Outgoing] = deque()
-        volume = 0
-        for peer, payload in sends.items():
-            header = pack_header(operation, self.rank, self._sent[peer], len(payload))
-            outgoing.append(_Outgoing(peer, self._to[peer], header, payload))
-            self._sent[peer] += 1
-            self.traffic.sent_bytes += len(payload)
-            volume += len(payload)
-        incoming: dict[socket.socket, _Incoming] = {}
-        for peer, payload in receives.items():
-            message = _Incoming(peer, self._source[peer], payload)
-            incoming[message.connection] = message
-            self.traffic.received_bytes += len(payload)
-            volume += len(payload)
-            _wake_at(message.connection, min(message.size, PACKET_BYTES))  # the first packet, to tell waiting from wire
-        self.traffic.operations += 1
-        if outgoing and self.is_brief(total := sum(message.left for message in outgoing)):
-            # One wake-up for all: the last of them arrives when it would have if each had waited for its turn.
-            self._release_s = self._pacing.release(total, begin)
-            for message in outgoing:
-                message.released = message.left
+        operation = Operation(name, sends, receives)
+        self._queued.append(operation)
+        return self.finish(operation)
+
+    def queue(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
+        """As ``run``, but returns at once; whichever thread is in ``finish`` carries it on, from now if there is one."""
+        operation = Operation(name, sends, receives)
+        self._queued.append(operation)
+        with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+            self._bell.send(b"!")
+        return operation
+
+    def finish(self, operation: Operation) -> Timing:
+        """Carry on with all queued operations until this one is done. In one thread at a time, in queueing order."""
+        now = time.monotonic()
         # All senders may share one link for a while, and both ends of it.
-        deadline = begin + self.timeout_s + 16 * (len(self._to) + 1) * volume / self._rate_bps
-        first, arrived = 0.0, begin
+        deadline = now + self.timeout_s + 16 * (len(self._to) + 1) * operation.volume / self._rate_bps
         while True:
-            full = self._send(operation, outgoing, now)
-            if not outgoing and not incoming and now >= arrived:
-                return Timing(begin, first or begin, now)
+            self._take_up(now)
+            full = self._send(now)
+            if not operation.messages and now >= operation.done_s:
+                return Timing(operation.begin_s, operation.first_s or operation.begin_s, operation.done_s)
             if now > deadline:
-                self._time_out(operation, outgoing, incoming)
-            wake = deadline if outgoing or incoming else arrived
-            if outgoing and not full:
-                wake = min(wake, self._release_s)
-            writers = [outgoing[0].connection] if full else []
-            readable, _, _ = select.select(list(incoming), writers, [], max(0.0, wake - now))
+                self._time_out(operation)
+            wake = deadline if operation.messages else operation.done_s
+            if self._outgoing and not full:
+                wake = min(wake, self._outgoing[0].release_s)
+            writers = [self._outgoing[0].connection] if full else []
+            readers = [*self._incoming, self._listener]
+            readable, _, _ = select.select(readers, writers, [], max(0.0, wake - now))
             now = time.monotonic()
             for connection in readable:
-                if count := self._receive(operation, incoming[connection]):
-                    first = first or now
-                    arrived = max(arrived, self._pacing.arrive(count, now))
-                if incoming[connection].got == incoming[connection].size:
-                    del incoming[connection]
+                if connection is self._listener:
+                    connection.recv(PACKET_BYTES)
+                else:
+                    self._receive(self._incoming[connection][0], now)
 
-    def _send(self, operation: str, outgoing: deque[_Outgoing], now: float) -> bool:
+    def close(self) -> None:
+        """Close what is ours; the connections belong to the caller."""
+        self._bell.close()
+        self._listener.close()
+
+    def _take_up(self, now: float) -> None:
+        """Line up the messages of what has been queued."""
+        while self._queued:
+            operation = self._queued.popleft()
+            outgoing = []
+            for peer, payload in operation.sends.items():
+                header = pack_header(operation.name, self.rank, self._sent[peer], len(payload))
+                outgoing.append(_Outgoing(operation, peer, self._to[peer], header, payload))
+                self._sent[peer] += 1
+                self.traffic.sent_bytes += len(payload)
+            for peer, payload in operation.receives.items():
+                self._expect(_Incoming(operation, peer, self._source[peer], payload))
+                self.traffic.received_bytes += len(payload)
+            self.traffic.operations += 1
+            if outgoing and self.is_brief(total := sum(message.left for message in outgoing)):
+                # One wake-up for all: the last of them arrives when it would have if each had waited for its turn.
+                release_s = self._pacing.release(total, now)
+                for message in outgoing:
+                    message.released, message.release_s = message.left, release_s
+            self._outgoing.extend(outgoing)
+
+    def _expect(self, message: _Incoming) -> None:
+        """Receive it after what else is to come on its connection."""
+        line = self._incoming.setdefault(message.connection, deque())
+        line.append(message)
+        if len(line) == 1:
+            message.listen()
+
+    def _send(self, now: float) -> bool:
         """Hand over all that the pacing lets go; True if it is the kernel that will take no more now."""
-        while outgoing:
-            message = outgoing[0]
+        while self._outgoing:
+            message = self._outgoing[0]
             if not message.released:
                 message.released = min(self._pacing.chunk_bytes, message.left)
-                self._release_s = self._pacing.release(message.released, now)
-            if now < self._release_s:
+                message.release_s = self._pacing.release(message.released, now)
+            if now < message.release_s:
                 return False
             try:
                 message.advance(message.connection.send(message.parts[0][: message.released]))
             except BlockingIOError:
                 return True
             except OSError as error:
-                reason = f"rank {message.peer} is gone: {operation} to it: {error.strerror}"
+                reason = f"rank {message.peer} is gone: {message.operation.name} to it: {error.strerror}"
                 raise CommError(reason, [message.peer]) from error
             if not message.parts:
-                outgoing.popleft()
+                self._outgoing.popleft()
+                message.operation.end_message(now)
         return False
 
-    def _receive(self, operation: str, message: _Incoming) -> int:
-        """Read what has come of one message; returns the number of bytes."""
-        before, peer = message.got, message.peer
+    def _receive(self, message: _Incoming, now: float) -> None:
+        """Read what has come of the next message of its connection."""
+        before, peer, operation = message.got, message.peer, message.operation
         while message.got < message.size:
             try:
                 count = message.connection.recv_into(message.target())
             except BlockingIOError:
                 break
             except OSError as error:
-                raise CommError(f"rank {peer} is gone: {operation} from it: {error.strerror}", [peer]) from error
+                raise CommError(f"rank {peer} is gone: {operation.name} from it: {error.strerror}", [peer]) from error
             if count == 0:
-                raise CommError(f"rank {peer} closed its connection during {operation}", [peer])
+                raise CommError(f"rank {peer} closed its connection during {operation.name}", [peer])
             message.got += count
             if message.got - count < HEADER_BYTES <= message.got:
                 header = bytes(message.front[:HEADER_BYTES])
-                check_header(header, operation, peer, self._seen[peer], len(message.payload))
-        if message.got == message.size:
-            self._seen[peer] += 1
-            if message.small:
-                message.payload[:] = message.front[HEADER_BYTES:]
-        else:
+                check_header(header, operation.name, peer, self._seen[peer], len(message.payload))
+        if message.got > before:
+            operation.first_s = operation.first_s or now
+            operation.arrived_s = max(operation.arrived_s, self._pacing.arrive(message.got - before, now))
+        if message.got < message.size:
             _wake_at(message.connection, min(message.size - message.got, self._ahead_bytes))
-        return message.got - before
+            return
+        if message.small:
+            message.payload[:] = message.front[HEADER_BYTES:]
+        self._seen[peer] += 1
+        operation.end_message(now)
+        line = self._incoming[message.connection]
+        line.popleft()
+        if line:
+            line[0].listen()
+        else:
+            del self._incoming[message.connection]
 
-    def _time_out(self, operation: str, outgoing: deque[_Outgoing], incoming: dict[socket.socket, _Incoming]) -> None:
+    def _time_out(self, operation: Operation) -> None:
         """CommError: of a peer that sent something else, or naming all that are missing."""
-        for message in incoming.values():
-            self._receive(operation, message)  # a wrong message may be too short to have woken this rank
-        missing = sorted({message.peer for message in (*incoming.values(), *outgoing)})
-        raise CommError(f"rank {self.rank} waited {self.timeout_s:g} s in {operation} for ranks {missing}", missing)
+        for line in list(self._incoming.values()):
+            self._receive(line[0], time.monotonic())  # a wrong message may be too short to have woken this rank
+        messages = (*self._outgoing, *(message for line in self._incoming.values() for message in line))
+        missing = sorted({message.peer for message in messages if message.operation is operation})
+        reason = f"rank {self.rank} waited {self.timeout_s:g} s in {operation.name} for ranks {missing}"
+        raise CommError(reason, missing)
 
 
 def _wake_at(connection: socket.socket, size: int) -> None:

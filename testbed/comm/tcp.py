@@ -57,6 +57,7 @@ class TcpGroup(Group):
         self._others = [(rank + step) % world for step in range(1, world)]  # in sending order: the next one first
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, list[Timing]]] | None = None
+        self._stepwise: Future[tuple[Tensor, list[Timing]]] | None = None  # the last that has messages yet to queue
 
     def set_link(self, pacing: Pacing, rate_bps: float) -> None:
         """From now on the links run at ``rate_bps`` bits/s and bytes are handed to the kernel as ``pacing`` says."""
@@ -69,10 +70,14 @@ class TcpGroup(Group):
         return result
 
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
-        return self._submit(self._gather, local, list(rows))
+        result, payload, slots = self._slots(local, rows)
+        sends = dict.fromkeys(self._others, payload)
+        if self._at_once(sends, slots):
+            return self._queue("all_gather", sends, slots, result)
+        return self._submit(lambda: (result, self._rounds("all_gather", sends, slots)))
 
     def share_sum_async(self, local: Tensor) -> Handle:
-        return self._submit(self._share_sum, local)
+        return self._submit(lambda: self._share_sum(local))
 
     def all_reduce(self, local: Tensor) -> Tensor:
         self._settle()
@@ -128,7 +133,7 @@ class TcpGroup(Group):
         parts = result.split(list(received_bytes.values()))
         outgoing = _views({peer: message.contiguous() for peer, message in sends.items()})
         incoming = _views(dict(zip(received_bytes, parts, strict=True)))
-        return self._submit(lambda: (result, [self._wire.run("send", outgoing, incoming)]))
+        return self._queue("send", outgoing, incoming, result)
 
     def barrier(self) -> None:
         self._settle()
@@ -149,18 +154,23 @@ class TcpGroup(Group):
     def close(self) -> None:
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
+        self._wire.close()
         for connection in self._connections:
             connection.close()
 
     def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
+        result, payload, slots = self._slots(local, rows)
+        return result, self._rounds("all_gather", dict.fromkeys(self._others, payload), slots)
+
+    def _slots(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, memoryview, dict[int, memoryview]]:
+        """Of an all-gather: the result with the own rows in it, what to send, and where the others' rows go."""
         result = local.new_empty((sum(rows), *local.shape[1:]))
         payload, whole = as_bytes(local.contiguous()), as_bytes(result)
         ends = list(itertools.accumulate(rows))
         row_bytes = len(whole) // max(1, ends[-1])
         slots = {p: whole[(ends[p] - rows[p]) * row_bytes : ends[p] * row_bytes] for p in self._others}
-        timings = self._rounds("all_gather", dict.fromkeys(self._others, payload), slots)
         result[ends[self.rank] - rows[self.rank] : ends[self.rank]] = local
-        return result, timings
+        return result, payload, slots
 
     def _reduce(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
         parts = local.contiguous().split(list(rows))
@@ -178,22 +188,39 @@ class TcpGroup(Group):
         result, gathered = self._gather(total, rows)
         return result, [*summed, *gathered]
 
-    def _submit(self, operation: Callable[..., tuple[Tensor, list[Timing]]], *arguments: object) -> Handle:
-        """Queue an operation for the one thread that runs them, in order."""
+    def _queue(
+        self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview], result: Tensor
+    ) -> Handle:
+        """Messages that leave behind those under way, if nobody ahead has more to queue; ``receives`` fill ``result``."""
+        if self._stepwise is not None and not self._stepwise.done():
+            return self._submit(lambda: (result, [self._wire.run(operation, sends, receives)]))
+        queued = self._wire.queue(operation, sends, receives)
+        self._pending = self._thread().submit(lambda: (result, [self._wire.finish(queued)]))
+        return Handle(self._pending, self)
+
+    def _submit(self, operation: Callable[[], tuple[Tensor, list[Timing]]]) -> Handle:
+        """An operation that queues its messages when those before it are done."""
+        self._pending = self._stepwise = self._thread().submit(operation)
+        return Handle(self._pending, self)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        """The one that carries asynchronous operations on, in order."""
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
-        self._pending = self._worker.submit(operation, *arguments)
-        return Handle(self._pending, self)
+        return self._worker
 
     def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
         """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
-        if self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
+        if self._at_once(sends, receives):
             return [self._wire.run(operation, sends, receives)]
         timings = []
         for step in range(1, self.world):
             to, source = (self.rank + step) % self.world, (self.rank - step) % self.world
             timings.append(self._wire.run(operation, {to: sends[to]}, {source: receives[source]}))
         return timings
+
+    def _at_once(self, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> bool:
+        return self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0))
 
     def _exchange(self, operation: str, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> None:
         self._book(self._wire.run(operation, _views(sends), _views(receives)))

@@ -8,11 +8,13 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from testbed.comm.connect import connect, listen
 from testbed.comm.frame import pack_header
-from testbed.comm.group import even_shares
-from testbed.comm.pacing import CreditHold, TransportPacing, wire_bytes
+from testbed.comm.group import Handle, even_shares
+from testbed.comm.pacing import CreditHold, TransportPacing, Unpaced, wire_bytes
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 from tests.conftest import run_ranks
@@ -126,6 +128,59 @@ def test_async_exchange_overlaps_and_may_send_nothing() -> None:
     (nothing, _), (five, blocked_s) = run_ranks(2, main)
     assert (nothing, five) == (0, 5)
     assert blocked_s < 0.05
+
+
+def test_what_is_queued_does_not_wait_for_what_is_under_way() -> None:
+    received = threading.Event()
+
+    def main(group: TcpGroup) -> int:
+        nothing, message = {}, torch.zeros(5, dtype=torch.uint8)
+        if group.rank == 0:
+            handles = [group.exchange_async(nothing, {2: 5}), group.exchange_async({1: message}, nothing)]
+            return sum(len(handle.wait()) for handle in handles)
+        if group.rank == 1:
+            group.exchange_async(nothing, {0: 5}).wait()
+            received.set()
+        else:  # rank 0's first operation is not over before its second one is
+            assert received.wait(10)
+            group.exchange_async({0: message}, nothing).wait()
+        return 5
+
+    assert run_ranks(3, main) == [5, 5, 5]
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -> None:
+    world = data.draw(st.integers(2, 4))
+    kinds = st.sampled_from(["small", "large", "sum", "neighbour", "wait", "barrier"])
+    program = data.draw(st.lists(kinds, min_size=1, max_size=8))
+    pauses = data.draw(st.lists(st.sampled_from([0.0, 0.002]), min_size=world, max_size=world))
+
+    def main(group: TcpGroup) -> None:
+        group.set_link(Unpaced(), 100e6)  # so that the large ones go in rounds
+        under_way: list[tuple[Handle, torch.Tensor]] = []
+        for step, kind in enumerate(program):
+            time.sleep(pauses[group.rank])
+            size = 100_000 if kind == "large" else 3
+            values = [torch.full((size,), 10 * step + rank) for rank in range(world)]
+            own, left = values[group.rank], (group.rank - 1) % world
+            if kind in ("small", "large"):
+                under_way.append((group.all_gather_async(own, [size] * world), torch.cat(values)))
+            elif kind == "sum":
+                under_way.append((group.share_sum_async(own), torch.stack(values).sum(0)))
+            elif kind == "neighbour":
+                sends = {(group.rank + 1) % world: own.view(torch.uint8)}
+                under_way.append((group.exchange_async(sends, {left: 8 * size}), values[left].view(torch.uint8)))
+            elif kind == "barrier":
+                group.barrier()
+            elif under_way:
+                handle, expected = under_way.pop(0)
+                assert torch.equal(handle.wait(), expected)
+        for handle, expected in under_way:
+            assert torch.equal(handle.wait(), expected)
+
+    run_ranks(world, main)
 
 
 def test_time_waiting_for_a_late_peer_is_wait_not_wire() -> None:
