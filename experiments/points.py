@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from experiments.assets import Assets
-from experiments.calibration import Calibration, calibrate
+from experiments.calibration import STEAL_LIMIT_PCT, Calibration, calibrate, calmest
 from experiments.lasting import LastingSession
 from experiments.verify import Verification, verify
 from testbed.astra.codebooks import load_codebooks
@@ -130,12 +130,12 @@ class Bench:
         repeats = max(1, min(config.repeats, int(config.point_budget_s / expected)))
         warmups = 1 if config.point_budget_s > WARM_SHARE * expected else 0
         self.session.shape(point.bandwidth_mbps)
-        passes, delivered = self.session.measure(
-            variant(used), mode, self.device, repeats, warmups, expected_s=expected
-        )
+        measure = partial(self.session.measure, variant(used), mode, self.device, repeats, warmups, expected)
+        stolen_pct, (passes, delivered) = calmest(measure, config.point_budget_s)
+        common = self._row(point, mode) | {"steal_pct": stolen_pct}
         wire = None if delivered is None else round(max(delivered))
         return [
-            self._row(point, mode) | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire)
+            common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, stolen_pct)
             for repeat in range(repeats)
         ]
 
@@ -147,7 +147,7 @@ class Bench:
         return self.config.time_scale * seconds + (self._prepared.get(variant(used), 0.0) if mode == "execute" else 0.0)
 
     def _figures(
-        self, point: Point, mode: str, ranks: list[Pass], repeat: int, wire_bytes: int | None
+        self, point: Point, mode: str, ranks: list[Pass], repeat: int, wire_bytes: int | None, stolen_pct: float
     ) -> dict[str, Any]:
         """Measured columns of one repeat: the whole group's time, split as the last rank to finish spent it."""
         last = max(ranks, key=lambda done: done.end_s)
@@ -158,6 +158,8 @@ class Bench:
         late_share = max(done.late_s for done in ranks) / elapsed_s
         residual = None if mode == "execute" else self._residual_pct(point, elapsed_s, ranks)
         notes = self.calibrations[-1].breaches(point.bandwidth_mbps if formula else None)
+        if stolen_pct > STEAL_LIMIT_PCT:
+            notes.append(f"the host took {stolen_pct:.0f}% of the cores' time away")
         if late_share > LATE_SHARE:
             notes.append(f"slots ended late, by {late_share:.1%} of the latency")
         if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:
@@ -226,7 +228,7 @@ class Bench:
         """The cost model's row of a point: the device's slots and bits over the rate. Nothing of it is measured."""
         latency = 1e3 * self.expected_s(point, "analytic") / self.config.time_scale
         unmeasured: dict[str, Any] = dict.fromkeys(
-            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified", "free_burst_bytes")
+            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified", "free_burst_bytes", "steal_pct")
         )
         row = self._row(point, "analytic") | unmeasured
         wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)

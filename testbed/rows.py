@@ -93,6 +93,7 @@ LATENCY = RowSchema(
         "verified": _FLAG,
         "max_abs_err": _NUMBER,
         "overruns": _COUNT,
+        "steal_pct": _NUMBER,
         "fidelity": _TEXT,
         "fidelity_note": _TEXT,
         "residual_pct": _NUMBER,

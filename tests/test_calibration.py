@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from experiments.calibration import Calibration, calibrate
+from experiments import calibration
+from experiments.calibration import Calibration, calibrate, calmest
 from testbed.records import RunFolder
 from testbed.rows import LATENCY
 from tests.analysis import synthetic
@@ -50,6 +52,34 @@ def test_rates_are_measured_at_each_bandwidth() -> None:
     found = calibrate(FakeSession(share=0.95), [100, 10])  # pyright: ignore[reportArgumentType]
     assert found.rate_error_pct == {10: pytest.approx(-5), 100: pytest.approx(-5)}
     assert 0.0019 < found.message_overhead_s < 0.002
+
+
+@pytest.mark.parametrize(
+    ("stolen", "kept", "attempts"),
+    [([0.0], 0, 1), ([4.9], 0, 1), ([30.0, 2.0], 1, 2), ([30.0, 9.0, 20.0], 1, 3)],
+)
+def test_a_point_is_measured_again_while_the_host_takes_time_away(
+    monkeypatch: pytest.MonkeyPatch, stolen: list[float], kept: int, attempts: int
+) -> None:
+    readings = iter([reading for share in stolen for reading in (99.0, share)])  # before and after each attempt
+    monkeypatch.setattr(
+        calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(idle=1.0, steal=next(readings))
+    )
+    made: list[int] = []
+
+    def measure() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    assert calmest(measure, budget_s=60) == (stolen[kept], kept)
+    assert len(made) == attempts
+
+
+def test_no_attempt_begins_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(steal=50.0))
+    assert calmest(lambda: "once", budget_s=0) == (50.0, "once")
+    monkeypatch.setattr(calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(idle=3.0))
+    assert calmest(lambda: "nobody tells", budget_s=60) == (0.0, "nobody tells")
 
 
 def test_what_is_wrong_is_named_with_its_size() -> None:

@@ -66,6 +66,7 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "overruns": 0,
         "fidelity": "ok",
         "fidelity_note": "",
+        "steal_pct": 0.4,
         "residual_pct": 2.0,
         "status": "ok",
         "error": "",
