@@ -227,9 +227,8 @@ class Bench:
     def analytic_row(self, point: Point) -> dict[str, Any]:
         """The cost model's row of a point: the device's slots and bits over the rate. Nothing of it is measured."""
         latency = 1e3 * self.expected_s(point, "analytic") / self.config.time_scale
-        unmeasured: dict[str, Any] = dict.fromkeys(
-            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified", "free_burst_bytes", "steal_pct")
-        )
+        columns = "encode_ms wait_ms decode_ms wire_bytes max_abs_err verified free_burst_bytes steal_pct"
+        unmeasured: dict[str, Any] = dict.fromkeys(columns.split())
         row = self._row(point, "analytic") | unmeasured
         wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)
         return row | {

@@ -1,9 +1,9 @@
 """``make soak``: 50 clusters up and down in one process; what each leaves behind would add up, so it must not grow.
 
-What is made once and kept, such as a thread of a pool that is first needed in the tenth cycle, is no leak; a leak goes on.
-So counts must not rise over the second half of the cycles. Memory may, a little: allocators keep what they once had. Ray
-keeps one or two dead connections of each cluster, which are counted apart. Threads that come later than the first
-cycles are named.
+What is made once and kept, such as a thread of a pool that is first needed in the tenth cycle, is no leak; a leak goes
+on. So counts must not rise over the second half of the cycles. Memory may, a little: allocators keep what they once
+had. Ray keeps one or two dead connections of each cluster, which are counted apart. Threads that come later than the
+first cycles are named.
 """
 
 from __future__ import annotations

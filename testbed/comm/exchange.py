@@ -49,7 +49,7 @@ class Operation:
 
 
 class _Outgoing:
-    """A message on its way out. ``released`` of its remaining bytes may be handed to the kernel from ``release_s`` on."""
+    """A message on its way out. From ``release_s`` on, ``released`` of its bytes may be handed to the kernel."""
 
     def __init__(self, operation: Operation, peer: int, connection: socket.socket, header: bytes, payload: memoryview):
         self.operation, self.peer, self.connection = operation, peer, connection
@@ -135,7 +135,7 @@ class Exchange:
         return self.finish(operation)
 
     def queue(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
-        """As ``run``, but returns at once; whichever thread is in ``finish`` carries it on, from now if there is one."""
+        """As ``run``, but returns at once: the thread that is in ``finish``, now or later, carries it on."""
         operation = Operation(name, sends, receives)
         self._queued.append(operation)
         with contextlib.suppress(BlockingIOError):  # it has been rung often enough

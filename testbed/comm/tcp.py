@@ -191,7 +191,7 @@ class TcpGroup(Group):
     def _queue(
         self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview], result: Tensor
     ) -> Handle:
-        """Messages that leave behind those under way, if nobody ahead has more to queue; ``receives`` fill ``result``."""
+        """Messages that leave behind those under way, if these are all queued; ``receives`` fill ``result``."""
         if self._stepwise is not None and not self._stepwise.done():
             return self._submit(lambda: (result, [self._wire.run(operation, sends, receives)]))
         queued = self._wire.queue(operation, sends, receives)
