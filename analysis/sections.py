@@ -10,7 +10,9 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from analysis.accounting import accounting_table
 from analysis.accuracy import accuracy_figures, accuracy_tables
+from analysis.break_even import break_even_map, break_even_table
 from analysis.cells import TextTable, grids, mode_comparison, troubles
 from analysis.fidelity import fidelity_figures, fidelity_tables
 from analysis.figures import latency_breakdown, speedup_plot
@@ -18,13 +20,13 @@ from analysis.headlines import headlines
 from analysis.paper_table import paper_table
 from analysis.provenance import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
-from analysis.scaling import break_even_map, break_even_table, devices_plot
+from analysis.scaling import devices_plot, tokens_plot, tokens_tables
 from analysis.tradeoff import trade_off_plot, trade_off_table, trade_offs
-from analysis.words import by_corpus, joined, judged_on, setting, short_modes
-from testbed.rows import ACCURACY, FIDELITY, LATENCY
+from analysis.words import by_corpus, is_analytic, joined, judged_on, setting, short_modes
+from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
 
 RUN = ".venv/bin/python -m testbed.run"
-PLACE = re.compile(r"(run|devices|break-even|pareto)-\d+")  # folders of figures, of several runs or conditions
+PLACE = re.compile(r"(run|devices|tokens|break-even|pareto)-\d+")  # folders of figures, of several runs or conditions
 SPEEDUP_CAPTION = (
     "Speed-up over one device of the same run; bars from the slowest to the fastest repeat, hollow markers where "
     "fidelity is degraded, stars for what the paper reports."
@@ -73,7 +75,7 @@ class Section:
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
 
-FIGURES = ("speedup", "breakdown", "devices", "break_even", "quality", "pareto", "links", "shapers")
+FIGURES = ("speedup", "breakdown", "devices", "tokens", "break_even", "quality", "pareto", "links", "shapers")
 
 
 class Drawing:
@@ -112,7 +114,9 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
     quality, links = of_kind(runs, ACCURACY), of_kind(runs, FIDELITY)
     places = [drawing.folder_of("run", number, len(runs)) for number in range(len(runs))]
     where = {id(run): place for run, place in zip(runs, places, strict=True)}
-    measured = [frame for frame in groups if "analytic" not in set(frame["compute_mode"])]
+    measured = [frame for frame in groups if not is_analytic(frame)]
+    # What the cost model says comes after what was measured, in parts of its own.
+    by_devices, by_tokens = sorted(groups, key=is_analytic), sorted(alike(runs, over="tokens"), key=is_analytic)
     found = [
         Section("What was run", [Part(_title(run, runs), run.notes, facts(run)) for run in runs]),
         Section("Headlines", [Part(_title(run, runs), headlines(run.frame)) for run in runs]),
@@ -123,8 +127,13 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         ),
         Section(
             "Speed-up against the number of devices",
-            _each(measured, "devices", drawing, _devices),
+            _each(by_devices, "devices", drawing, _devices),
             f"Needs two numbers of devices. Run: {RUN} +experiment=bandwidth_sweep devices=[2,4,6]",
+        ),
+        Section(
+            "Speed-up against the number of tokens",
+            _each(_of_devices(by_tokens), "tokens", drawing, _tokens),
+            f"Needs two numbers of tokens. Run: {RUN} +experiment=token_sweep",
         ),
         Section(
             "Where the time goes",
@@ -133,7 +142,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         ),
         Section(
             "Break-even bandwidth",
-            _each(measured, "break-even", drawing, _break_even),
+            _each(by_tokens, "break-even", drawing, _break_even),
             f"Needs single and another method at two bandwidths. Run: {RUN} +experiment=bandwidth_sweep",
         ),
         Section(
@@ -179,12 +188,27 @@ def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) 
 
 def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
     figures = drawing.figures(speedup_plot(run.frame, place), SPEEDUP_CAPTION, run.frame)
-    return Part(title, figures=figures, tables=grids(run.frame))
+    return Part(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
 
 
 def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
     caption = "Speed-up over one device; dashed: as many times as fast as there are devices."
     return Part(_conditions(frame), figures=drawing.figures(devices_plot(frame, place), caption, frame))
+
+
+def _of_devices(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows of each number of devices apart, with those of one device."""
+    parallel = [(frame, frame[frame["method"] != BASELINE]) for frame in frames]
+    return [
+        frame[(frame["devices"] == devices) | (frame["method"] == BASELINE)]
+        for frame, rows in parallel
+        for devices in sorted(rows["devices"].dropna().unique())
+    ]
+
+
+def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
+    figures = drawing.figures(tokens_plot(frame, place), "Speed-up over one device.", frame)
+    return Part(_conditions(frame), figures=figures, tables=tokens_tables(frame))
 
 
 def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
