@@ -18,6 +18,7 @@ from analysis.fidelity import fidelity_figures, fidelity_tables
 from analysis.figures import latency_breakdown, speedup_plot
 from analysis.headlines import headlines
 from analysis.paper_table import paper_table
+from analysis.peers import peers_table
 from analysis.provenance import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
 from analysis.scaling import devices_plot, tokens_plot, tokens_tables
@@ -167,6 +168,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             "No run here kept a calibration, and no point is degraded or failed.",
         ),
         Section("The paper's figures beside ours", [_paper(groups, quality)]),
+        Section("Peers' figures beside ours", [Part("", tables=[peers_table(groups)])]),
     ]
     for section in found:
         section.parts = [part for part in section.parts if part.shows]

@@ -159,7 +159,7 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"https?://|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", text))
     anchors = set(re.findall(r'id="([^"]+)"', text))
-    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 13
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 14
 
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):
