@@ -23,7 +23,7 @@ from analysis.provenance import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
 from analysis.scaling import devices_plot, tokens_plot, tokens_tables
 from analysis.tradeoff import trade_off_plot, trade_off_table, trade_offs
-from analysis.words import by_corpus, is_analytic, joined, judged_on, setting, short_modes
+from analysis.words import MODEL, by_corpus, is_analytic, joined, judged_on, setting, short_modes
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
 
 RUN = ".venv/bin/python -m testbed.run"
@@ -189,7 +189,8 @@ def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) 
 
 
 def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
-    figures = drawing.figures(speedup_plot(run.frame, place), SPEEDUP_CAPTION, run.frame)
+    caption = f"Speed-up over one device, {MODEL}." if is_analytic(run.frame) else SPEEDUP_CAPTION
+    figures = drawing.figures(speedup_plot(run.frame, place), caption, run.frame)
     return Part(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
 
 

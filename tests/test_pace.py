@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import cache
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,13 +42,16 @@ def test_the_scale_is_the_least_that_keeps_every_limit(
     assert not faster or not keeps(faster[-1])
 
 
-def test_points_of_a_sweep_are_paced_each_by_itself() -> None:
+def test_points_of_a_sweep_are_paced_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     config = sweep("devices=4", "bandwidths=[10,500]")
     paces = {point.label: pace(point, config, "replay") for point in points(config)}
-    of = {name: paces[f"{name}, 4 devices, 1024 tokens, {mbps} Mbps"] for name, mbps in (("tensor", 10), ("tensor int4", 500))}
-    assert of["tensor"].time_scale < 1 and (of["tensor"].repeats, of["tensor"].warmups) == (1, 0)  # minutes by itself
-    assert of["tensor int4"].time_scale > 1  # four links of 500 Mbps are more than two cores shape
-    single = paces["single, 1 device, 1024 tokens, 10 Mbps"]
+    slow, fast, single = (
+        paces[f"{name}, 1024 tokens, {mbps} Mbps"]
+        for name, mbps in (("tensor, 4 devices", 10), ("tensor int4, 4 devices", 500), ("single, 1 device", 10))
+    )
+    assert slow.time_scale < 1 and (slow.repeats, slow.warmups) == (1, 0)  # a minute and a half by itself
+    assert fast.time_scale > 1  # four links of 500 Mbps are more than two cores shape
     assert single.time_scale == 1 and single.repeats == config.repeats
 
 
