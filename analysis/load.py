@@ -38,7 +38,9 @@ FACETS: dict[str, str] = {
     "time_scale": "time x{:g}",
 }
 # One device has no links and no peers, so these do not make it another thing.
-NOT_FOR_SINGLE = frozenset({"speedups", "codec", "settings", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
+NOT_FOR_SINGLE = frozenset(
+    {"speedups", "codec", "settings", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"}
+)
 
 SIZES = ("devices", "tokens")  # axes of their own, beside bandwidth
 

@@ -31,7 +31,7 @@ QUANTITIES: dict[str, Ours] = {
 
 
 def peers_table(latency: list[pd.DataFrame]) -> TextTable:
-    """All published figures; those that these rows have something beside first. latency: each of one set of conditions."""
+    """All published figures, those with something beside them first. latency: frames of one set of conditions each."""
     tables = [(points(frame), frame) for frame in latency]
     found, missing = [], []
     for _, figure in pd.read_csv(PEERS_CSV, keep_default_na=False).iterrows():
@@ -41,8 +41,12 @@ def peers_table(latency: list[pd.DataFrame]) -> TextTable:
         if not ours:
             why = figure["remark"] if figure["quantity"] not in QUANTITIES else f"nothing in this setting; run {RUN}"
             missing.append([*name, theirs, "-", "-", why, figure["source"]])
-    notes = ["theirs: as they publish them; bytes are the method's formula, which every run checks against its counters"]
-    return TextTable("Peers' figures beside ours", COLUMNS, found + missing, notes, left=frozenset(COLUMNS) - {"theirs"})
+    notes = [
+        "theirs: as they publish them; bytes are the method's formula, which every run checks against its counters"
+    ]
+    return TextTable(
+        "Peers' figures beside ours", COLUMNS, found + missing, notes, left=frozenset(COLUMNS) - {"theirs"}
+    )
 
 
 def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list[list[str]]:

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.drawing import Drawing
 from analysis.load import ResultsError, fact
 from analysis.page import latex, markdown, page, print_pdf
 from analysis.runs import Run, find_runs, read_run
-from analysis.sections import Drawing, sections
+from analysis.sections import sections
 from analysis.words import is_analytic
 
 

@@ -135,8 +135,8 @@ def of_kind(runs: list[Run], schema: RowSchema) -> list[Run]:
 def alike(runs: list[Run], over: str = "") -> list[pd.DataFrame]:
     """Latency rows of all runs, one frame for each set of CONDITIONS; points of several runs are of the latest.
 
-    over: a condition in which the rows of a frame may differ. Rows of a run that chose a time scale for each point belong
-    together.
+    over: a condition in which the rows of a frame may differ. Rows of a run that chose a time scale for each point are
+    one set.
     """
     frames = [run.frame.assign(run=number) for number, run in enumerate(of_kind(runs, LATENCY))]
     if not frames:

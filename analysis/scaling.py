@@ -42,7 +42,7 @@ def devices_plot(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
 
 
 def tokens_plot(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Speed-up against the number of tokens, of rows of one number of devices; no files for fewer than two of tokens."""
+    """Speed-up against the number of tokens, of rows of one number of devices; no files for one of tokens."""
     return _plot(frame, "tokens", out_dir)
 
 

@@ -14,6 +14,7 @@ from analysis.accounting import accounting_table
 from analysis.accuracy import accuracy_figures, accuracy_tables
 from analysis.break_even import break_even_map, break_even_table
 from analysis.cells import TextTable, grids, mode_comparison, troubles
+from analysis.drawing import Drawing, Figure
 from analysis.fidelity import fidelity_figures, fidelity_tables
 from analysis.figures import latency_breakdown, speedup_plot
 from analysis.headlines import headlines
@@ -27,7 +28,6 @@ from analysis.words import MODEL, by_corpus, is_analytic, joined, judged_on, set
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
 
 RUN = ".venv/bin/python -m testbed.run"
-PLACE = re.compile(r"(run|devices|tokens|break-even|pareto)-\d+")  # folders of figures, of several runs or conditions
 SPEEDUP_CAPTION = (
     "Speed-up over one device of the same run; bars from the slowest to the fastest repeat, hollow markers where "
     "fidelity is degraded, stars for what the paper reports."
@@ -36,14 +36,6 @@ BREAKDOWN_CAPTION = (
     "Where the time of the device that finished last goes. Wire: blocked while data arrived; wait: blocked before "
     "their first byte. Left in ms, right as shares."
 )
-
-
-@dataclass
-class Figure:
-    """A drawn figure: its files, the PNG first, and what it shows, with network and compute mode."""
-
-    files: list[Path]
-    caption: str
 
 
 @dataclass
@@ -74,36 +66,6 @@ class Section:
     def anchor(self) -> str:
         """For links within the page."""
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
-
-
-FIGURES = ("speedup", "breakdown", "devices", "tokens", "break_even", "quality", "pareto", "links", "shapers")
-
-
-class Drawing:
-    """Draws the figures of a report into a folder, those of several runs or conditions into folders of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.drawn: list[Path] = []
-
-    def figures(self, files: list[Path], caption: str, frame: pd.DataFrame) -> list[Figure]:
-        """One Figure for each PNG among these files, with its PDF."""
-        self.drawn += files
-        how = f"{caption} {setting(frame)}; {short_modes(frame)}." if short_modes(frame) else caption
-        return [
-            Figure([file, *(other for other in files if other == file.with_suffix(".pdf"))], how)
-            for file in files
-            if file.suffix == ".png"
-        ]
-
-    def possible(self) -> set[Path]:
-        """Every figure that is or was a report's in this folder; nothing else in it."""
-        places = [self.folder, *(place for place in self.folder.glob("*-*") if PLACE.fullmatch(place.name))]
-        return {place / f"{name}{suffix}" for place in places for name in FIGURES for suffix in (".png", ".pdf")}
-
-    def folder_of(self, name: str, number: int, of: int) -> Path:
-        """Where the figures of one of several runs or conditions belong."""
-        return self.folder if of < 2 else self.folder / f"{name}-{number + 1}"
 
 
 Maker: TypeAlias = Callable[[pd.DataFrame, Path, Drawing], Part]
@@ -190,7 +152,7 @@ def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) 
 
 def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
     caption = f"Speed-up over one device, {MODEL}." if is_analytic(run.frame) else SPEEDUP_CAPTION
-    figures = drawing.figures(speedup_plot(run.frame, place), caption, run.frame)
+    figures = drawing.of_each_size(speedup_plot, caption, run.frame, place)
     return Part(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
 
 
@@ -215,7 +177,7 @@ def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
 
 
 def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
-    return Part(title, figures=drawing.figures(latency_breakdown(run.frame, place), BREAKDOWN_CAPTION, run.frame))
+    return Part(title, figures=drawing.of_each_size(latency_breakdown, BREAKDOWN_CAPTION, run.frame, place))
 
 
 def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:

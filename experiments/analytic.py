@@ -1,6 +1,6 @@
 """``network=analytic``: the cost model's rows of a whole grid, in the time that it takes to evaluate formulas.
 
-Nothing is built, sent or measured. ``latency_ms`` is what the methods' own formulas say: the slots of their segments and
+Nothing is built, sent or measured. ``latency_ms`` is what the methods' formulas say: the slots of their segments and
 what their collectives really move. ``paper_latency_ms`` and ``paper_bytes`` are the ASTRA paper's way of counting.
 """
 

@@ -47,9 +47,9 @@ class Assets:
 def prepare(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
     """Build the model, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
 
-    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of several
-    numbers of tokens the smallest has them made, as neither bytes nor time depend on what is in them. Raises ConfigError
-    where the methods want others than the trained model has, or other tokens.
+    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
+    several numbers of tokens, for the smallest, as neither bytes nor time depend on what is in them. Raises
+    ConfigError where the methods want others than the trained model has, or other tokens.
     """
     choice = ModelChoice(**asdict(config.model))
     variants = {(point.method, point.settings): point for point in points}

@@ -24,8 +24,8 @@ class Calibration:
 
     rate_error_pct: for each rate (Mbps, on this machine's clock), of the link that is furthest off, all links loaded
     both ways at once. message_overhead_s: of one exchange of small messages between all devices, beyond their bits over
-    the rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests; other programs' work,
-    mostly. idle_bytes: on the data network meanwhile; None without counters.
+    the rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests, mostly others'
+    work. idle_bytes: on the data network meanwhile; None without counters.
     """
 
     rate_error_pct: dict[float, float]

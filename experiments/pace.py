@@ -54,7 +54,8 @@ def pace(point: Point, config: LatencyConfig, mode: str, computed_s: float = 0.0
         fits = mode == "replay"
         time_scale = fitting_scale(latency_s, known["messages"], links_mbps, pass_budget_s) if fits else 1.0
     pass_s = time_scale * latency_s + computed_s
-    repeats = max(1, min(config.repeats, int(config.point_budget_s / pass_s)))
+    affordable = int(config.point_budget_s / pass_s) if pass_s else config.repeats
+    repeats = max(1, min(config.repeats, affordable))
     return Pace(time_scale, repeats, 1 if config.point_budget_s > WARM_SHARE * pass_s else 0, pass_s)
 
 

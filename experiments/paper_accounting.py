@@ -1,4 +1,4 @@
-"""What the ASTRA paper counts of each method that it compares (arXiv 2505.19342), beside what is really computed and sent.
+"""What the ASTRA paper counts of each method that it compares (arXiv 2505.19342), beside what is really done.
 
 Its latency is compute plus bits over bandwidth. What a device receives, in units u = (N-1)/N T D numbers:
 

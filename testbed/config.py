@@ -277,9 +277,13 @@ def _check_together(config: Config) -> None:
         raise ConfigError("time_scale", AUTO, f"must be a number from 0.1 to 1000 for runner {config.runner}")
     if config.emulates and config.network.backend == ANALYTIC:
         if config.runner != "latency":
-            raise ConfigError("network", ANALYTIC, f"must be another one: runner {config.runner} measures, it is no model")
+            raise ConfigError(
+                "network", ANALYTIC, f"must be another one: runner {config.runner} measures, it is no model"
+            )
         if isinstance(config, LatencyConfig) and config.compute_mode != "auto":
-            raise ConfigError("compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}: nothing is run")
+            raise ConfigError(
+                "compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}: nothing is run"
+            )
 
 
 def _shown(value: Any) -> str:

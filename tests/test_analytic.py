@@ -63,7 +63,11 @@ def test_volumes_are_in_the_papers_unit() -> None:
     assert paper_bits(load_method("astra"), PAPER, 4) == 12 * 768 * 10
     for other in ("ring", "prism", "galaxy", "megatron_sp", "pipeline"):
         assert paper_bits(load_method(other), PAPER, 4) is None
-    for name, variant in (("tensor", {"sync": "star"}), ("sequence", {"gather": "kv"}), ("astra", {"speedups": "tables"})):
+    for name, variant in (
+        ("tensor", {"sync": "star"}),
+        ("sequence", {"gather": "kv"}),
+        ("astra", {"speedups": "tables"}),
+    ):
         assert paper_s(load_method(name, **variant), PAPER, 4, DEVICE, 1e7) is None
 
 

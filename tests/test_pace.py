@@ -55,7 +55,7 @@ def test_points_of_a_sweep_are_paced_each_by_itself(monkeypatch: pytest.MonkeyPa
     assert single.time_scale == 1 and single.repeats == config.repeats
 
 
-@given(st.sampled_from(["hold", "execute"]))
+@pytest.mark.parametrize("mode", ["hold", "execute"])
 def test_real_arithmetic_runs_at_its_own_pace(mode: str) -> None:
     for point in points(sweep("devices=4", "bandwidths=10")):
         assert pace(point, sweep("devices=4", "bandwidths=10"), mode).time_scale == 1

@@ -101,9 +101,9 @@ def save_model(model: VisionTransformer, path: Path) -> None:
 def load_model(choice: ModelChoice, tokens: int, *paths: Path) -> VisionTransformer:
     """The model of ``save_model``, its weights mapped from the file and not copied.
 
-    paths: of several files that hold a tensor, the last one's counts. Verified on Linux with /proc/self/smaps: after a
-    forward pass all resident pages are still the file's, so the processes of a machine that load the same file share one
-    copy in memory.
+    paths: of several files that hold a tensor, the last one's counts. Verified on Linux with /proc/self/smaps: after
+    a forward pass all resident pages are still the file's, so the processes of a machine that load the same file share
+    one copy in memory.
 
     Raises EnvironmentFault if a file is missing, damaged, or holds another model.
     """

@@ -2,11 +2,13 @@ import re
 from html import unescape
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import page, report, sections
+from analysis.drawing import Drawing
 from analysis.figures import latency_breakdown, save, speedup_plot
 from analysis.load import load_rows
 from analysis.styles import line_styles
@@ -138,6 +140,19 @@ def test_old_figures_go_and_other_files_stay(folder, no_rendering):
     assert {path.name for path in (folder / "report").iterdir()} == {*TEXTS, "photo.png", "run-notes"}
 
 
+def test_figures_of_several_numbers_of_devices_are_apart(folder, no_rendering):
+    four = synthetic.sweep(bandwidths=(10.0, 100.0))
+    two = synthetic.sweep(bandwidths=(10.0, 100.0), devices=2)
+    pd.concat([four, two[two["method"] != "single"]]).to_parquet(folder / "results.parquet", index=False)
+    drawn = {str(path.relative_to(folder / "report")) for path in report.write_report(folder)}
+    places = ("devices-2-tokens-1024", "devices-4-tokens-1024")
+    assert {f"{place}/{name}.png" for place in places for name in ("speedup", "breakdown")} <= drawn
+    assert {"devices.png", "break_even.png"} <= drawn
+    four.to_parquet(folder / "results.parquet", index=False)
+    report.write_report(folder)
+    assert not [*(folder / "report").glob("*/*.png")]  # what the new rows do not show is gone
+
+
 def test_tables_md_has_the_tables_and_the_figures(folder, no_rendering):
     (folder / "manifest.json").write_text('{"runs": [{"git_sha": "0123abc"}]}')
     report.write_report(folder)
@@ -192,7 +207,7 @@ def test_captions_say_network_and_mode_and_degraded_points_are_marked(folder, no
     assert "not a network measurement" in text
     slower = re.findall(r"Slower than one device at 10 Mbps: ([^.<]*)", text)
     assert slower and "pipeline" not in slower[0]  # no sentence rests on a degraded point
-    drawing = sections.Drawing(folder)
+    drawing = Drawing(folder)
     (figure,) = drawing.figures([folder / "speedup.png"], "Speed-up.", load_rows(folder))
     assert "network loopback, compute replay (device profile gtx1660ti)" in figure.caption
 

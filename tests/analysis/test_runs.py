@@ -113,7 +113,10 @@ def test_points_of_two_runs_are_those_of_the_later_one(tmp_path):
 
 def test_points_that_chose_their_time_scales_are_one_curve_and_tokens_may_be(tmp_path):
     chosen = pd.concat(
-        [synthetic.sweep(bandwidths=(mbps,), time_scale=scale) for mbps, scale in ((10.0, 0.125), (20.0, 1.0), (50.0, 4.0))]
+        [
+            synthetic.sweep(bandwidths=(mbps,), time_scale=scale)
+            for mbps, scale in ((10.0, 0.125), (20.0, 1.0), (50.0, 4.0))
+        ]
     )
     written(tmp_path / "chosen", chosen)
     assert len(alike(find_runs([tmp_path])[0])) == 1

