@@ -148,7 +148,8 @@ class Astra(Method):
 
     def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
         """The slowest rank's critical path: slots and messages, side by side where the speed-ups let them."""
-        return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in range(world))
+        ranks = range(world) if shape.causal else {0, world - 1}  # else costs follow shares: even, the first's largest
+        return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in ranks)
 
     def _of_rank(self, shape: ModelShape, rank: int, world: int) -> Costs:
         return self._costs(self._split(shape, rank, world))
