@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.reported import paper_comparison
 from analysis.tables import mode_table, points, unfinished
+from analysis.words import MODEL, is_analytic, statistic
 
 DEGRADED = "~"
 NOTES = {
@@ -79,17 +80,13 @@ def signed_pct(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:+.1f}%"
 
 
-def result_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """Every table of a run that has something in it, in the order in which they are read."""
-    return grids(frame) + [table for table in (_paper(frame), *troubles(frame)) if table.rows]
-
-
 def grids(frame: pd.DataFrame) -> list[TextTable]:
     """Latency and, where there is any, speed-up of each method at each bandwidth; modes side by side if several."""
     measured = points(frame)
-    tables = [mode_comparison(frame), _grid("Latency (ms, median over repeats)", measured, frame, "latency_ms")]
+    tables = [mode_comparison(frame), _grid(f"Latency (ms, {statistic(frame)})", measured, frame, "latency_ms")]
     if measured["speedup"].notna().any():
-        tables.append(_grid("Speed-up over one device", measured, frame, "speedup"))
+        how = f", {MODEL}" if is_analytic(frame) else ""
+        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup"))
     return [table for table in tables if table.rows]
 
 
@@ -122,7 +119,7 @@ def _notes(cells: dict[tuple[str, float], str], rows: list[list[str]]) -> list[s
     used = {text for text in cells.values() if text in NOTES}
     used |= {DEGRADED} if any(text.endswith(DEGRADED) for text in cells.values()) else set()
     used |= {"no"} if any(row[-1] == "no" for row in rows) else set()
-    used |= {"one"} if any(row[-3] == "-" and row[-2] != "0" for row in rows) else set()
+    used |= {"one"} if any(row[-3] == "-" and row[-2] not in ("0", "-") for row in rows) else set()
     return [text for mark, text in NOTES.items() if mark in used]
 
 
@@ -130,13 +127,14 @@ def _about(rows: pd.DataFrame) -> list[str]:
     """Worst spread, repeats (fewest to most) and whether every repeat was verified, for one label."""
     if rows.empty:
         return ["-", "0", "-"]
+    if is_analytic(rows):
+        return ["-", "-", "model"]
     worst = rows["spread_pct"].max()
     low, high = int(rows["repeats"].min()), int(rows["repeats"].max())
-    verified = "model" if (rows["compute_mode"] == "analytic").all() else "yes" if rows["verified"].all() else "no"
     return [
         "-" if pd.isna(worst) else f"{worst:.1f}%",
         f"{low}" if low == high else f"{low}-{high}",
-        verified,
+        "yes" if rows["verified"].all() else "no",
     ]
 
 
@@ -151,7 +149,8 @@ def mode_comparison(frame: pd.DataFrame) -> TextTable:
     return TextTable("Compute modes compared (ms, median over repeats)", columns, rows)
 
 
-def _paper(frame: pd.DataFrame) -> TextTable:
+def paper_ratios(frame: pd.DataFrame) -> TextTable:
+    """The speed-ups that the paper reports, for the points of these rows that are in its setting."""
     rows = [
         [
             point["figure"],

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.accounting import accounting_table
 from analysis.accuracy import accuracy_tables
-from analysis.cells import TextTable, result_tables
+from analysis.cells import TextTable, grids, paper_ratios, troubles
 from analysis.fidelity import fidelity_tables
 from analysis.load import schema_of
+from analysis.scaling import tokens_tables
 from testbed.rows import ACCURACY, FIDELITY, LATENCY
+
+
+def result_tables(frame: pd.DataFrame) -> list[TextTable]:
+    """Every table of latencies that has something in it."""
+    tables = [*grids(frame), *tokens_tables(frame), accounting_table(frame), paper_ratios(frame), *troubles(frame)]
+    return [table for table in tables if table.rows]
+
 
 TABLES = {LATENCY: result_tables, FIDELITY: fidelity_tables, ACCURACY: accuracy_tables}
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, N
 from analysis.reported import paper_comparison
 from analysis.styles import PARTS, line_styles
 from analysis.tables import points
-from analysis.words import setting, short_modes, values
+from analysis.words import MODEL, is_analytic, setting, short_modes, values
 
 STYLE = Path(__file__).parent / "testbed.mplstyle"
 LABELLED_BANDWIDTHS = 12  # more ticks than this are left to matplotlib
@@ -53,7 +53,7 @@ def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
         axes.set_title(f"Speed-up over one device against bandwidth: {_how(frame)}")
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2, labelspacing=0.8)
         bars = "bars: slowest to fastest repeat. " if (table["repeats"] > 1).any() else ""
-        _caption(figure, axes, frame, f"Median over {_repeats(table)}; {bars}")
+        _caption(figure, axes, frame, f"{_statistic(table)}; {bars}")
         return save(figure, Path(out_dir) / "speedup")
 
 
@@ -94,7 +94,7 @@ def latency_breakdown(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
             Patch(facecolor=PARTS[n][1], hatch=PARTS[n][2], edgecolor="#333333", label=PARTS[n][0]) for n in used
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        condition_caption(figure, frame, f"Medians over {_repeats(table)}.", 130)
+        condition_caption(figure, frame, f"{_statistic(table)}.", 130)
         return save(figure, Path(out_dir) / "breakdown")
 
 
@@ -197,10 +197,13 @@ def _how(frame: pd.DataFrame) -> str:
     return ", ".join("/".join(values(frame, column)) for column in ("network", "compute_mode"))
 
 
-def _repeats(table: pd.DataFrame) -> str:
+def _statistic(table: pd.DataFrame) -> str:
+    """What a bar or a marker is, as the beginning of a sentence."""
+    if is_analytic(table):
+        return MODEL.capitalize()
     low, high = int(table["repeats"].min()), int(table["repeats"].max())
     count = f"{low}" if low == high else f"{low} to {high}"
-    return f"{count} repeat{'s' if high > 1 else ''}"
+    return f"Median over {count} repeat{'s' if high > 1 else ''}"
 
 
 def _conditions(frame: pd.DataFrame) -> str:

@@ -11,8 +11,8 @@ from analysis.cells import number
 from analysis.fidelity import DEFAULT, LARGE_BYTES, is_large, messages
 from analysis.load import schema_of
 from analysis.tables import points
-from analysis.words import better_up, by_corpus, judged_on, metric, setting
-from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
+from analysis.words import better_up, by_corpus, is_analytic, judged_on, metric, setting
+from testbed.rows import ACCURACY, ANALYTIC, BASELINE, FIDELITY, LATENCY
 
 
 def headlines(frame: pd.DataFrame) -> list[str]:
@@ -21,7 +21,10 @@ def headlines(frame: pd.DataFrame) -> list[str]:
 
 
 def _latency(frame: pd.DataFrame) -> Iterator[str]:
-    table = points(frame[frame["compute_mode"] != "analytic"])
+    if is_analytic(frame):
+        yield "Nothing was measured: every number here is the cost model's."
+        return
+    table = points(frame[frame["compute_mode"] != ANALYTIC])
     if table.empty:
         yield "No point has a result."
         return
@@ -52,7 +55,7 @@ def _at(here: pd.DataFrame, bandwidth: float) -> Iterator[str]:
     best = here.iloc[0]
     spread = f"{number(best['speedup_min'])} to {number(best['speedup_max'])} over {best['repeats']} repeats"
     spread = spread if best["repeats"] > 1 else "one repeat"
-    name = f"{best['variant']} on {best['devices']:g} devices"
+    name = f"{best['variant']}{_of(best, here, always=True)}"
     yield (
         f"At {bandwidth:g} Mbps the fastest is {name}: {number(best['latency_ms'])} ms, "
         f"{number(best['speedup'])} times as fast as one device ({spread})."
@@ -65,9 +68,10 @@ def _at(here: pd.DataFrame, bandwidth: float) -> Iterator[str]:
         yield f"Slower than one device at {bandwidth:g} Mbps: {names}."
 
 
-def _of(row: pd.Series, here: pd.DataFrame) -> str:
-    """The number of devices, where several were measured."""
-    return f" on {row['devices']:g} devices" if here["devices"].nunique() > 1 else ""
+def _of(row: pd.Series, here: pd.DataFrame, always: bool = False) -> str:
+    """The numbers of devices and tokens, where several were measured. always: that of devices in any case."""
+    devices = f" on {row['devices']:g} devices" if always or here["devices"].nunique() > 1 else ""
+    return devices + (f" with {row['tokens']:g} tokens" if here["tokens"].nunique() > 1 else "")
 
 
 def _fidelity(frame: pd.DataFrame) -> Iterator[str]:

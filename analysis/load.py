@@ -6,7 +6,7 @@ Rows are tidy: one per point of the grid and repeat. Columns and units are those
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring",
 # Settings that name a variant of a method where a run has more than one of them, and how they are written.
 FACETS: dict[str, str] = {
     "speedups": "{}",
+    "settings": "{}",
     "codec": "{}",
     "codebook_size": "K={:g}",
     "devices": "N={:g}",
@@ -37,7 +38,11 @@ FACETS: dict[str, str] = {
     "time_scale": "time x{:g}",
 }
 # One device has no links and no peers, so these do not make it another thing.
-NOT_FOR_SINGLE = frozenset({"speedups", "codec", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
+NOT_FOR_SINGLE = frozenset(
+    {"speedups", "codec", "settings", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"}
+)
+
+SIZES = ("devices", "tokens")  # axes of their own, beside bandwidth
 
 TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 
@@ -182,28 +187,32 @@ def revisions(folder: Path | str) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
-def label(row: Mapping[Any, Any] | pd.Series, facets: Iterable[str] = ()) -> str:
-    """What a row measures, in a few words: ``astra G=16``, ``tensor int8``. ``facets``: columns written in any case."""
+def label(row: Mapping[Any, Any] | pd.Series, facets: Sequence[str] = ()) -> str:
+    """What a row measures, in a few words: ``astra G=16``, ``sequence gather=kv int8``.
+
+    Settings that are not the standard ones, and a number format that is not, are always written; ``facets``: columns
+    that are too.
+    """
     words = [str(row["method"])]
     if pd.notna(row["groups"]) and row["groups"] > 0:
         words.append(f"G={row['groups']:g}")
-    if "codec" not in facets and row["codec"] not in ("fp32", "vq", "none", ""):
+    shown = [name for name in facets if name not in ("settings", "codec")]
+    if pd.notna(row["settings"]):
+        words.append(str(row["settings"]))
+    if "codec" in facets or row["codec"] not in ("fp32", "vq", "none"):
         words.append(str(row["codec"]))  # the name alone stands for whole numbers on the wire
-    for name in facets:
-        value = row[name]
-        if pd.notna(value) and value != "":
-            words.append(FACETS[name].format(value))
-    return " ".join(words)
+    words += [FACETS[name].format(row[name]) for name in shown if pd.notna(row[name]) and row[name] != ""]
+    return " ".join(filter(None, words))
 
 
 def with_labels(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with a ``label`` column that tells apart all that one method was measured as.
 
-    ``variant`` is the label without the number of devices.
+    ``variant`` is the label without the numbers of devices and tokens.
     """
     facets = {str(method): _varying(rows, str(method)) for method, rows in frame.groupby("method")}
     labels = [label(row, facets[row["method"]]) for _, row in frame.iterrows()]
-    others = {method: [name for name in names if name != "devices"] for method, names in facets.items()}
+    others = {method: [name for name in names if name not in SIZES] for method, names in facets.items()}
     variants = [label(row, others[row["method"]]) for _, row in frame.iterrows()]
     return frame.assign(label=labels, variant=variants)
 
@@ -216,12 +225,15 @@ def method_rank(method: str) -> float:
 def _varying(rows: pd.DataFrame, method: str) -> list[str]:
     """Facets with more than one value that those already taken do not determine."""
     # A point that failed early may lack settings; that is no variant.
-    rows = rows[["groups", *FACETS]].drop_duplicates().replace("", None)
+    rows = rows[["groups", "bandwidth_mbps", *FACETS]].drop_duplicates().replace("", None)
+    rows = rows.assign(settings=rows["settings"].fillna(""))  # none is the standard one, and so a value
     taken: list[str] = []
     for name in FACETS:
         if (method == "single" and name in NOT_FOR_SINGLE) or rows[name].nunique() < 2:
             continue
-        if rows.groupby(["groups", *taken], dropna=False)[name].nunique().max() > 1:
+        # One run may have chosen another time scale for each point: then none of them is a variant.
+        same = ["groups", *taken, *(["bandwidth_mbps"] if name == "time_scale" else [])]
+        if rows.groupby(same, dropna=False)[name].nunique().max() > 1:
             taken.append(name)
     return taken
 

@@ -10,7 +10,7 @@ from typing import Any
 from analysis.cells import TextTable, signed_pct
 from analysis.load import fact
 from analysis.runs import Run
-from analysis.words import joined, modes, setting
+from analysis.words import is_analytic, joined, modes, setting
 
 SHORT_SHA = 12
 
@@ -23,7 +23,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     count = f"{len(frame)}: {ok} ok" + (f", {degraded} of them degraded" if degraded else "")
     lines = [("experiment", run.experiment), ("setting", setting(frame))]
     for entry in run.entries[-1:]:
-        lines += [("command", _command(entry)), ("measured", _when(entry)), ("revision", _revision(entry))]
+        made = "computed" if is_analytic(frame) else "measured"
+        lines += [("command", _command(entry)), (made, _when(entry)), ("revision", _revision(entry))]
         lines += [("machine", _machine(entry)), ("software", _software(entry))]
     if len(run.entries) > 1:
         lines.append(("runs", f"{len(run.entries)} runs added rows; the last one is shown"))
@@ -71,10 +72,10 @@ def _software(entry: Mapping[str, Any]) -> str:
 def calibration_table(run: Run) -> TextTable:
     """What links and cores gave before the first point and after the last, for each cluster of a run's manifest."""
     found = list(_calibrations(run))
-    rates = sorted({float(rate) for _, _, of in found for rate in _errors(of)})
+    rates = sorted({rate for _, _, of in found for rate in _errors(of)})
     rows = []
     for devices, when, of in found:
-        errors = {float(rate): value for rate, value in _errors(of).items()}
+        errors = _errors(of)
         overhead, busy = of.get("message_overhead_s"), of.get("busy_pct")
         rows.append(
             [
@@ -86,7 +87,7 @@ def calibration_table(run: Run) -> TextTable:
             ]
         )
     notes = [
-        "Mbps: how far the link that is furthest off is from its rate, all links loaded both ways at once",
+        "Mbps, on this machine: how far the link that is furthest off is from its rate, all loaded both ways at once",
         "message: of one exchange of 320 B between all devices, beyond its bits over the rate",
         "busy: cores while the cluster rests; foreign: bytes on the data network that nobody sent",
     ]
@@ -105,11 +106,13 @@ def _calibrations(run: Run) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
                     yield fact(cluster, "devices"), "after the last point" if number else "before the first", of
 
 
-def _errors(of: Mapping[str, Any]) -> dict[str, float]:
-    """Rate (Mbps, as JSON's keys are) -> error in percent."""
-    errors = of.get("rate_error_pct")
-    pairs = errors.items() if isinstance(errors, Mapping) else ()
-    return {rate: value for rate, value in pairs if _is_number(rate) and isinstance(value, int | float)}
+def _errors(of: Mapping[str, Any]) -> dict[float, float]:
+    """Rate in Mbps of this machine's clock -> error in percent."""
+    errors, scale = of.get("rate_error_pct"), of.get("time_scale", 1)  # once in Mbps of the emulated devices' clock
+    if not isinstance(errors, Mapping) or not _is_number(scale) or not float(scale) > 0:
+        return {}
+    pairs = ((rate, value) for rate, value in errors.items() if _is_number(rate) and isinstance(value, int | float))
+    return {float(rate) / float(scale): value for rate, value in pairs}
 
 
 def _is_number(text: Any) -> bool:

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.drawing import Drawing
 from analysis.load import ResultsError, fact
 from analysis.page import latex, markdown, page, print_pdf
 from analysis.runs import Run, find_runs, read_run
-from analysis.sections import Drawing, sections
+from analysis.sections import sections
+from analysis.words import is_analytic
 
 
 def write_report(folder: Path | str, run: Run | None = None) -> list[Path]:
@@ -51,7 +53,8 @@ def _title(runs: Sequence[Run]) -> str:
 def _subtitle(runs: Sequence[Run]) -> str:
     count = f"{len(runs)} runs, " if len(runs) > 1 else ""
     started = sorted(run.started[:10] for run in runs if run.started)
-    when = f"measured {started[0]}" + (f" to {started[-1]}" if started[-1] != started[0] else "") if started else ""
+    made = "computed" if all(is_analytic(run.frame) for run in runs) else "measured"
+    when = f"{made} {started[0]}" + (f" to {started[-1]}" if started[-1] != started[0] else "") if started else ""
     return f"ASTRA testbed: {count}{when or 'date not known'}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.tables import points
+from testbed.rows import ANALYTIC
 
 REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
 # The workload of the paper's latency figures: 12 layers of width 768, 1024 tokens, 4 devices, K = 1024.
@@ -14,6 +15,7 @@ PAPER_SETTING = {"layers": 12, "hidden": 768, "tokens": 1024, "devices": 4, "cod
 PAPER_PROFILE = "gtx1660ti"
 PAPER_TENSOR_VOLUME = 2  # two all-reduces a layer, each counted as one all-gather
 PAPER_BLOCK_GATHERS = 1  # Nb of the best figure over BP+AG
+PAPER_SETTINGS = {"block": f"blocks={PAPER_BLOCK_GATHERS}"}  # of methods whose standard settings are others
 # Reported metric -> the method in the ratio's numerator.
 PAPER_RATIOS = {
     "speedup_over_single": "single",
@@ -75,21 +77,27 @@ def in_paper_setting(table: pd.DataFrame) -> pd.Series:
 
 
 def counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series | None:
-    """The same point with another method, in the paper's number format where there are several."""
+    """The same point with another method, in the paper's number format and settings where there are several."""
     same = (table["method"] == method) & (table["bandwidth_mbps"] == point["bandwidth_mbps"])
-    shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "time_scale", "device_profile"]
+    shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "device_profile"]
     for name in shared + (["devices", "topology", "delay_ms"] if method != "single" else []):
         same &= (table[name] == point[name]) | (table[name].isna() & pd.isna(point[name]))
     rows = table[same]
     if rows["codec"].nunique() > 1:
         rows = rows[rows["codec"].isin(["fp32", "none", ""])]
+    for settings in (PAPER_SETTINGS.get(method, ""), ""):
+        if (rows["settings"] == settings).any():
+            rows = rows[rows["settings"] == settings]
+            break
     return None if rows.empty else rows.iloc[0]
 
 
 def latency_differences(point: pd.Series, base: pd.Series, sequence: pd.Series | None) -> list[str]:
     """In what the two points differ from the paper's conditions, most important first."""
     words = []
-    if point["network"] != "analytic":
+    if point["network"] == ANALYTIC:
+        words.append("ours is the cost model: nothing was measured")
+    else:
         words.append(f"the paper divides bits by bandwidth, here {point['network']}")
     if point["compute_mode"] == "execute":
         words.append("computed at this machine's speed")

@@ -22,6 +22,9 @@ CONDITIONS = (
 )
 
 
+CHOSEN = 0.0  # in place of a time scale: there is another one for each point
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One results folder. entries: of its manifest, oldest first. notes: what a reader must know of its rows."""
@@ -129,16 +132,22 @@ def of_kind(runs: list[Run], schema: RowSchema) -> list[Run]:
     return [run for run in runs if run.schema is schema]
 
 
-def alike(runs: list[Run]) -> list[pd.DataFrame]:
-    """Latency rows of all runs, one frame for each set of CONDITIONS; points of several runs are of the latest."""
+def alike(runs: list[Run], over: str = "") -> list[pd.DataFrame]:
+    """Latency rows of all runs, one frame for each set of CONDITIONS; points of several runs are of the latest.
+
+    over: a condition in which the rows of a frame may differ. Rows of a run that chose a time scale for each point are
+    one set.
+    """
     frames = [run.frame.assign(run=number) for number, run in enumerate(of_kind(runs, LATENCY))]
     if not frames:
         return []
     rows = pd.concat(frames, ignore_index=True)
-    names = list(CONDITIONS)
     # Points that failed early lack settings; they are no conditions of their own.
     rows = rows[rows["status"] == "ok"]
+    scales = rows.groupby(["run", "compute_mode"], dropna=False)["time_scale"]
+    rows = rows.assign(pace=scales.transform("max").where(scales.transform("nunique") < 2, CHOSEN))
+    names = ["pace" if name == "time_scale" else name for name in CONDITIONS if name != over]
     point = dict.fromkeys([*names, *LATENCY.keys])
     latest = rows.groupby(list(point), dropna=False)["run"].transform("max")
     rows = rows[rows["run"] == latest]
-    return [group.drop(columns="run") for _, group in rows.groupby(names, dropna=False, sort=False)]
+    return [group.drop(columns=["run", "pace"]) for _, group in rows.groupby(names, dropna=False, sort=False)]

@@ -10,21 +10,24 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from analysis.accounting import accounting_table
 from analysis.accuracy import accuracy_figures, accuracy_tables
+from analysis.break_even import break_even_map, break_even_table
 from analysis.cells import TextTable, grids, mode_comparison, troubles
+from analysis.drawing import Drawing, Figure
 from analysis.fidelity import fidelity_figures, fidelity_tables
 from analysis.figures import latency_breakdown, speedup_plot
 from analysis.headlines import headlines
 from analysis.paper_table import paper_table
+from analysis.peers import peers_table
 from analysis.provenance import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
-from analysis.scaling import break_even_map, break_even_table, devices_plot
+from analysis.scaling import devices_plot, tokens_plot, tokens_tables
 from analysis.tradeoff import trade_off_plot, trade_off_table, trade_offs
-from analysis.words import by_corpus, joined, judged_on, setting, short_modes
-from testbed.rows import ACCURACY, FIDELITY, LATENCY
+from analysis.words import MODEL, by_corpus, is_analytic, joined, judged_on, setting, short_modes
+from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
 
 RUN = ".venv/bin/python -m testbed.run"
-PLACE = re.compile(r"(run|devices|break-even|pareto)-\d+")  # folders of figures, of several runs or conditions
 SPEEDUP_CAPTION = (
     "Speed-up over one device of the same run; bars from the slowest to the fastest repeat, hollow markers where "
     "fidelity is degraded, stars for what the paper reports."
@@ -33,14 +36,6 @@ BREAKDOWN_CAPTION = (
     "Where the time of the device that finished last goes. Wire: blocked while data arrived; wait: blocked before "
     "their first byte. Left in ms, right as shares."
 )
-
-
-@dataclass
-class Figure:
-    """A drawn figure: its files, the PNG first, and what it shows, with network and compute mode."""
-
-    files: list[Path]
-    caption: str
 
 
 @dataclass
@@ -73,36 +68,6 @@ class Section:
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
 
-FIGURES = ("speedup", "breakdown", "devices", "break_even", "quality", "pareto", "links", "shapers")
-
-
-class Drawing:
-    """Draws the figures of a report into a folder, those of several runs or conditions into folders of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.drawn: list[Path] = []
-
-    def figures(self, files: list[Path], caption: str, frame: pd.DataFrame) -> list[Figure]:
-        """One Figure for each PNG among these files, with its PDF."""
-        self.drawn += files
-        how = f"{caption} {setting(frame)}; {short_modes(frame)}." if short_modes(frame) else caption
-        return [
-            Figure([file, *(other for other in files if other == file.with_suffix(".pdf"))], how)
-            for file in files
-            if file.suffix == ".png"
-        ]
-
-    def possible(self) -> set[Path]:
-        """Every figure that is or was a report's in this folder; nothing else in it."""
-        places = [self.folder, *(place for place in self.folder.glob("*-*") if PLACE.fullmatch(place.name))]
-        return {place / f"{name}{suffix}" for place in places for name in FIGURES for suffix in (".png", ".pdf")}
-
-    def folder_of(self, name: str, number: int, of: int) -> Path:
-        """Where the figures of one of several runs or conditions belong."""
-        return self.folder if of < 2 else self.folder / f"{name}-{number + 1}"
-
-
 Maker: TypeAlias = Callable[[pd.DataFrame, Path, Drawing], Part]
 
 
@@ -112,7 +77,9 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
     quality, links = of_kind(runs, ACCURACY), of_kind(runs, FIDELITY)
     places = [drawing.folder_of("run", number, len(runs)) for number in range(len(runs))]
     where = {id(run): place for run, place in zip(runs, places, strict=True)}
-    measured = [frame for frame in groups if "analytic" not in set(frame["compute_mode"])]
+    measured = [frame for frame in groups if not is_analytic(frame)]
+    # What the cost model says comes after what was measured, in parts of its own.
+    by_devices, by_tokens = sorted(groups, key=is_analytic), sorted(alike(runs, over="tokens"), key=is_analytic)
     found = [
         Section("What was run", [Part(_title(run, runs), run.notes, facts(run)) for run in runs]),
         Section("Headlines", [Part(_title(run, runs), headlines(run.frame)) for run in runs]),
@@ -123,8 +90,13 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         ),
         Section(
             "Speed-up against the number of devices",
-            _each(measured, "devices", drawing, _devices),
+            _each(by_devices, "devices", drawing, _devices),
             f"Needs two numbers of devices. Run: {RUN} +experiment=bandwidth_sweep devices=[2,4,6]",
+        ),
+        Section(
+            "Speed-up against the number of tokens",
+            _each(_of_devices(by_tokens), "tokens", drawing, _tokens),
+            f"Needs two numbers of tokens. Run: {RUN} +experiment=token_sweep",
         ),
         Section(
             "Where the time goes",
@@ -133,7 +105,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         ),
         Section(
             "Break-even bandwidth",
-            _each(measured, "break-even", drawing, _break_even),
+            _each(by_tokens, "break-even", drawing, _break_even),
             f"Needs single and another method at two bandwidths. Run: {RUN} +experiment=bandwidth_sweep",
         ),
         Section(
@@ -158,6 +130,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             "No run here kept a calibration, and no point is degraded or failed.",
         ),
         Section("The paper's figures beside ours", [_paper(groups, quality)]),
+        Section("Peers' figures beside ours", [Part("", tables=[peers_table(groups)])]),
     ]
     for section in found:
         section.parts = [part for part in section.parts if part.shows]
@@ -178,8 +151,9 @@ def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) 
 
 
 def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
-    figures = drawing.figures(speedup_plot(run.frame, place), SPEEDUP_CAPTION, run.frame)
-    return Part(title, figures=figures, tables=grids(run.frame))
+    caption = f"Speed-up over one device, {MODEL}." if is_analytic(run.frame) else SPEEDUP_CAPTION
+    figures = drawing.of_each_size(speedup_plot, caption, run.frame, place)
+    return Part(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
 
 
 def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
@@ -187,8 +161,23 @@ def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
     return Part(_conditions(frame), figures=drawing.figures(devices_plot(frame, place), caption, frame))
 
 
+def _of_devices(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows of each number of devices apart, with those of one device."""
+    parallel = [(frame, frame[frame["method"] != BASELINE]) for frame in frames]
+    return [
+        frame[(frame["devices"] == devices) | (frame["method"] == BASELINE)]
+        for frame, rows in parallel
+        for devices in sorted(rows["devices"].dropna().unique())
+    ]
+
+
+def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
+    figures = drawing.figures(tokens_plot(frame, place), "Speed-up over one device.", frame)
+    return Part(_conditions(frame), figures=figures, tables=tokens_tables(frame))
+
+
 def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
-    return Part(title, figures=drawing.figures(latency_breakdown(run.frame, place), BREAKDOWN_CAPTION, run.frame))
+    return Part(title, figures=drawing.of_each_size(latency_breakdown, BREAKDOWN_CAPTION, run.frame, place))
 
 
 def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:

@@ -23,6 +23,7 @@ _METHODS: dict[str, tuple[str, str, int]] = {
     "pipeline": ("#009E73", "v", 2),
 }
 _OTHER = ("#666666", "P", 0)
+_FURTHER = ("1", "2", "3", "4")  # markers of a method's fifth and later variants, four of each
 # astra's variants, from few groups to many: dark to light blue, so that the order shows in grey too.
 _ASTRA = (("#003F72", "o"), ("#0072B2", "^"), ("#56B4E9", "d"), ("#8CC9EE", "X"))
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
@@ -39,7 +40,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
 
 
 def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of a line for each label of ``points``, distinct for up to four variants of a method.
+    """Keyword arguments of a line for each label of ``points``, distinct for up to twenty variants of a method.
 
     astra's have a colour for each number of groups, where there are several, and a dash for each variant of it.
     """
@@ -54,6 +55,7 @@ def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
                 colour, marker = _ASTRA[shade % len(_ASTRA)]
             else:
                 colour, marker, first_dash = _METHODS.get(str(method), _OTHER)
+                marker = (marker, *_FURTHER)[index // len(_DASHES) % (1 + len(_FURTHER))]
             dash = _DASHES[(first_dash + index) % len(_DASHES)]
             styles[str(label)] = {"color": colour, "marker": marker, "linestyle": dash}
     return styles

@@ -12,6 +12,7 @@ SETTINGS = (
     *(
         "method",
         "speedups",
+        "settings",
         "codec",
         "groups",
         "codebook_size",
@@ -22,7 +23,8 @@ SETTINGS = (
         "layers",
         "hidden",
     ),
-    *("model", "topology", "network", "device_profile", "compute_mode", "time_scale", "formula_bytes"),
+    *("model", "topology", "network", "device_profile", "compute_mode", "time_scale", "formula_bytes", "messages"),
+    *("paper_bytes", "paper_latency_ms"),
 )
 
 

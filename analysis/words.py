@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from testbed.rows import ANALYTIC
+
 NETWORK = {
     "mininet": "network mininet: real TCP/IP stack of this kernel, shaped links between emulated hosts on one machine",
     "loopback": "network loopback: links paced in the transport, not by a kernel: not a network measurement",
@@ -21,6 +23,7 @@ COMPUTE = {
     "replay": "compute replay: arithmetic replaced by the device profile's slots; bytes, packets and waiting are real",
     "analytic": "compute analytic: multiply-accumulates divided by the device profile's speed, nothing was run",
 }
+MODEL = "by the cost model: nothing was measured"
 METRICS = {"accuracy_pct": "accuracy (%)", "perplexity": "perplexity"}
 LESS_IS_BETTER = frozenset({"perplexity"})
 
@@ -88,11 +91,18 @@ def modes(frame: pd.DataFrame) -> list[str]:
     profile = joined(frame, "device_profile", " (device profile {})")
     for name in map(str, values(frame, "compute_mode")):
         lines.append(COMPUTE.get(name, name) + (profile if name != "execute" else ""))
-    for scale in values(frame, "time_scale"):
-        if scale != 1:
-            lines.append(
-                f"time scale {scale:g}: run {scale:g} times slower, links and slots alike; results divided by it"
-            )
+    scales = values(frame, "time_scale")
+    if len(scales) > 2:
+        lines.append(
+            f"time scale chosen for each point, {scales[0]:g} to {scales[-1]:g}: run so many times slower, links and "
+            "slots alike; results divided by it"
+        )
+    else:
+        lines += [
+            f"time scale {scale:g}: run {scale:g} times slower, links and slots alike; results divided by it"
+            for scale in scales
+            if scale != 1
+        ]
     return lines
 
 
@@ -107,3 +117,13 @@ def short_modes(frame: pd.DataFrame) -> str:
 
 
 _DISTURBANCES = {"delay_ms": "link delay {} ms", "loss_pct": "packet loss {}%"}
+
+
+def is_analytic(frame: pd.DataFrame) -> bool:
+    """Whether all rows with a result come from the cost model; then nothing in them was measured."""
+    return values(frame, "compute_mode") == [ANALYTIC]
+
+
+def statistic(frame: pd.DataFrame) -> str:
+    """What one number of a table is, or one marker of a figure."""
+    return MODEL if is_analytic(frame) else "median over repeats"

@@ -14,27 +14,29 @@ from testbed.astra.codebooks import codebooks_for, save_codebooks
 from testbed.astra.simulation import AstraVit
 from testbed.data import photograph
 from testbed.errors import ConfigError
+from testbed.grid import Point
 from testbed.methods.base import Method
 from testbed.models.vit import VisionTransformer
-from testbed.models.weights import ModelChoice, build_model, load_model, save_model
+from testbed.models.weights import ModelChoice, build_model, load_model, save_model, save_tensors
 from testbed.network.sandbox import scratch
 from testbed.progress import counted
 from testbed.schema import ROOT, LatencyConfig
 
 CACHE = ROOT / ".cache"
+POSITIONS = "position"  # the only tensor that depends on the number of tokens
 
 
 @dataclass
 class Assets:
-    """Weights file, model and input of a run, and the reference that methods are compared with.
+    """Weights files, model and input of a run for one number of tokens, and the reference for methods.
 
-    hidden: [T, D] normalised last states of the content tokens on one device; logits: [classes].
-    codebooks: file of each (groups, codebook_size). core_macs_per_s: what one core of this machine computes.
+    weights: for ``load_model``. hidden: [T, D] normalised last states of the content tokens on one device; logits:
+    [classes]. codebooks: file of each (groups, codebook_size). core_macs_per_s: what one core of this machine computes.
     """
 
     choice: ModelChoice
     model: VisionTransformer
-    weights: Path
+    weights: list[Path]
     inputs: Tensor
     hidden: Tensor
     logits: Tensor
@@ -42,24 +44,39 @@ class Assets:
     core_macs_per_s: float
 
 
-def prepare(config: LatencyConfig, methods: list[Method]) -> Assets:
-    """Build the model, or take the trained one, see to codebooks, and run single.
+def prepare(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
+    """Build the model, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
 
-    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape). Raises
-    ConfigError where the methods want others than the trained model has.
+    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
+    several numbers of tokens, for the smallest, as neither bytes nor time depend on what is in them. Raises
+    ConfigError where the methods want others than the trained model has, or other tokens.
     """
     choice = ModelChoice(**asdict(config.model))
+    variants = {(point.method, point.settings): point for point in points}
+    methods = [point.load() for point in variants.values()]
+    tokens = sorted({point.tokens for point in points})
     weights = scratch() / "weights.safetensors"
-    inputs = photograph(config.tokens, choice.patch)
     if config.checkpoint:
-        student = open_result(Path(config.checkpoint), choice.vit_config(config.tokens))
+        if len(config.tokens) > 1:
+            raise ConfigError("tokens", config.tokens, "must be one number, that of the checkpoint")
+        student = open_result(Path(config.checkpoint), choice.vit_config(tokens[0]))
         codebooks = _trained_codebooks(student, methods, config.checkpoint)
         save_model(student.model, weights)
-        model = load_model(choice, config.tokens, weights)
     else:
-        save_model(build_model(choice, config.tokens, config.seed), weights)
-        model = load_model(choice, config.tokens, weights)
+        model = build_model(choice, tokens[0], config.seed)
+        save_model(model, weights)
         codebooks = _codebooks(config, choice, model, methods)
+    files = {tokens[0]: [weights]}
+    for count in tokens[1:]:
+        files[count] = [weights, scratch() / f"positions-{count}.safetensors"]
+        positions = build_model(choice, count, config.seed).state_dict()[POSITIONS]
+        save_tensors({POSITIONS: positions.contiguous()}, files[count][1])
+    return {count: _assets(choice, count, files[count], codebooks) for count in tokens}
+
+
+def _assets(choice: ModelChoice, tokens: int, weights: list[Path], codebooks: dict[tuple[int, int], Path]) -> Assets:
+    """The model of these files, a photograph, and what single makes of it."""
+    model, inputs = load_model(choice, tokens, *weights), photograph(tokens, choice.patch)
     with torch.no_grad():
         x_BSD = model.embed(inputs)
         for block in model.blocks:
@@ -75,6 +92,7 @@ def _codebooks(
 ) -> dict[tuple[int, int], Path]:
     """Files of k-means codebooks for the methods that need some."""
     codebooks: dict[tuple[int, int], Path] = {}
+    tokens = model.config.tokens
     for size in sorted({method.codebook_size for method in methods if method.codebook_size}):
         groups = sorted({method.groups for method in methods if method.codebook_size == size})
         title = (
@@ -82,7 +100,7 @@ def _codebooks(
         )
         begin = time.monotonic()
         with counted(title) as report:
-            found = codebooks_for(choice, model, config.tokens, groups, size, config.seed, CACHE, report)
+            found = codebooks_for(choice, model, tokens, groups, size, config.seed, CACHE, report)
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
         codebooks |= {(count, size): path for count, path in found.items()}
     return codebooks

@@ -30,24 +30,26 @@ T = TypeVar("T")
 class Calibration:
     """What a cluster's links and cores really give.
 
-    rate_error_pct: for each bandwidth (Mbps), of the link that is furthest off, all links loaded both ways at once.
-    message_overhead_s: of one exchange of small messages between all devices, beyond their bits over the rate, in
-    seconds of this machine. busy_pct: of the machine's cores while the cluster rests; other programs' work, mostly.
-    idle_bytes: on the data network meanwhile; None without counters.
+    rate_error_pct: for each rate (Mbps, on this machine's clock), of the link that is furthest off, all links loaded
+    both ways at once. message_overhead_s: of one exchange of small messages between all devices, beyond their bits over
+    the rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests, mostly others'
+    work. idle_bytes: on the data network meanwhile; None without counters.
     """
 
     rate_error_pct: dict[float, float]
     message_overhead_s: float
     busy_pct: float
     idle_bytes: int | None
-    time_scale: float = 1.0
 
-    def breaches(self, bandwidth_mbps: float | None) -> list[str]:
-        """What is wrong with a point at a bandwidth (None: nothing is sent), in words; empty if nothing is."""
+    def breaches(self, link_mbps: float | None, time_scale: float = 1.0) -> list[str]:
+        """What is wrong with a point at a link rate (None: nothing is sent), in words; empty if nothing is.
+
+        time_scale: that the point was measured with.
+        """
         found = []
-        error = 0.0 if bandwidth_mbps is None else self.rate_error_pct.get(bandwidth_mbps, 0.0)
+        error = 0.0 if link_mbps is None else self.rate_error_pct.get(link_mbps, 0.0)
         if abs(error) > RATE_LIMIT_PCT:
-            enough = self.time_scale * 2 ** math.ceil(math.log2(abs(error) / RATE_LIMIT_PCT))
+            enough = time_scale * 2 ** math.ceil(math.log2(abs(error) / RATE_LIMIT_PCT))
             # Slower links need less of this machine; one that is too fast would be so at any scale.
             found.append(f"link rate off by {error:+.1f}%" + (f" (try time_scale={enough:g})" if error < 0 else ""))
         if self.busy_pct > BUSY_LIMIT_PCT:
@@ -57,21 +59,24 @@ class Calibration:
         return found
 
 
-def calibrate(session: Session, bandwidths: Iterable[float]) -> Calibration:
-    """Measure a cluster, about a second for each bandwidth (Mbps). The links stay at the fastest of them."""
+def calibrate(session: Session, link_rates: Iterable[float]) -> Calibration:
+    """Measure a cluster, about a second for each rate of its links (Mbps, on this machine's clock).
+
+    The links stay at the fastest of them, and at this machine's pace.
+    """
+    session.time_scale = 1.0
     psutil.cpu_percent()
     idle = session.idle_bytes()
     busy = psutil.cpu_percent()
     errors: dict[float, float] = {}
     overhead = 0.0
     if session.devices > 1:
-        for bandwidth in sorted(bandwidths):
-            session.shape(bandwidth)
-            _, errors[bandwidth] = calmest(partial(_rate_error_pct, session, bandwidth), RATE_BUDGET_S)
-        rate_bps = max(errors) * 1e6 / session.time_scale
-        ideal = 8 * (session.devices - 1) * wire_bytes(MESSAGE_BYTES) / rate_bps
+        for rate in sorted(link_rates):
+            session.shape(rate)
+            _, errors[rate] = calmest(partial(_rate_error_pct, session, 1e6 * rate), RATE_BUDGET_S)
+        ideal = 8 * (session.devices - 1) * wire_bytes(MESSAGE_BYTES) / (1e6 * max(errors))
         overhead = max(0.0, statistics.median(session.collective("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal)
-    return Calibration(errors, overhead, busy, idle, session.time_scale)
+    return Calibration(errors, overhead, busy, idle)
 
 
 def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
@@ -90,9 +95,8 @@ def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
     return min(attempts, key=lambda attempt: attempt[0])
 
 
-def _rate_error_pct(session: Session, bandwidth: float) -> float:
+def _rate_error_pct(session: Session, rate_bps: float) -> float:
     """Of the device whose downlink is furthest from the rate, by the kernel's counters where there are any."""
-    rate_bps = bandwidth * 1e6 / session.time_scale
     size = round(rate_bps / 8 * RATE_S / (session.devices - 1))
     session.rank_times("all_gather", size, 1)
     before = session.network.delivered_bytes()

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import STEAL_LIMIT_PCT, Calibration, calibrate, calmest
+from experiments.known import known_columns, resolved
 from experiments.lasting import LastingSession
+from experiments.pace import Pace, pace
 from experiments.verify import Verification, verify
 from testbed.astra.codebooks import load_codebooks
-from testbed.clock import Device
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
-from testbed.models.shape import ModelShape
 from testbed.schema import LatencyConfig
 from testbed.session import Session
 
 HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
 LATE_SHARE = 0.02  # of a pass: slots that ended so much too late in total spoil it
 RESIDUAL_LIMIT_PCT = 15.0  # of the cost model: so far off, something is not accounted for
-WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes
+NOT_MEASURED = dict.fromkeys(("paper_bytes", "paper_latency_ms"))  # the paper's accounting is in analytic rows only
 
 
 def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_macs_per_s: float) -> str:
@@ -39,30 +39,36 @@ def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_ma
 
 
 def variant(point: Point) -> str:
-    """The name of a point's method variant among the actors: method and settings, whatever the link."""
-    return f"{point.method} {dict(point.settings)}"
-
-
-@cache  # auto tries a dozen combinations, and each row asks
-def resolved(point: Point, shape: ModelShape, devices: int, device: Device) -> Point:
-    """The point with settings that leave nothing open."""
-    chosen = point.load().resolve(shape, devices, device, point.bandwidth_mbps * 1e6)
-    return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
+    """The name of a point's method variant among the actors: method, settings and input, whatever the link."""
+    return f"{point.method} {dict(point.settings)} {point.tokens} tokens"
 
 
 class Bench:
-    """A cluster of ``devices`` actors with the run's model. A context manager.
+    """A cluster of ``devices`` actors with the run's model, for these points in these modes. A context manager.
 
-    A method variant is verified at the fastest of ``bandwidths`` before its first point on a cluster.
+    assets: by number of tokens. A cluster has the model for one number of tokens at a time; a method variant is
+    verified after each loading, before its first point, at the fastest of the run's bandwidths.
     """
 
-    def __init__(self, config: LatencyConfig, backend: str, devices: int, assets: Assets):
+    def __init__(
+        self,
+        config: LatencyConfig,
+        backend: str,
+        devices: int,
+        assets: Mapping[int, Assets],
+        points: list[Point],
+        modes: list[str],
+    ):
         self.config, self.backend, self.devices, self.assets = config, backend, devices, assets
+        self.modes = modes
         self.device = config.emulated_device()
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
-        self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass on this cluster
+        sending = [point for point in points if self._formula_bytes(point)] or points
+        self._link_rates = sorted({link_mbps(point, pace(point, config, mode)) for point in sending for mode in modes})
+        self._tokens = 0  # of the input that the actors have
+        self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass since the last loading
         self._lasting = LastingSession(config, backend, devices, self._begin)
 
     def __enter__(self) -> Bench:
@@ -78,13 +84,11 @@ class Bench:
         return self._lasting.session
 
     def _begin(self, session: Session) -> None:
-        """Load and calibrate a fresh cluster."""
-        config = self.config
-        session.load(self.assets.choice, config.tokens, self.assets.weights, self.assets.inputs)
-        session.shape(max(config.bandwidths))
+        """Calibrate a fresh cluster."""
+        session.shape(max(self.config.bandwidths))
         idle = session.assert_silent()
-        self.calibrations.append(calibrate(session, config.bandwidths))
-        self._prepared.clear()
+        self.calibrations.append(calibrate(session, self._link_rates))
+        self._tokens = 0
         self.facts = {
             "start_s": round(session.start_s, 2),
             "reshape_s": round(session.reshape_s, 4),
@@ -92,72 +96,80 @@ class Bench:
             "network": session.network.describe(),
         }
 
-    def measure(self, point: Point, modes: list[str]) -> list[dict[str, Any]]:
-        """Rows of one point, ``repeats`` for each mode of the clock. After a fault of the cluster they say failed."""
+    def measure(self, point: Point) -> list[dict[str, Any]]:
+        """Rows of one point, its repeats in each mode of the clock. After a fault of the cluster they say failed."""
         try:
+            self._load(point.tokens)
             self._prepare(self._resolved(point))
-            rows = [row for mode in modes for row in self._measure(point, mode)]
+            rows = [row for mode in self.modes for row in self._measure(point, mode)]
         except (ClusterError, CommError) as error:
-            failed = self._row(point, modes[0]) | {"status": "failed", "error": str(error)}
+            failed = self._row(point, self.modes[0]) | {"status": "failed", "error": str(error)}
             self._lasting.mend(error)
             return [failed]
         return rows
 
     def _resolved(self, point: Point) -> Point:
-        return resolved(point, self.assets.model.shape, self.devices, self.device)
+        return resolved(point, self.assets[point.tokens].model.shape, self.device)
+
+    def _load(self, tokens: int) -> None:
+        """Give the actors the model and the input of so many tokens; what they had prepared goes with the old ones."""
+        if tokens == self._tokens:
+            return
+        self._prepared.clear()
+        assets = self.assets[tokens]
+        self.session.load(assets.choice, tokens, assets.weights, assets.inputs)
+        self._tokens = tokens
 
     def _prepare(self, point: Point) -> None:
-        """Build the variant's shards and verify it once in the life of the cluster; ``point`` is resolved."""
-        method, key = point.load(), variant(point)
+        """Build the variant's shards and verify it once after each loading; ``point`` is resolved."""
+        method, key, assets = point.load(), variant(point), self.assets[point.tokens]
         if key in self._prepared:
             return
-        codebooks = self.assets.codebooks.get((method.groups, method.codebook_size))
+        codebooks = assets.codebooks.get((method.groups, method.codebook_size))
         if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
             method.attach(load_codebooks(codebooks), codebooks.parent)
-            method.shard(self.assets.model, 0, self.devices)
+            method.shard(assets.model, 0, self.devices)
         self.session.prepare(key, point.method, dict(point.settings), codebooks)
+        self.session.time_scale = 1.0
         self.session.shape(max(self.config.bandwidths))
         ranks = self.session.verify(key)
-        self.verified[key] = verify(method, self.devices, ranks, self.assets)
+        self.verified[key] = verify(method, self.devices, ranks, assets)
         self._prepared[key] = max(done.compute_s + done.encode_s + done.decode_s for _, done in ranks)
 
     def _measure(self, point: Point, mode: str) -> list[dict[str, Any]]:
-        config, used = self.config, self._resolved(point)
+        used = self._resolved(point)
         check = self.verified[variant(used)]
         if not check.ok:
             return [self._row(point, mode) | {"status": "failed", "error": check.fault}]
-        expected = self.expected_s(point, mode)
-        repeats = max(1, min(config.repeats, int(config.point_budget_s / expected)))
-        warmups = 1 if config.point_budget_s > WARM_SHARE * expected else 0
+        paced = self._pace(point, mode)
+        self.session.time_scale = paced.time_scale
         self.session.shape(point.bandwidth_mbps)
-        measure = partial(self.session.measure, variant(used), mode, self.device, repeats, warmups, expected)
-        stolen_pct, (passes, delivered) = calmest(measure, config.point_budget_s)
+        measure = partial(
+            self.session.measure, variant(used), mode, self.device, paced.repeats, paced.warmups, paced.pass_s
+        )
+        stolen_pct, (passes, delivered) = calmest(measure, self.config.point_budget_s)
         common = self._row(point, mode) | {"steal_pct": stolen_pct}
         wire = None if delivered is None else round(max(delivered))
         return [
             common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, stolen_pct)
-            for repeat in range(repeats)
+            for repeat in range(paced.repeats)
         ]
 
-    def expected_s(self, point: Point, mode: str) -> float:
-        """Seconds of one pass on this machine, from the cost model; in execute from the verifying pass."""
-        used, bits_per_s = self._resolved(point), point.bandwidth_mbps * 1e6
-        device = Device() if mode == "execute" else self.device
-        seconds = used.load().predicted_s(self.assets.model.shape, self.devices, device, bits_per_s)
-        return self.config.time_scale * seconds + (self._prepared.get(variant(used), 0.0) if mode == "execute" else 0.0)
+    def _pace(self, point: Point, mode: str) -> Pace:
+        executed_s = self._prepared.get(variant(self._resolved(point)), 0.0) if mode == "execute" else 0.0
+        return pace(point, self.config, mode, executed_s)
 
     def _figures(
         self, point: Point, mode: str, ranks: list[Pass], repeat: int, wire_bytes: int | None, stolen_pct: float
     ) -> dict[str, Any]:
         """Measured columns of one repeat: the whole group's time, split as the last rank to finish spent it."""
-        last = max(ranks, key=lambda done: done.end_s)
-        to_ms = 1e3 / self.config.time_scale
-        payload = max(done.received_bytes for done in ranks)
-        formula = max(self._resolved(point).load().received_bits(self.assets.model.shape, self.devices)) // 8
+        last, paced = max(ranks, key=lambda done: done.end_s), self._pace(point, mode)
+        to_ms = 1e3 / paced.time_scale
+        payload, formula = max(done.received_bytes for done in ranks), self._formula_bytes(point)
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
         late_share = max(done.late_s for done in ranks) / elapsed_s
-        residual = None if mode == "execute" else self._residual_pct(point, elapsed_s, ranks)
-        notes = self.calibrations[-1].breaches(point.bandwidth_mbps if formula else None)
+        residual = None if mode == "execute" else self._residual_pct(paced, elapsed_s, ranks)
+        notes = self.calibrations[-1].breaches(link_mbps(point, paced) if formula else None, paced.time_scale)
         if stolen_pct > STEAL_LIMIT_PCT:
             notes.append(f"the host took {stolen_pct:.0f}% of the cores' time away")
         if late_share > LATE_SHARE:
@@ -182,68 +194,45 @@ class Bench:
             "error": "" if payload == formula else f"{payload} payload bytes, the formula says {formula}",
         }
 
-    def _residual_pct(self, point: Point, elapsed_s: float, ranks: list[Pass]) -> float:
+    def _formula_bytes(self, point: Point) -> int:
+        return known_columns(point, self.config)["formula_bytes"]
+
+    def _residual_pct(self, paced: Pace, elapsed_s: float, ranks: list[Pass]) -> float:
         """Measured over modelled: slots, bits over the rate, and the calibrated overhead of each message."""
         messages = max(done.operations for done in ranks)
-        model_s = self.expected_s(point, "analytic") + messages * self.calibrations[-1].message_overhead_s
+        model_s = paced.pass_s + messages * self.calibrations[-1].message_overhead_s
         return 100 * (elapsed_s / model_s - 1)
 
     def recalibrate(self, points: list[Point]) -> dict[Point, str]:
         """After the last point: is everything still as before? Returns what is wrong with which of the points."""
-        self.calibrations.append(calibrate(self.session, self.config.bandwidths))
+        self.calibrations.append(calibrate(self.session, self._link_rates))
         wrong = {}
         for point in points:
-            silent = not any(point.load().received_bits(self.assets.model.shape, self.devices))
-            if found := self.calibrations[-1].breaches(None if silent else point.bandwidth_mbps):
+            found: dict[str, None] = {}
+            for mode in self.modes:
+                paced = self._pace(point, mode)
+                rate = link_mbps(point, paced) if self._formula_bytes(point) else None
+                found |= dict.fromkeys(self.calibrations[-1].breaches(rate, paced.time_scale))
+            if found:
                 wrong[point] = "after the last point: " + "; ".join(found)
         return wrong
 
     def _row(self, point: Point, mode: str) -> dict[str, Any]:
         """The columns that are known before anything is measured."""
-        config, model, used = self.config, self.config.model, self._resolved(point)
-        formula = max(used.load().received_bits(self.assets.model.shape, self.devices)) / 8
-        check = self.verified.get(variant(used))
-        return point.columns | {
-            "delay_ms": 0.0,
-            "loss_pct": 0.0,
-            "layers": model.layers,
-            "hidden": model.hidden,
-            "heads": model.heads,
-            "model": model.name,
-            "topology": config.topology.name,
-            "network": self.backend,
-            "device_profile": config.device.name,
-            "compute_mode": mode,
-            "time_scale": config.time_scale,
-            "speedups_used": dict(used.settings).get("speedups", ""),
-            "repeat": 0,
-            "formula_bytes": round(formula),
-            "free_burst_bytes": self.session.free_burst_bytes if formula else 0,
-            "wire_floor_ms": 8e3 * formula / (point.bandwidth_mbps * 1e6),
-            "verified": None if check is None else check.ok,
-            "max_abs_err": None if check is None else check.max_abs_err,
-        }
-
-    def analytic_row(self, point: Point) -> dict[str, Any]:
-        """The cost model's row of a point: the device's slots and bits over the rate. Nothing of it is measured."""
-        latency = 1e3 * self.expected_s(point, "analytic") / self.config.time_scale
-        columns = "encode_ms wait_ms decode_ms wire_bytes max_abs_err verified free_burst_bytes steal_pct"
-        unmeasured: dict[str, Any] = dict.fromkeys(columns.split())
-        row = self._row(point, "analytic") | unmeasured
-        wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)
-        return row | {
-            "network": "analytic",
-            "latency_ms": latency,
-            "compute_ms": latency - wire,
-            "wire_ms": wire,
-            "payload_bytes": row["formula_bytes"],
-            "overruns": 0,
-            "fidelity": "ok",
-            "fidelity_note": "",
-            "residual_pct": 0.0,
-            "status": "ok",
-            "error": "",
-        }
+        known = known_columns(point, self.config)
+        check = self.verified.get(variant(self._resolved(point)))
+        return (
+            known
+            | NOT_MEASURED
+            | {
+                "network": self.backend,
+                "compute_mode": mode,
+                "time_scale": self._pace(point, mode).time_scale,
+                "free_burst_bytes": self.session.free_burst_bytes if known["formula_bytes"] else 0,
+                "verified": None if check is None else check.ok,
+                "max_abs_err": None if check is None else check.max_abs_err,
+            }
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Facts of this cluster for the manifest."""
@@ -256,6 +245,11 @@ class Bench:
             "verification": checks,
             "calibration": [vars(calibration) for calibration in self.calibrations],
         }
+
+
+def link_mbps(point: Point, paced: Pace) -> float:
+    """The rate of each link on this machine's clock."""
+    return point.bandwidth_mbps / paced.time_scale
 
 
 def describe_rows(point: Point, rows: list[dict[str, Any]], seconds: float) -> str:

@@ -7,6 +7,7 @@ and units; methods then check that they can split the model. Every failure is on
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, get_origin, get_type_hints
@@ -18,8 +19,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from testbed.errors import ConfigError, nearest
-from testbed.rows import LATENCY
-from testbed.schema import CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
+from testbed.rows import ANALYTIC
+from testbed.schema import AUTO, CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
 
 
 def load_config(overrides: list[str]) -> Config:
@@ -33,6 +34,7 @@ def load_config(overrides: list[str]) -> Config:
     methods = {name: raw.pop(name, {}) for name in choices("method")} if with_methods else {}
     _refuse_unknown(raw, schema, "", methods)
     _make_lists(raw, schema, "")
+    raw["time_scale"] = _scale(raw["time_scale"])
     config = _typed(raw, schema)
     _check_rules(config, "")
     if isinstance(config, LatencyConfig):
@@ -42,10 +44,7 @@ def load_config(overrides: list[str]) -> Config:
         settings = {name: _method_settings(name, given) for name, given in methods.items()}
         config.settings = {name: settings[name] for name in config.methods}
         _check_methods(config)
-    if isinstance(config, FidelityConfig) and min(config.devices) < 2:
-        raise ConfigError(
-            "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
-        )
+    _check_together(config)
     return config
 
 
@@ -178,6 +177,13 @@ def _distinct(key: str, value: Any) -> list[Any]:
     return list({repr(item): item for item in items}.values())
 
 
+def _scale(value: Any) -> Any:
+    """time_scale with numbers as floats; OmegaConf does not type it, as it may be a word. ConfigError for a list."""
+    if isinstance(value, list | dict):
+        raise ConfigError("time_scale", _shown(value), "must be a number from 0.1 to 1000, or auto")
+    return float(value) if type(value) is int else value
+
+
 def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
     """The schema filled in. ConfigError names the field that is missing or of another type."""
     try:
@@ -230,8 +236,6 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
         for item in value if isinstance(value, list) else [value]:
             if type(item) is not type(example) and not (type(item) is int and type(example) is float):
                 raise ConfigError(full_key, _shown(item), f"must be of type {type(example).__name__}, as {example}")
-        if isinstance(value, list) and key not in LATENCY.columns:
-            raise ConfigError(full_key, _shown(value), "must be one value: rows have no column to tell variants apart")
         if value == []:
             raise ConfigError(full_key, "[]", "must be at least one value")
         settings[key] = _distinct(full_key, value) if isinstance(value, list) else value
@@ -241,26 +245,45 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
 def _check_methods(config: LatencyConfig) -> None:
     """ConfigError where values that are fine by themselves do not go together; asks every method about every split.
 
-    A variant that fits some of the numbers of devices is fine: its other points are skipped.
+    A variant that fits some of the numbers of devices and tokens is fine: its other points are skipped.
     """
-    if max(config.devices) > config.tokens:
-        raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={config.tokens}")
+    if max(config.devices) > max(config.tokens):
+        raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
     for key, sizes in (("model", config.model), ("device.reference_model", config.device.reference_model)):
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
 
     from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
 
-    shape = config.model.shape(config.tokens)
+    shapes = [config.model.shape(tokens) for tokens in config.tokens]
     for name, settings in config.variants():
-        method, worlds, faults = load_method(name, **settings), config.worlds(name), []
-        for world in worlds:
+        method, splits, faults = load_method(name, **settings), list(itertools.product(shapes, config.worlds(name))), []
+        for shape, world in splits:
             try:
                 method.check(shape, world)
             except ConfigError as fault:
                 faults.append(fault)
-        if len(faults) == len(worlds):
+        if len(faults) == len(splits):
             raise faults[0]
+
+
+def _check_together(config: Config) -> None:
+    """ConfigError for a value that this kind of experiment, or another value, has no use for."""
+    if isinstance(config, FidelityConfig) and min(config.devices) < 2:
+        raise ConfigError(
+            "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
+        )
+    if config.time_scale == AUTO and not isinstance(config, LatencyConfig):
+        raise ConfigError("time_scale", AUTO, f"must be a number from 0.1 to 1000 for runner {config.runner}")
+    if config.emulates and config.network.backend == ANALYTIC:
+        if config.runner != "latency":
+            raise ConfigError(
+                "network", ANALYTIC, f"must be another one: runner {config.runner} measures, it is no model"
+            )
+        if isinstance(config, LatencyConfig) and config.compute_mode != "auto":
+            raise ConfigError(
+                "compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}: nothing is run"
+            )
 
 
 def _shown(value: Any) -> str:

@@ -44,10 +44,20 @@ class Point:
             "codebook_size": settings.get("codebook_size", 0),
             "speedups": settings.get("speedups", ""),
             "codec": "vq" if "groups" in settings else settings.get("codec", "fp32"),
+            "settings": self._other_settings,
             "devices": self.devices,
             "bandwidth_mbps": self.bandwidth_mbps,
             "tokens": self.tokens,
         }
+
+    @property
+    def _other_settings(self) -> str:
+        """Settings that have no column of their own and are not the method's standard, as ``gather=kv``."""
+        from testbed.methods import standard_settings
+
+        standard = standard_settings(self.method)
+        others = sorted((key, value) for key, value in self.settings if key not in LATENCY.columns)
+        return ",".join(f"{key}={value}" for key, value in others if value != standard[key])
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -61,9 +71,10 @@ class Point:
 
     @property
     def label(self) -> str:
-        """For people: ``astra G=16, 4 devices, 10 Mbps``."""
+        """For people: ``astra G=16, 4 devices, 1024 tokens, 10 Mbps``."""
         plural = "" if self.devices == 1 else "s"
-        return f"{self.load().label}, {self.devices} device{plural}, {self.bandwidth_mbps:g} Mbps"
+        where = f"{self.devices} device{plural}, {self.tokens} tokens, {self.bandwidth_mbps:g} Mbps"
+        return f"{self.load().label}, {where}"
 
     def load(self) -> Method:
         """The method with its settings."""
@@ -73,20 +84,25 @@ class Point:
 
 
 def batches(config: LatencyConfig) -> list[tuple[int, list[Point]]]:
-    """(devices of the emulated cluster, its points in random order by ``seed``), one for each value of ``devices``.
+    """(devices of the emulated cluster, its points), one for each value of ``devices``.
 
-    The baseline runs on one device and is the same on any cluster, so only the first batch has it.
+    The baseline runs on one device and is the same on any cluster, so only the first batch has it. Points of one
+    number of tokens follow each other, as a cluster is loaded anew for each; numbers, and points within them, are in
+    random order by ``seed``.
     """
     order = random.Random(config.seed)
     result = []
     for index, devices in enumerate(config.devices):
-        batch = [
-            Point(name, tuple(settings.items()), 1 if name == BASELINE else devices, bandwidth, config.tokens)
-            for name, settings in config.variants()
-            if name != BASELINE or index == 0
-            for bandwidth in config.bandwidths
-        ]
-        order.shuffle(batch)
+        batch: list[Point] = []
+        for tokens in order.sample(config.tokens, len(config.tokens)):
+            part = [
+                Point(name, tuple(settings.items()), 1 if name == BASELINE else devices, bandwidth, tokens)
+                for name, settings in config.variants()
+                if name != BASELINE or index == 0
+                for bandwidth in config.bandwidths
+            ]
+            order.shuffle(part)
+            batch += part
         result.append((devices, batch))
     return [(devices, batch) for devices, batch in result if batch]
 

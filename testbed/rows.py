@@ -16,6 +16,7 @@ BASELINE = "single"  # the method that speed-up is against; it runs on one devic
 
 STAMPED = ("experiment", "signature")  # filled in by the folder that rows are added to
 _TEXT, _COUNT, _NUMBER, _FLAG = "string", "Int64", "Float64", "boolean"  # pandas types with missing values
+ANALYTIC = "analytic"  # network and compute mode of rows that the cost model made; nothing of them was measured
 SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode"]  # of the two sides of a speed-up
 
 
@@ -62,6 +63,7 @@ LATENCY = RowSchema(
         "groups": _COUNT,
         "codebook_size": _COUNT,
         "speedups": _TEXT,
+        "settings": _TEXT,
         "devices": _COUNT,
         "bandwidth_mbps": _NUMBER,
         "delay_ms": _NUMBER,
@@ -87,9 +89,12 @@ LATENCY = RowSchema(
         "speedup": _NUMBER,
         "payload_bytes": _COUNT,
         "formula_bytes": _COUNT,
+        "messages": _COUNT,
         "wire_bytes": _COUNT,
         "wire_floor_ms": _NUMBER,
         "free_burst_bytes": _COUNT,
+        "paper_bytes": _COUNT,
+        "paper_latency_ms": _NUMBER,
         "verified": _FLAG,
         "max_abs_err": _NUMBER,
         "overruns": _COUNT,
@@ -100,7 +105,7 @@ LATENCY = RowSchema(
         "status": _TEXT,
         "error": _TEXT,
     },
-    ("method", "groups", "codebook_size", "speedups", "codec", "devices", "bandwidth_mbps", "tokens"),
+    ("method", "groups", "codebook_size", "speedups", "codec", "settings", "devices", "bandwidth_mbps", "tokens"),
     ("speedup",),
     with_speedup,
 )

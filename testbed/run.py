@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from testbed.errors import ConfigError, EnvironmentFault, TestbedError
+from testbed.rows import ANALYTIC
 
 if TYPE_CHECKING:
     from testbed.config import Config
@@ -27,6 +28,7 @@ SIGNALLED = 128  # exit codes above: ended by signal code - 128, as in shells
 MEANING = {
     "mininet": "Mininet hosts on this machine, the kernel's network stack, links shaped by the kernel",
     "loopback": "processes on this machine, links paced in the transport, no kernel network stack shaped",
+    ANALYTIC: "the cost model: slots of computation, bits over bandwidth; nothing is run, sent or measured",
 }
 
 
@@ -68,7 +70,8 @@ def _run(words: list[str]) -> int:
     if inside():
         return _measure(config, _folder(config))
     folder = _prepare(config)
-    return _supervise(config, words, folder) if config.emulates else _alone(config, folder)
+    needs_sandbox = config.emulates and config.network.backend != ANALYTIC
+    return _supervise(config, words, folder) if needs_sandbox else _alone(config, folder)
 
 
 def _prepare(config: Config) -> RunFolder:
@@ -106,7 +109,7 @@ def _supervise(config: Config, words: list[str], folder: RunFolder) -> int:
 
 
 def _alone(config: Config, folder: RunFolder) -> int:
-    """An experiment that emulates nothing needs no sandbox."""
+    """What emulates nothing needs no sandbox."""
     with folder.exclusive():
         try:
             return _measure(config, folder)

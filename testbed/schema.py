@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
 
 DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # of ``trained_on``
+AUTO = "auto"  # of time_scale: chosen for each point (experiments.pace)
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
@@ -49,6 +50,11 @@ def positive(value: float) -> bool:
 def link_rate(mbps: float) -> bool:
     """A rate that times and queues can be computed of: 1 kbit/s to 1 Tbit/s."""
     return 1e-3 <= mbps <= 1e6
+
+
+def scale(value: Any) -> bool:
+    """A time_scale: AUTO, or how many times slower than real everything runs."""
+    return value == AUTO or (isinstance(value, float) and 0.1 <= value <= 1000)
 
 
 def count() -> Any:
@@ -134,7 +140,7 @@ class Config:
     preset: str = ruled("a name")
     runner: str = named("runner")
     devices: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
-    time_scale: float = ruled("a number from 0.1 to 1000", lambda value: 0.1 <= value <= 1000)
+    time_scale: Any = ruled("a number from 0.1 to 1000, or auto", scale)
     comm: str = one_of("tcp", "gloo")
     repeats: int = count()
     point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
@@ -156,7 +162,7 @@ class LatencyConfig(Config):
 
     methods: list[str] = ruled("names in conf/method/, at least one")
     bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
-    tokens: int = count()
+    tokens: list[int] = ruled("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     checkpoint: str = ruled("a file, or nothing")
     model: Model = section()

@@ -20,7 +20,7 @@ from testbed.models.weights import ModelChoice
 from testbed.network.backend import Network
 from testbed.network.sandbox import scratch
 from testbed.network.shaping import SHAPERS
-from testbed.schema import Config
+from testbed.schema import AUTO, Config
 
 ANSWER_S = 5.0  # a rank's answer may take so much longer than the operation it reports on
 COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
@@ -41,7 +41,8 @@ def make_network(backend: str, topology: str, devices: int) -> Network:
 
 def open_session(config: Config, backend: str, devices: int) -> Session:
     """The session that an experiment's configuration asks for; to be entered."""
-    return Session(backend, config.topology.name, devices, config.comm, config.time_scale, config.timeout_s)
+    scale = 1.0 if config.time_scale == AUTO else config.time_scale
+    return Session(backend, config.topology.name, devices, config.comm, scale, config.timeout_s)
 
 
 class Session:
@@ -114,8 +115,8 @@ class Session:
         after = self.network.delivered_bytes()
         return None if before is None or after is None else sum(after) - sum(before)
 
-    def load(self, choice: ModelChoice, tokens: int, weights: Path, inputs: torch.Tensor) -> None:
-        """Give every actor the model and the input."""
+    def load(self, choice: ModelChoice, tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
+        """Give every actor the model of these files (``load_model``) and the input, in place of what it had."""
         self.cluster.call("load", choice, tokens, weights, inputs, timeout_s=COMPUTE_TIMEOUT_S, phase="load")
 
     def prepare(self, key: str, name: str, settings: dict[str, Any], codebooks: Path | None) -> None:

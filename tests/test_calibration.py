@@ -27,7 +27,7 @@ class FakeNetwork:
 class FakeSession:
     """Two devices whose links run at ``share`` of the rate that was asked for."""
 
-    devices, time_scale = 2, 1.0
+    devices, time_scale = 2, 4.0  # calibration is of this machine, at its own pace
 
     def __init__(self, share: float, foreign: int = 0):
         self.share, self.foreign = share, foreign
@@ -35,7 +35,7 @@ class FakeSession:
         self.rate = 0.0
 
     def shape(self, bandwidth: float) -> None:
-        self.rate = bandwidth * 1e6
+        self.rate = bandwidth * 1e6 / self.time_scale
 
     def idle_bytes(self) -> int:
         return self.foreign
@@ -85,6 +85,7 @@ def test_no_attempt_begins_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_wrong_is_named_with_its_size() -> None:
     good = Calibration({10.0: -1.0, 500.0: -8.0}, 0.0, busy_pct=3.0, idle_bytes=0)
     assert good.breaches(10.0) == [] and good.breaches(500.0) == ["link rate off by -8.0% (try time_scale=4)"]
+    assert good.breaches(500.0, time_scale=0.5) == ["link rate off by -8.0% (try time_scale=2)"]
     assert good.breaches(None) == []  # a point that sends nothing
     bad = Calibration({10.0: 0.0}, 0.0, busy_pct=99.0, idle_bytes=70)
     assert bad.breaches(10.0) == [

@@ -115,7 +115,7 @@ def test_any_words_give_a_config_or_one_clear_error(words: list[str]) -> None:
         ("tokens=" + "9" * 5000, "cannot be read"),
         ("devices=" + "[" * 900 + "]" * 900, "cannot be read"),
         ("devices=" + "[" * 150 + "]" * 150, "devices="),
-        ("tokens=" + "9" * 19, "must be a whole number from 1 to 1000000"),
+        ("tokens=" + "9" * 19, "must be whole numbers from 1 to 1000000"),
         ("seed=" + "9" * 400, "seed=0x1b4"),
         ("results_dir=a\nb", r"results_dir=a\nb: cannot be read"),
         ("model._target_=os.system", "model._target_=os.system: unknown"),
@@ -172,7 +172,7 @@ bandwidths: 10
         (b"tokens: \xff\xfe", "can't decode"),
         (b"{1: 2, null: 3}", "Hydra cannot apply them"),
         (b"- tokens", "Hydra cannot apply them"),
-        (b"", "tokens=???: must be a whole number"),
+        (b"", "tokens=???: must be whole numbers"),
     ],
 )
 def test_files_of_conf_are_data(conf: Path, lines: bytes, message: str | None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,7 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
         methods=methods,
         devices=some([1, 2, 3, 4]),
         bandwidths=some([10.0, 20.0, 50.0, 500.0]),
+        tokens=some([64, 128, 256]),
         seed=draw(st.integers(0, 2**32 - 1)),
         settings={name: groups if name == "astra" else {} for name in methods},
     )
@@ -42,7 +44,8 @@ def test_each_combination_is_there_once(config: LatencyConfig) -> None:
     astra = len(axes["groups"]) * len(axes["speedups"])
     variants = sum(astra if name == "astra" else 1 for name in config.methods)
     split = variants - ("single" in config.methods)
-    assert len(grid) == len(config.bandwidths) * (split * len(config.devices) + variants - split)
+    links = len(config.bandwidths) * len(config.tokens)
+    assert len(grid) == links * (split * len(config.devices) + variants - split)
     assert len({point.key for point in grid}) == len({point.signature for point in grid}) == len(grid)
 
 
@@ -54,6 +57,8 @@ def test_a_cluster_is_brought_up_once_for_each_number_of_devices(config: Latency
     for size, batch in grid:
         assert batch
         assert all(point.devices == (1 if point.method == "single" else size) for point in batch)
+        in_order = [tokens for tokens, _ in itertools.groupby(point.tokens for point in batch)]
+        assert len(in_order) == len(set(in_order))  # each is loaded once
 
 
 @given(configs(), st.integers(0, 2**32 - 1))
@@ -84,4 +89,5 @@ def test_points_fill_the_key_columns_and_name_themselves() -> None:
     assert tuple(point.columns) == LATENCY.keys
     assert (point.columns["groups"], point.columns["codebook_size"], point.columns["codec"]) == (16, 1024, "vq")
     assert point.load().groups == 16
-    assert point.label.endswith(f", 2 devices, {point.bandwidth_mbps:g} Mbps")
+    assert point.columns["settings"] == ""
+    assert point.label.endswith(f", 2 devices, 64 tokens, {point.bandwidth_mbps:g} Mbps")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def small_assets() -> Assets:
     inputs = pixels(model)
     hidden = layer_inputs(model, inputs)[-1][1:]
     choice = ModelChoice("plain", 4, 48, 4, 2, 7, False)
-    return Assets(choice, model, Path(), inputs, hidden, model(inputs)[0].detach(), {}, 1e9)
+    return Assets(choice, model, [], inputs, hidden, model(inputs)[0].detach(), {}, 1e9)
 
 
 def passes(method: Method, assets: Assets, world: int) -> list[tuple[Output, Pass]]:

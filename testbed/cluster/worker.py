@@ -93,9 +93,9 @@ class DeviceWorker:
         if isinstance(self._group, TcpGroup):
             self._group.set_link(pacing, rate_bps)
 
-    def load(self, choice: ModelChoice, tokens: int, weights: Path, inputs: torch.Tensor) -> None:
-        """Load the model (weights mapped from a file that all actors share) and keep the input picture."""
-        self._model = load_model(choice, tokens, weights)
+    def load(self, choice: ModelChoice, tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
+        """Load the model (weights mapped from files that all actors share) and keep the input picture."""
+        self._model = load_model(choice, tokens, *weights)
         self._inputs = inputs
         self._loaded.clear()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from functools import cache
+from typing import Any
 
 from testbed.errors import ConfigError, nearest
 from testbed.methods.base import Method
@@ -21,6 +23,22 @@ def load_method(name: str, **settings: object) -> Method:
     Raises ConfigError for an unknown name (key ``methods``) and for a setting that the method does not have (key
     ``<name>.<setting>``). Values are checked against a model's sizes by ``Method.check``.
     """
+    allowed = list(standard_settings(name))
+    for setting, value in settings.items():
+        if setting not in allowed:
+            hint = nearest(setting, allowed) if allowed else f"unknown; {name} has no settings"
+            raise ConfigError(f"{name}.{setting}", value, hint)
+    return _method_class(name)(**settings)
+
+
+@cache
+def standard_settings(name: str) -> dict[str, Any]:
+    """A method's settings with the values that they have where nobody chooses. ConfigError for an unknown name."""
+    parameters = inspect.signature(_method_class(name)).parameters
+    return {setting: parameter.default for setting, parameter in parameters.items()}
+
+
+def _method_class(name: str) -> type[Method]:
     if name not in method_names():
         raise ConfigError("methods", name, nearest(name, method_names()))
     module = importlib.import_module(f"{__name__}.{name}")
@@ -29,9 +47,4 @@ def load_method(name: str, **settings: object) -> Method:
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, Method) and member.__module__ == module.__name__
     )
-    allowed = list(inspect.signature(method).parameters)
-    for setting, value in settings.items():
-        if setting not in allowed:
-            hint = nearest(setting, allowed) if allowed else f"unknown; {name} has no settings"
-            raise ConfigError(f"{name}.{setting}", value, hint)
-    return method(**settings)
+    return method

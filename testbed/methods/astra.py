@@ -134,6 +134,10 @@ class Astra(Method):
         """Per layer everybody's indices, each message in whole bytes; at the end the class copies' average."""
         return tuple(self._of_rank(shape, rank, world).received_bits() for rank in range(world))
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """One from everybody for each piece per layer; two more for the class copies' average."""
+        return (shape.layers * self._chosen.pieces + 2 * shape.class_tokens) * (world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """As in PAPER.md, and encoding: K·P·D per layer. One device alone does what ``single`` does."""
         return self._of_rank(shape, rank, world).total().macs
@@ -144,7 +148,8 @@ class Astra(Method):
 
     def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
         """The slowest rank's critical path: slots and messages, side by side where the speed-ups let them."""
-        return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in range(world))
+        ranks = range(world) if shape.causal else {0, world - 1}  # else costs follow shares: even, the first's largest
+        return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in ranks)
 
     def _of_rank(self, shape: ModelShape, rank: int, world: int) -> Costs:
         return self._costs(self._split(shape, rank, world))

@@ -80,6 +80,10 @@ class Method(ABC):
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """Payload bits that each rank receives in one forward pass."""
 
+    @abstractmethod
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """Messages that the rank which receives most of them receives in one forward pass, empty ones too."""
+
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -158,6 +158,11 @@ class BlockParallel(CodedMethod):
             bits.append(self.blocks * (8 * to_rows + gathered[rank]) + (self.blocks - 1) * 8 * to_cuts)
         return tuple(bits)
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """One from everybody for each group; sp: two, and one more where cuts go back."""
+        exchanges = self.blocks if self.sync == "ag" else 3 * self.blocks - 1
+        return exchanges * (world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Decoupled layers on own features of all rows; original layers whole (ag), or for own rows (sp)."""
         embed, decoupled, original = self._layer_macs(shape, rank, world)

@@ -79,6 +79,10 @@ class MegatronSequenceParallel(CodedMethod):
         gathered, scattered = (bits(self.codec, rows, shape.hidden) for bits in (gathered_bits, scattered_bits))
         return tuple(2 * shape.layers * sum(both) for both in zip(gathered, scattered, strict=True))
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """One from everybody, or one in each step of a ring, for two gathers and two sums per layer."""
+        return 4 * shape.layers * (world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """A share of heads and MLP columns for all rows; embedding of own rows; the head on rank 0."""
         layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)

@@ -82,6 +82,10 @@ class Pipeline(CodedMethod):
         """Every stage but the first receives [S, D] once."""
         return (0,) + (8 * self.codec.encoded_bytes(shape.sequence * shape.hidden),) * (world - 1)
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """One hop."""
+        return min(1, world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """The stage's layers; the first stage embeds, the last has the head."""
         s = shape.sequence

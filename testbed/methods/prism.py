@@ -97,6 +97,10 @@ class Prism(CodedMethod):
         gathered = gathered_bits(self.codec, [self.segments] * world, shape.hidden)
         return tuple(shape.layers * bits for bits in gathered)
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """One from everybody per layer."""
+        return shape.layers * (world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Own rows attend to themselves and to the others' means, whose keys and values are computed here too."""
         head = 0 if rank else shape.head_macs()

@@ -92,6 +92,10 @@ class RingAttention(CodedMethod):
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), 2 * shape.key_width)
         return tuple(shape.layers * bits for bits in gathered)
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """Everybody's block per layer, from whichever neighbour."""
+        return shape.layers * (world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Everything for own rows only."""
         own = even_shares(shape.sequence, world)[rank]

@@ -135,6 +135,10 @@ class SequenceParallel(CodedMethod):
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), width)
         return tuple(shape.layers * bits for bits in gathered)
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """One from everybody per layer."""
+        return shape.layers * (world - 1)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Per layer: keys and values of all rows (``x``) or own ones (``kv``), the rest of the rank's own."""
         macs = segment_macs(shape, rank, world)

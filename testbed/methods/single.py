@@ -38,6 +38,10 @@ class Single(Method):
         """Nothing is sent."""
         return (0,) * world
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """None."""
+        return 0
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """12·S·D² + 2·S²·D per layer at an MLP ratio of 4, on rank 0 only."""
         if rank != 0:

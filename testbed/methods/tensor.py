@@ -153,6 +153,10 @@ class TensorParallel(CodedMethod):
             each = tuple(map(sum, pairs))
         return tuple(2 * shape.layers * bits for bits in each)
 
+    def messages(self, shape: ModelShape, world: int) -> int:
+        """Two sums per layer: all terms at once, or everyone's part of a sum and then of its result."""
+        return 2 * shape.layers * (world - 1) * (1 if self.sync == "gather" else 2)
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """The same on every rank: 1/N of all layers, and the whole embedding and head."""
         layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)

@@ -98,16 +98,20 @@ def save_model(model: VisionTransformer, path: Path) -> None:
     save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
-def load_model(choice: ModelChoice, tokens: int, path: Path) -> VisionTransformer:
+def load_model(choice: ModelChoice, tokens: int, *paths: Path) -> VisionTransformer:
     """The model of ``save_model``, its weights mapped from the file and not copied.
 
-    Verified on Linux with /proc/self/smaps: after a forward pass all resident pages are still the file's, so the
-    processes of a machine that load the same file share one copy in memory.
+    paths: of several files that hold a tensor, the last one's counts. Verified on Linux with /proc/self/smaps: after
+    a forward pass all resident pages are still the file's, so the processes of a machine that load the same file share
+    one copy in memory.
 
-    Raises EnvironmentFault if the file is missing, damaged, or holds another model.
+    Raises EnvironmentFault if a file is missing, damaged, or holds another model.
     """
+    path = paths[0]
     try:
-        state = load_file(path)
+        state = {}
+        for path in paths:
+            state |= load_file(path)
         if others := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
             raise ValueError(f"it holds {', '.join(sorted(others))}; expected torch.float32")
         return _fill(_skeleton(choice, tokens), state)

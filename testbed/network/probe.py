@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from testbed.errors import EnvironmentFault
+from testbed.rows import ANALYTIC
 
 # command -> Debian package that brings it
 TOOLS = {
@@ -59,11 +60,11 @@ def missing_for_mininet() -> list[str]:
 
 
 def choose_backend(requested: str) -> str:
-    """``mininet`` or ``loopback``: ``auto`` takes mininet where it can run.
+    """What emulates the links: ``auto`` takes mininet where it can run, else loopback; others are as requested.
 
     Raises EnvironmentFault if mininet was asked for and cannot run.
     """
-    if requested == "loopback":
+    if requested in ("loopback", ANALYTIC):
         return requested
     reasons = missing_for_mininet()
     if requested == "auto":

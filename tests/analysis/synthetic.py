@@ -38,6 +38,7 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "codebook_size": 1024 if method == "astra" else 0,
         "speedups": "paper" if method == "astra" else "",
         "speedups_used": "paper" if method == "astra" else "",
+        "settings": "",
         "devices": 1 if method == "single" else 4,
         "bandwidth_mbps": bandwidth,
         "delay_ms": 0.0,
@@ -58,6 +59,9 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "speedup": SINGLE_MS / latency,
         "payload_bytes": round(MBIT[method] * 1e6 / 8),
         "formula_bytes": round(MBIT[method] * 1e6 / 8),
+        "messages": 12,
+        "paper_bytes": None,
+        "paper_latency_ms": None,
         "wire_bytes": round(MBIT[method] * 1.04e6 / 8),
         "free_burst_bytes": 0,
         "wire_floor_ms": wire,
@@ -81,7 +85,7 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def failed(method: str, groups: int = 0, **changes: Any) -> dict[str, Any]:
     """A row of a point that failed before anything was measured."""
-    keep = ("method", "groups", "codebook_size", "speedups", "codec", "devices", "bandwidth_mbps", "tokens")
+    keep = LATENCY.keys
     known = {name: value for name, value in row(method, groups, **changes).items() if name in keep}
     return (
         dict.fromkeys(LATENCY.columns)

@@ -76,3 +76,33 @@ def test_labels_name_what_varies_within_a_method_and_nothing_else():
 def test_a_failed_point_is_no_variant_of_its_own():
     rows = [synthetic.row("tensor"), synthetic.failed("tensor", bandwidth_mbps=20.0)]
     assert with_labels(synthetic.frame(rows))["label"].tolist() == ["tensor", "tensor"]
+
+
+def test_settings_are_always_named():
+    rows = [
+        synthetic.row("sequence", settings="gather=kv", codec="int8"),
+        synthetic.row("sequence", settings="gather=kv"),
+        synthetic.row("sequence"),
+        synthetic.row("tensor", settings="sync=star"),
+        synthetic.row("single"),
+    ]
+    assert with_labels(synthetic.frame(rows))["label"].tolist() == [
+        *("sequence gather=kv int8", "sequence gather=kv fp32", "sequence fp32", "tensor sync=star", "single")
+    ]
+
+
+def test_a_time_scale_chosen_for_each_point_is_no_variant():
+    chosen = [synthetic.row("tensor", bandwidth_mbps=mbps, time_scale=k) for mbps, k in ((10.0, 0.125), (500.0, 4.0))]
+    assert with_labels(synthetic.frame(chosen))["label"].tolist() == ["tensor", "tensor"]
+    given = [synthetic.row("tensor", time_scale=scale) for scale in (1.0, 4.0)]
+    assert with_labels(synthetic.frame(given))["label"].tolist() == ["tensor time x1", "tensor time x4"]
+
+
+def test_rows_of_before_settings_had_a_column_are_read(tmp_path):
+    made = synthetic.sweep(bandwidths=(10.0,), repeats=1)
+    made.drop(columns=["settings", "messages", "paper_bytes", "paper_latency_ms"]).to_csv(
+        tmp_path / "results.csv", index=False
+    )
+    rows = load_rows(tmp_path)
+    assert (rows["settings"] == "").all() and rows["messages"].isna().all()
+    assert with_labels(rows)["label"].tolist() == with_labels(made)["label"].tolist()

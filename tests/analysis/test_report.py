@@ -2,11 +2,13 @@ import re
 from html import unescape
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import page, report, sections
+from analysis.drawing import Drawing
 from analysis.figures import latency_breakdown, save, speedup_plot
 from analysis.load import load_rows
 from analysis.styles import line_styles
@@ -17,7 +19,7 @@ from tests.analysis import synthetic
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
 TEXTS = {"report.html", "tables.md", "tables.tex"}
-DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "break_even_map")
+DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "tokens_plot", "break_even_map")
 PARTIAL = {
     "one bandwidth": synthetic.sweep(bandwidths=(10.0,), repeats=1),
     "one method": synthetic.frame([synthetic.row("astra", 1, speedup=None)]),
@@ -138,6 +140,19 @@ def test_old_figures_go_and_other_files_stay(folder, no_rendering):
     assert {path.name for path in (folder / "report").iterdir()} == {*TEXTS, "photo.png", "run-notes"}
 
 
+def test_figures_of_several_numbers_of_devices_are_apart(folder, no_rendering):
+    four = synthetic.sweep(bandwidths=(10.0, 100.0))
+    two = synthetic.sweep(bandwidths=(10.0, 100.0), devices=2)
+    pd.concat([four, two[two["method"] != "single"]]).to_parquet(folder / "results.parquet", index=False)
+    drawn = {str(path.relative_to(folder / "report")) for path in report.write_report(folder)}
+    places = ("devices-2-tokens-1024", "devices-4-tokens-1024")
+    assert {f"{place}/{name}.png" for place in places for name in ("speedup", "breakdown")} <= drawn
+    assert {"devices.png", "break_even.png"} <= drawn
+    four.to_parquet(folder / "results.parquet", index=False)
+    report.write_report(folder)
+    assert not [*(folder / "report").glob("*/*.png")]  # what the new rows do not show is gone
+
+
 def test_tables_md_has_the_tables_and_the_figures(folder, no_rendering):
     (folder / "manifest.json").write_text('{"runs": [{"git_sha": "0123abc"}]}')
     report.write_report(folder)
@@ -159,14 +174,14 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"https?://|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", text))
     anchors = set(re.findall(r'id="([^"]+)"', text))
-    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 12
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 14
 
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):
     _, text = html_of(folder)
-    assert text.count("(nothing yet)") == 7
+    assert text.count("(nothing yet)") == 8
     said = re.findall(r"Run: \.venv/bin/python -m testbed\.run ([^<]*)", unescape(text))
-    assert len(said) == 6
+    assert len(said) == 7
     for words in said:  # commands that exist, with keys that exist
         for command in words.split(", then .venv/bin/python -m testbed.run "):
             assert load_config([*command.split(), "network=loopback"])
@@ -192,7 +207,7 @@ def test_captions_say_network_and_mode_and_degraded_points_are_marked(folder, no
     assert "not a network measurement" in text
     slower = re.findall(r"Slower than one device at 10 Mbps: ([^.<]*)", text)
     assert slower and "pipeline" not in slower[0]  # no sentence rests on a degraded point
-    drawing = sections.Drawing(folder)
+    drawing = Drawing(folder)
     (figure,) = drawing.figures([folder / "speedup.png"], "Speed-up.", load_rows(folder))
     assert "network loopback, compute replay (device profile gtx1660ti)" in figure.caption
 

@@ -109,3 +109,19 @@ def test_points_of_two_runs_are_those_of_the_later_one(tmp_path):
     other = synthetic.sweep(bandwidths=(10.0,), compute_mode="hold")
     written(tmp_path / "hold", other)
     assert len(alike(find_runs([tmp_path])[0])) == 2
+
+
+def test_points_that_chose_their_time_scales_are_one_curve_and_tokens_may_be(tmp_path):
+    chosen = pd.concat(
+        [
+            synthetic.sweep(bandwidths=(mbps,), time_scale=scale)
+            for mbps, scale in ((10.0, 0.125), (20.0, 1.0), (50.0, 4.0))
+        ]
+    )
+    written(tmp_path / "chosen", chosen)
+    assert len(alike(find_runs([tmp_path])[0])) == 1
+    written(tmp_path / "given", synthetic.sweep(bandwidths=(10.0,), time_scale=4.0))
+    assert len(alike(find_runs([tmp_path])[0])) == 2
+    written(tmp_path / "short", synthetic.sweep(bandwidths=(10.0,), time_scale=4.0, tokens=256))
+    assert len(alike(find_runs([tmp_path])[0])) == 3
+    assert len(alike(find_runs([tmp_path])[0], over="tokens")) == 2

@@ -57,6 +57,26 @@ def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
     assert (rows.status == "ok").all() and rows.verified.all()  # outputs equal the simulation's
 
 
+def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
+    words = ["methods=[single,sequence]", "sequence.gather=[x,kv]", "tokens=[32,64]", "bandwidths=[5,100]"]
+    words += ["repeats=2", "point_budget_s=0.1", "time_scale=auto", "compute_mode=replay", "network=mininet"]
+    done = subprocess.run(command(tmp_path, *words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv", keep_default_na=False)
+    assert (rows.status == "ok").all() and (rows.verified == "True").all()
+    assert (rows.payload_bytes == rows.formula_bytes).all()
+    keys = rows.groupby(["method", "settings", "tokens", "bandwidth_mbps"])
+    assert len(keys) == 12 and set(rows.settings) == {"", "gather=kv"}
+    assert keys.time_scale.nunique().eq(1).all()
+    slow = rows[(rows.settings == "gather=kv") & (rows.tokens == 64)].set_index("bandwidth_mbps")
+    assert slow.time_scale[5].max() < 1  # would not fit into its budget in real time
+    assert slow.latency_ms[5].min() > 5 * slow.latency_ms[100].min()
+    manifest = json.loads((tmp_path / "latest" / "manifest.json").read_text())
+    (cluster,) = manifest["runs"][-1]["clusters"]
+    assert len(cluster["verification"]) == 6  # each variant once for each number of tokens
+    assert len(cluster["calibration"][0]["rate_error_pct"]) > 2  # every rate that links really ran at
+
+
 PHASES = {"bring-up": "cluster of", "measuring": "[1/"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from testbed.clock import DeviceClock
+from testbed.comm.group import Timing
 from testbed.comm.tcp import TcpGroup
 from testbed.methods.astra import Astra
 from testbed.methods.base import Method, Output
@@ -56,6 +59,7 @@ class Pass:
     output: Output
     received_bits: int
     sent_bits: int
+    messages: int
     clock_macs: int
     moved_bytes: int
     counted_macs: int
@@ -65,10 +69,28 @@ def one_pass(method: Method, shard: Any, inputs: Tensor, group: TcpGroup, clock:
     clock.restart()
     group.barrier()
     group.traffic.reset()
-    with MacCounter() as counter:
+    with MacCounter() as counter, counted_messages(group) as messages:
         output = method.forward(inputs, shard, group, clock)
     traffic = group.traffic
-    return Pass(output, 8 * traffic.received_bytes, 8 * traffic.sent_bytes, clock.macs, clock.moved_bytes, counter.macs)
+    received = 8 * traffic.received_bytes
+    return Pass(output, received, 8 * traffic.sent_bytes, len(messages), clock.macs, clock.moved_bytes, counter.macs)
+
+
+@contextmanager
+def counted_messages(group: TcpGroup) -> Iterator[list[int]]:
+    """The rank that each message comes from which this rank receives meanwhile."""
+    messages: list[int] = []
+    run = group._wire.run
+
+    def counting(operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Timing:
+        messages.extend(receives)
+        return run(operation, sends, receives)
+
+    group._wire.run = counting
+    try:
+        yield messages
+    finally:
+        group._wire.run = run
 
 
 def execute_and_replay(
@@ -90,6 +112,7 @@ def check_accounts(passes: list[tuple[Pass, Pass]], method: Method, model: Visio
     world = len(passes)
     formula_bits = method.received_bits(model.shape, world)
     assert sum(executed.sent_bits for executed, _ in passes) == sum(formula_bits)
+    assert max(executed.messages for executed, _ in passes) == method.messages(model.shape, world)
     for rank, (executed, replayed) in enumerate(passes):
         macs = method.macs(model.shape, rank, world)
         assert executed.received_bits == replayed.received_bits == formula_bits[rank]

@@ -11,7 +11,15 @@ import torch
 from testbed.data import photograph
 from testbed.errors import ConfigError, EnvironmentFault
 from testbed.models import weights
-from testbed.models.weights import PRETRAINED, ModelChoice, build_model, load_model, resize_positions, save_model
+from testbed.models.weights import (
+    PRETRAINED,
+    ModelChoice,
+    build_model,
+    load_model,
+    resize_positions,
+    save_model,
+    save_tensors,
+)
 
 VIT_BASE = ModelChoice("vit_base", layers=12, hidden=768, heads=12, patch=16, classes=1000, pretrained=False)
 SMALL = ModelChoice("vit_base", layers=3, hidden=96, heads=4, patch=8, classes=10, pretrained=False)
@@ -154,6 +162,15 @@ def test_saved_and_loaded_models_are_equal(tmp_path: Path):
     loaded = load_model(SMALL, 16, tmp_path / "new" / "m.safetensors")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_models_of_other_numbers_of_tokens_share_a_file(tmp_path: Path):
+    """All but the positions, of which the last file's count."""
+    save_model(build_model(SMALL, 16, 3), tmp_path / "all.safetensors")
+    other = build_model(SMALL, 36, 3)
+    save_tensors({"position": other.state_dict()["position"].contiguous()}, tmp_path / "positions.safetensors")
+    loaded = load_model(SMALL, 36, tmp_path / "all.safetensors", tmp_path / "positions.safetensors")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other model", "pickle", "other numbers", "folder"])
