@@ -8,11 +8,18 @@ from analysis.accuracy import accuracy_tables
 from analysis.cells import TextTable, result_tables
 from analysis.fidelity import fidelity_tables
 from analysis.load import schema_of
+from analysis.unequal import unequal_table
 from testbed.rows import ACCURACY, FIDELITY, LATENCY
-
-TABLES = {LATENCY: result_tables, FIDELITY: fidelity_tables, ACCURACY: accuracy_tables}
 
 
 def tables(frame: pd.DataFrame) -> list[TextTable]:
     """The tables in the order in which they are read."""
     return TABLES[schema_of(frame)](frame)
+
+
+def _latency_tables(frame: pd.DataFrame) -> list[TextTable]:
+    unequal = unequal_table(frame)
+    return [*([unequal] if unequal.rows else []), *result_tables(frame)]
+
+
+TABLES = {LATENCY: _latency_tables, FIDELITY: fidelity_tables, ACCURACY: accuracy_tables}

@@ -11,12 +11,14 @@ from experiments.assets import Assets
 from experiments.calibration import Calibration, calibrate
 from experiments.lasting import LastingSession
 from experiments.verify import Verification, verify
+from experiments.waiting import straggler_wait_pct
 from testbed.astra.codebooks import load_codebooks
 from testbed.clock import Device
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.mix import emulated_devices
 from testbed.models.shape import ModelShape
 from testbed.schema import LatencyConfig
 from testbed.session import Session
@@ -39,14 +41,14 @@ def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_ma
 
 
 def variant(point: Point) -> str:
-    """The name of a point's method variant among the actors: method and settings, whatever the link."""
-    return f"{point.method} {dict(point.settings)}"
+    """The name of a point's method variant among the actors: method, settings and shares, whatever the link."""
+    return f"{point.method} {dict(point.settings)} {point.shares} shares"
 
 
 @cache  # auto tries a dozen combinations, and each row asks
-def resolved(point: Point, shape: ModelShape, devices: int, device: Device) -> Point:
+def resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...]) -> Point:
     """The point with settings that leave nothing open."""
-    chosen = point.load().resolve(shape, devices, device, point.bandwidth_mbps * 1e6)
+    chosen = point.load().resolve(shape, devices, point.bandwidth_mbps * 1e6)
     return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
 
@@ -58,7 +60,6 @@ class Bench:
 
     def __init__(self, config: LatencyConfig, backend: str, devices: int, assets: Assets):
         self.config, self.backend, self.devices, self.assets = config, backend, devices, assets
-        self.device = config.emulated_device()
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
@@ -104,7 +105,11 @@ class Bench:
         return rows
 
     def _resolved(self, point: Point) -> Point:
-        return resolved(point, self.assets.model.shape, self.devices, self.device)
+        return resolved(point, self.assets.model.shape, tuple(self._played(point)))
+
+    def _played(self, point: Point) -> list[Device]:
+        """What each rank of the cluster plays."""
+        return emulated_devices(self.config, point.method, self.devices)
 
     def _prepare(self, point: Point) -> None:
         """Build the variant's shards and verify it once in the life of the cluster; ``point`` is resolved."""
@@ -115,7 +120,7 @@ class Bench:
         if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
             method.attach(load_codebooks(codebooks), codebooks.parent)
             method.shard(self.assets.model, 0, self.devices)
-        self.session.prepare(key, point.method, dict(point.settings), codebooks)
+        self.session.prepare(key, point.method, point.speeds, dict(point.settings), codebooks)
         self.session.shape(max(self.config.bandwidths))
         ranks = self.session.verify(key)
         self.verified[key] = verify(method, self.devices, ranks, self.assets)
@@ -131,7 +136,7 @@ class Bench:
         warmups = 1 if config.point_budget_s > WARM_SHARE * expected else 0
         self.session.shape(point.bandwidth_mbps)
         passes, delivered = self.session.measure(
-            variant(used), mode, self.device, repeats, warmups, expected_s=expected
+            variant(used), mode, self._played(point), repeats, warmups, expected_s=expected
         )
         wire = None if delivered is None else round(max(delivered))
         return [
@@ -142,8 +147,8 @@ class Bench:
     def expected_s(self, point: Point, mode: str) -> float:
         """Seconds of one pass on this machine, from the cost model; in execute from the verifying pass."""
         used, bits_per_s = self._resolved(point), point.bandwidth_mbps * 1e6
-        device = Device() if mode == "execute" else self.device
-        seconds = used.load().predicted_s(self.assets.model.shape, self.devices, device, bits_per_s)
+        devices = [Device()] * self.devices if mode == "execute" else self._played(point)
+        seconds = used.load().predicted_s(self.assets.model.shape, devices, bits_per_s)
         return self.config.time_scale * seconds + (self._prepared.get(variant(used), 0.0) if mode == "execute" else 0.0)
 
     def _figures(
@@ -170,6 +175,7 @@ class Bench:
             "decode_ms": to_ms * last.decode_s,
             "wire_ms": to_ms * last.wire_s,
             "wait_ms": to_ms * last.wait_s,
+            "straggler_wait_pct": straggler_wait_pct(ranks[: point.devices]),
             "payload_bytes": payload,
             "wire_bytes": wire_bytes,
             "overruns": sum(done.overruns for done in ranks),
@@ -210,10 +216,11 @@ class Bench:
             "model": model.name,
             "topology": config.topology.name,
             "network": self.backend,
-            "device_profile": config.device.name,
+            "device_profile": config.mix or config.device.name,
             "compute_mode": mode,
             "time_scale": config.time_scale,
             "speedups_used": dict(used.settings).get("speedups", ""),
+            "full_precision_pct": used.load().full_precision_pct(self.assets.model.shape, self.devices),
             "repeat": 0,
             "formula_bytes": round(formula),
             "free_burst_bytes": self.session.free_burst_bytes if formula else 0,
@@ -226,7 +233,10 @@ class Bench:
         """The cost model's row of a point: the device's slots and bits over the rate. Nothing of it is measured."""
         latency = 1e3 * self.expected_s(point, "analytic") / self.config.time_scale
         unmeasured: dict[str, Any] = dict.fromkeys(
-            ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified", "free_burst_bytes")
+            (
+                *("encode_ms", "wait_ms", "decode_ms", "straggler_wait_pct", "wire_bytes", "max_abs_err", "verified"),
+                "free_burst_bytes",
+            )
         )
         row = self._row(point, "analytic") | unmeasured
         wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from testbed.errors import ConfigError, nearest
+from testbed.mix import check_mix, load_profiles, share_speeds
 from testbed.rows import LATENCY
 from testbed.schema import CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
 
@@ -34,6 +35,10 @@ def load_config(overrides: list[str]) -> Config:
     _refuse_unknown(raw, schema, "", methods)
     _make_lists(raw, schema, "")
     config = _typed(raw, schema)
+    if isinstance(config, LatencyConfig):
+        config.profiles = load_profiles(config.mix)
+        for name, profile in config.profiles.items():
+            _check_rules(profile, f"profiles.{name}.")
     _check_rules(config, "")
     if isinstance(config, LatencyConfig):
         for name in config.methods:
@@ -143,7 +148,7 @@ def _check_plain(value: Any, key: str) -> None:
 def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterable[str] = ()) -> None:
     """ConfigError for the first key in ``raw`` that ``schema`` lacks; ``also``: other keys that are proposed."""
     types = get_type_hints(schema)
-    known = [f.name for f in dataclasses.fields(schema) if f.name != "settings"]
+    known = [f.name for f in dataclasses.fields(schema) if f.name not in ("settings", "profiles")]
     for key, value in raw.items():
         if key not in known:
             raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, [*known, *also]))
@@ -181,7 +186,7 @@ def _distinct(key: str, value: Any) -> list[Any]:
 def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
     """The schema filled in. ConfigError names the field that is missing or of another type."""
     try:
-        filled = {**raw, "settings": {}} if issubclass(schema, LatencyConfig) else raw
+        filled = {**raw, "settings": {}, "profiles": {}} if issubclass(schema, LatencyConfig) else raw
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), filled))
     except OmegaConfBaseException as error:
         key, _, index = (error.full_key or "").rstrip("]").partition("[")
@@ -241,25 +246,29 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
 def _check_methods(config: LatencyConfig) -> None:
     """ConfigError where values that are fine by themselves do not go together; asks every method about every split.
 
-    A variant that fits some of the numbers of devices is fine: its other points are skipped.
+    A variant that fits some of the numbers of devices, or of their shares, is fine: its other points are skipped.
     """
     if max(config.devices) > config.tokens:
         raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={config.tokens}")
-    for key, sizes in (("model", config.model), ("device.reference_model", config.device.reference_model)):
+    profiles = {"device": config.device, **{f"profiles.{name}": profile for name, profile in config.profiles.items()}}
+    references = {f"{key}.reference_model": profile.reference_model for key, profile in profiles.items()}
+    for key, sizes in {"model": config.model, **references}.items():
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
 
     from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
 
+    check_mix(config)
     shape = config.model.shape(config.tokens)
     for name, settings in config.variants():
-        method, worlds, faults = load_method(name, **settings), config.worlds(name), []
-        for world in worlds:
+        splits = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]
+        faults = []
+        for world, speeds in splits:
             try:
-                method.check(shape, world)
+                load_method(name, speeds, **settings).check(shape, world)
             except ConfigError as fault:
                 faults.append(fault)
-        if len(faults) == len(worlds):
+        if len(faults) == len(splits):
             raise faults[0]
 
 

@@ -15,7 +15,7 @@ from testbed.schema import LatencyConfig
 
 @cache
 def smoke() -> LatencyConfig:
-    return load_config(["+experiment=smoke"])
+    return load_config(["+experiment=smoke", "mix=gtx1660ti+half_gtx1660ti"])
 
 
 @st.composite
@@ -30,6 +30,7 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
         methods=methods,
         devices=some([1, 2, 3, 4]),
         bandwidths=some([10.0, 20.0, 50.0, 500.0]),
+        shares=some(["equal", "speed"]),
         seed=draw(st.integers(0, 2**32 - 1)),
         settings={name: groups if name == "astra" else {} for name in methods},
     )
@@ -42,7 +43,8 @@ def test_each_combination_is_there_once(config: LatencyConfig) -> None:
     astra = len(axes["groups"]) * len(axes["speedups"])
     variants = sum(astra if name == "astra" else 1 for name in config.methods)
     split = variants - ("single" in config.methods)
-    assert len(grid) == len(config.bandwidths) * (split * len(config.devices) + variants - split)
+    several = split * len(config.devices) * len(config.shares)
+    assert len(grid) == len(config.bandwidths) * (several + variants - split)
     assert len({point.key for point in grid}) == len({point.signature for point in grid}) == len(grid)
 
 
@@ -83,5 +85,9 @@ def test_points_fill_the_key_columns_and_name_themselves() -> None:
     point = next(point for point in points(smoke()) if point.settings and dict(point.settings)["groups"] == 16)
     assert tuple(point.columns) == LATENCY.keys
     assert (point.columns["groups"], point.columns["codebook_size"], point.columns["codec"]) == (16, 1024, "vq")
+    by_speed = dataclasses.replace(point, speeds=(1.0, 0.5))
+    assert [each.columns["shares"] for each in (point, by_speed)] == ["equal", "speed"]
+    assert by_speed.load().shares(6, 2) == [4, 2] and point.load().shares(6, 2) == [3, 3]
+    assert ", 2 devices by speed, " in by_speed.label
     assert point.load().groups == 16
     assert point.label.endswith(f", 2 devices, {point.bandwidth_mbps:g} Mbps")

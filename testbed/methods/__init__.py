@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Sequence
 
 from testbed.errors import ConfigError, nearest
 from testbed.methods.base import Method
@@ -15,8 +16,8 @@ def method_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
-def load_method(name: str, **settings: object) -> Method:
-    """The method ``name`` with its own settings.
+def load_method(name: str, speeds: Sequence[float] = (), **settings: object) -> Method:
+    """The method ``name`` with its own settings, sharing out work by the ranks' ``speeds`` if there are any.
 
     Raises ConfigError for an unknown name (key ``methods``) and for a setting that the method does not have (key
     ``<name>.<setting>``). Values are checked against a model's sizes by ``Method.check``.
@@ -34,4 +35,6 @@ def load_method(name: str, **settings: object) -> Method:
         if setting not in allowed:
             hint = nearest(setting, allowed) if allowed else f"unknown; {name} has no settings"
             raise ConfigError(f"{name}.{setting}", value, hint)
-    return method(**settings)
+    loaded = method(**settings)
+    loaded.speeds = tuple(speeds)
+    return loaded

@@ -39,6 +39,7 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "speedups": "paper" if method == "astra" else "",
         "speedups_used": "paper" if method == "astra" else "",
         "devices": 1 if method == "single" else 4,
+        "shares": "equal",
         "bandwidth_mbps": bandwidth,
         "delay_ms": 0.0,
         "loss_pct": 0.0,
@@ -55,6 +56,8 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "repeat": 0,
         "latency_ms": latency,
         **parts,
+        "straggler_wait_pct": None if method == "single" else 0.0,
+        "full_precision_pct": 25.0 if method == "astra" else None,
         "speedup": SINGLE_MS / latency,
         "payload_bytes": round(MBIT[method] * 1e6 / 8),
         "formula_bytes": round(MBIT[method] * 1e6 / 8),
@@ -80,7 +83,7 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def failed(method: str, groups: int = 0, **changes: Any) -> dict[str, Any]:
     """A row of a point that failed before anything was measured."""
-    keep = ("method", "groups", "codebook_size", "speedups", "codec", "devices", "bandwidth_mbps", "tokens")
+    keep = ("method", "groups", "codebook_size", "speedups", "codec", "devices", "shares", "bandwidth_mbps", "tokens")
     known = {name: value for name, value in row(method, groups, **changes).items() if name in keep}
     return (
         dict.fromkeys(LATENCY.columns)
