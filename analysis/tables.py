@@ -34,7 +34,8 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: label, variant, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median
     (missing for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms,
     straggler_wait_pct, full_precision_pct, verified (every repeat), degraded (any repeat), degraded_repeats,
-    fidelity_note (the first), residual_pct (median), and the settings. A ``single`` without a bandwidth stands at every bandwidth.
+    fidelity_note (the first), residual_pct (median), and the settings. A ``single`` without a bandwidth stands at every
+    bandwidth.
     """
     rows = _at_every_bandwidth(with_labels(frame))
     rows = rows[(rows["status"] == "ok") & rows["latency_ms"].notna()]

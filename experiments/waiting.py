@@ -14,7 +14,7 @@ def straggler_wait_pct(ranks: Sequence[Pass]) -> float | None:
     The straggler is the rank that computes longest, in segments of all kinds (compute, encode, decode), in this pass.
     While it computes longer than another rank does, that one has nothing to do but to wait for it, at once or at later
     exchanges: the difference of both, averaged over all ranks but the straggler, over the time from the common start to
-    the last rank's end. What all wait for, the network, is not in it, nor is a pipeline's waiting for its earlier stages
+    the last rank's end. What all wait for, the network, is not in it, nor what a pipeline's stages wait for each other
     beyond that difference. None for one rank.
     """
     if len(ranks) < 2:

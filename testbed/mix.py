@@ -1,4 +1,4 @@
-"""Unequal devices: the profiles that ``mix`` names, what each rank plays, and how fast the ranks are beside each other."""
+"""Unequal devices: the profiles that ``mix`` names, what each rank plays, and how work is shared out."""
 
 from __future__ import annotations
 

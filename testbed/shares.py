@@ -10,8 +10,8 @@ from functools import cache
 def shares_by_speed(total: int, speeds: tuple[float, ...]) -> tuple[int, ...]:
     """``total`` items over ranks such that the rank that takes longest, share / speed, takes as little as it can.
 
-    Every rank has an item if there are enough; each further one goes to the rank that would be done with it first, which
-    is how D'Hondt gives seats to votes. Equal speeds give ``testbed.comm.group.even_shares``.
+    Every rank has an item if there are enough; each further one goes to the rank that would be done with it first, as
+    D'Hondt gives seats to parties. Equal speeds give ``testbed.comm.group.even_shares``.
     """
     least = int(total >= len(speeds))
     shares = [least] * len(speeds)

@@ -78,7 +78,7 @@ def test_signature_is_of_what_is_measured(config: LatencyConfig) -> None:
 
 def test_signatures_are_the_same_in_every_process() -> None:
     single = next(point for point in points(smoke()) if point.method == "single" and point.bandwidth_mbps == 20)
-    assert single.signature == "0ac8ca633f"  # changes only when points are described differently
+    assert single.signature == "0d9e61b929"  # changes only when points are described differently
 
 
 def test_points_fill_the_key_columns_and_name_themselves() -> None:

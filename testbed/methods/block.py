@@ -170,8 +170,8 @@ class BlockParallel(CodedMethod):
         """(embedding, a decoupled layer, an original layer) of one rank."""
         s, width = shape.sequence, _widths(_cuts(shape, world))[rank]
         decoupled = s * width * (4 * shape.query_width + 2 * shape.mlp_hidden) + shape.attend_macs(s, s)
-        original = segment_macs(shape, [s], 0) if self.sync == "ag" else segment_macs(shape, even_shares(s, world), rank)
-        return shape.tokens * shape.patch_values * width, decoupled, original.layer
+        rows, row = (even_shares(s, world), rank) if self.sync == "sp" else ([s], 0)
+        return shape.tokens * shape.patch_values * width, decoupled, segment_macs(shape, rows, row).layer
 
     def _is_original(self, shape: ModelShape, layer: int) -> bool:
         return (layer + 1) % (shape.layers // self.blocks) == 0

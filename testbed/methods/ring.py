@@ -101,7 +101,7 @@ class RingAttention(CodedMethod):
         return embed_macs(shape, rows, rank) + shape.layers * (layer + shape.finish_macs(own)) + head
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
-        """The cost model: a rank attends to the blocks that it has while it passes them on, then needs the next ones."""
+        """The cost model: a rank attends to the blocks it has while it passes them on, then needs the next ones."""
         world, rows = len(devices), self.shares(shape.sequence, len(devices))
         block_s = [8 * self.codec.encoded_bytes(2 * count * shape.key_width) / bits_per_s for count in rows]
 

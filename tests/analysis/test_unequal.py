@@ -42,7 +42,9 @@ def test_the_table_says_what_changes_and_who_waits():
 def test_a_run_prints_it_if_it_has_both():
     titles = [table.title for table in tables(unequal())]
     assert titles[0].startswith("Unequal devices")
-    assert not any(title.startswith("Unequal devices") for title in (table.title for table in tables(synthetic.sweep())))
+    assert not any(
+        title.startswith("Unequal devices") for title in (table.title for table in tables(synthetic.sweep()))
+    )
 
 
 def test_labels_tell_the_shares_apart():

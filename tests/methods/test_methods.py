@@ -30,9 +30,7 @@ ASTRA = {
 @pytest.mark.parametrize("size", CONFIGS)
 @pytest.mark.parametrize(("world", "speeds"), SPLITS, ids=str)
 @pytest.mark.parametrize("variant", EXACT)
-def test_exact_methods_equal_the_plain_model(
-    variant: str, world: int, speeds: tuple[float, ...], size: str
-) -> None:
+def test_exact_methods_equal_the_plain_model(variant: str, world: int, speeds: tuple[float, ...], size: str) -> None:
     name, settings = EXACT[variant]
     model, method = small_model(size), load_method(name, speeds, **settings)
     assert method.label == variant
