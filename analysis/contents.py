@@ -10,6 +10,7 @@ from analysis.cells import TextTable, grids, paper_ratios, troubles
 from analysis.fidelity import fidelity_tables
 from analysis.load import schema_of
 from analysis.scaling import tokens_tables
+from analysis.unequal import unequal_table
 from testbed.rows import ACCURACY, FIDELITY, LATENCY
 
 
@@ -19,9 +20,14 @@ def result_tables(frame: pd.DataFrame) -> list[TextTable]:
     return [table for table in tables if table.rows]
 
 
-TABLES = {LATENCY: result_tables, FIDELITY: fidelity_tables, ACCURACY: accuracy_tables}
-
-
 def tables(frame: pd.DataFrame) -> list[TextTable]:
     """The tables in the order in which they are read."""
     return TABLES[schema_of(frame)](frame)
+
+
+def _latency_tables(frame: pd.DataFrame) -> list[TextTable]:
+    unequal = unequal_table(frame)
+    return [*([unequal] if unequal.rows else []), *result_tables(frame)]
+
+
+TABLES = {LATENCY: _latency_tables, FIDELITY: fidelity_tables, ACCURACY: accuracy_tables}

@@ -14,7 +14,18 @@ from testbed.rows import BASELINE
 
 # Folders of figures: of several runs or conditions, and of several numbers of devices and tokens of a run.
 PLACE = re.compile(r"(run|devices|tokens|break-even|pareto)-\d+|devices-\d+-tokens-\d+")
-FIGURES = ("speedup", "breakdown", "devices", "tokens", "break_even", "quality", "pareto", "links", "shapers")
+FIGURES = (
+    "speedup",
+    "breakdown",
+    "devices",
+    "tokens",
+    "break_even",
+    "unequal",
+    "quality",
+    "pareto",
+    "links",
+    "shapers",
+)
 
 
 @dataclass

@@ -24,6 +24,7 @@ FACETS: dict[str, str] = {
     "settings": "{}",
     "codec": "{}",
     "codebook_size": "K={:g}",
+    "shares": "{} shares",
     "devices": "N={:g}",
     "model": "{}",
     "tokens": "T={:g}",
@@ -39,7 +40,7 @@ FACETS: dict[str, str] = {
 }
 # One device has no links and no peers, so these do not make it another thing.
 NOT_FOR_SINGLE = frozenset(
-    {"speedups", "codec", "settings", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"}
+    {"speedups", "codec", "settings", "codebook_size", "shares", "devices", "topology", "delay_ms", "loss_pct"}
 )
 
 SIZES = ("devices", "tokens")  # axes of their own, beside bandwidth
@@ -60,6 +61,8 @@ MODES = ("execute", "hold", "replay", "analytic", "")  # of computation, in the 
 ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale", "rate_mbps", "time_ms", "ideal_ms"})
 ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
 LEAST, MOST = 1e-9, 1e15
+# What older rows that lack a column could only have been.
+ONLY_CHOICE = {"shares": "equal"}
 # What tells points apart, without which rows say nothing. Older rows may lack settings that were added later.
 NEEDED = {
     LATENCY: ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens"),
@@ -77,7 +80,7 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
     """All rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
 
     Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: ""). Columns that an
-    older version did not write are empty (``unwritten`` names them).
+    older version did not write are empty (``unwritten`` names them), or what its rows could only have been.
     Raises ResultsError for a missing folder or file, an unreadable or empty file, rows of something else, missing
     columns without which nothing can be shown, and values that cannot be.
     """
@@ -94,7 +97,7 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
             raw = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
         schema = schema_of(raw)
         missing = [name for name in schema.columns if name in needed(schema) and name not in raw.columns]
-        older = raw.assign(**{name: None for name in schema.columns if name not in raw.columns})
+        older = raw.assign(**{name: ONLY_CHOICE.get(name) for name in schema.columns if name not in raw.columns})
         rows = normalise(older, schema) if not missing else raw
     except Exception as fault:  # pandas and pyarrow let every kind through, RecursionError and KeyError among them
         reason = printable(str(fault).partition("\n")[0])

@@ -80,7 +80,7 @@ def counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series
     """The same point with another method, in the paper's number format and settings where there are several."""
     same = (table["method"] == method) & (table["bandwidth_mbps"] == point["bandwidth_mbps"])
     shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "device_profile"]
-    for name in shared + (["devices", "topology", "delay_ms"] if method != "single" else []):
+    for name in shared + (["devices", "shares", "topology", "delay_ms"] if method != "single" else []):
         same &= (table[name] == point[name]) | (table[name].isna() & pd.isna(point[name]))
     rows = table[same]
     if rows["codec"].nunique() > 1:

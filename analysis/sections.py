@@ -24,6 +24,7 @@ from analysis.provenance import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
 from analysis.scaling import devices_plot, tokens_plot, tokens_tables
 from analysis.tradeoff import trade_off_plot, trade_off_table, trade_offs
+from analysis.unequal import unequal_plot, unequal_table
 from analysis.words import MODEL, by_corpus, is_analytic, joined, judged_on, setting, short_modes
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY
 
@@ -109,6 +110,11 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             f"Needs single and another method at two bandwidths. Run: {RUN} +experiment=bandwidth_sweep",
         ),
         Section(
+            "Unequal devices",
+            [_unequal(run, _title(run, runs), where[id(run)], drawing) for run in latency],
+            f"Needs equal shares and shares by speed on a mix of devices. Run: {RUN} +experiment=unequal_devices",
+        ),
+        Section(
             "Quality against bits",
             [_quality(run, _title(run, runs), where[id(run)], drawing) for run in quality],
             f"No quality was measured here. Run: {RUN} +experiment=accuracy_vit preset=ci",
@@ -184,6 +190,12 @@ def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
     caption = "For each method and number of devices, the lowest bandwidth at which it beats one device."
     figures = drawing.figures(break_even_map(frame, place), caption, frame)
     return Part(_conditions(frame), figures=figures, tables=_rows(break_even_table(frame)))
+
+
+def _unequal(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
+    caption = "What shares in proportion to speed change, on devices of unequal speed."
+    figures = drawing.figures(unequal_plot(run.frame, place), caption, run.frame)
+    return Part(title, figures=figures, tables=_rows(unequal_table(run.frame)))
 
 
 def _quality(run: Run, title: str, place: Path, drawing: Drawing) -> Part:

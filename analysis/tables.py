@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.load import MODES, method_rank, with_labels
 
 PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
+MEDIANS = (*PARTS, "straggler_wait_pct", "full_precision_pct")
 # Columns that are the same for all repeats of a point.
 SETTINGS = (
     *(
@@ -17,6 +18,7 @@ SETTINGS = (
         "groups",
         "codebook_size",
         "devices",
+        "shares",
         "delay_ms",
         "loss_pct",
         "tokens",
@@ -32,14 +34,15 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per measured point (label, bandwidth_mbps): medians over the repeats with status ok.
 
     Columns: label, variant, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median
-    (missing for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms, verified
-    (every repeat), degraded (any repeat), degraded_repeats, fidelity_note (the first), residual_pct (median), and the
-    settings. A ``single`` without a bandwidth stands at every bandwidth.
+    (missing for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms,
+    straggler_wait_pct, full_precision_pct, verified (every repeat), degraded (any repeat), degraded_repeats,
+    fidelity_note (the first), residual_pct (median), and the settings. A ``single`` without a bandwidth stands at every
+    bandwidth.
     """
     rows = _at_every_bandwidth(with_labels(frame))
     rows = rows[(rows["status"] == "ok") & rows["latency_ms"].notna()]
     named: dict = {name: (name, "first") for name in SETTINGS}
-    named |= {name: (name, "median") for name in PARTS}
+    named |= {name: (name, "median") for name in MEDIANS}
     grouped = rows.groupby(["label", "bandwidth_mbps"], dropna=False)
     table = grouped.agg(
         latency_ms=("latency_ms", "median"),
@@ -114,6 +117,18 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
     for mode in modes[1:]:
         table[f"{mode} vs {modes[0]}"] = 100 * (table[mode] / table[modes[0]] - 1)
     return table
+
+
+def shares_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What unequal devices do with equal shares and with shares by their speeds, side by side.
+
+    One row per (label, bandwidth_mbps) measured with both, label without the shares; the other columns of ``points``
+    twice, with _equal and _speed at their end. Empty if the frame has shares of one kind.
+    """
+    equal, speed = (frame[frame["shares"] == shares] for shares in ("equal", "speed"))
+    if equal.empty or speed.empty:
+        return pd.DataFrame()
+    return points(equal).merge(points(speed), on=["label", "bandwidth_mbps"], suffixes=("_equal", "_speed"))
 
 
 def _at_every_bandwidth(rows: pd.DataFrame) -> pd.DataFrame:

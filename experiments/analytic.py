@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.known import known_columns, predicted_s, resolved, skip_impossible
+from experiments.known import known_columns, played, predicted_s, resolved, skip_impossible
 from experiments.manifest import Manifest, print_settled
 from experiments.pace import pace
-from experiments.paper_accounting import paper_bits, paper_s
-from testbed.clock import Device
+from experiments.paper_accounting import paper_bits, paper_compute_s
 from testbed.grid import Point, points
 from testbed.records import RunFolder
 from testbed.rows import ANALYTIC
 from testbed.schema import LatencyConfig
 
-UNMEASURED = "encode_ms wait_ms decode_ms wire_bytes max_abs_err verified free_burst_bytes steal_pct".split()
+UNMEASURED = ("encode_ms", "wait_ms", "decode_ms", "straggler_wait_pct", "steal_pct", "wire_bytes", "max_abs_err")
+UNMEASURED += ("verified", "free_burst_bytes")
 
 
 def run(config: LatencyConfig, folder: RunFolder) -> int:
@@ -39,12 +39,12 @@ def run(config: LatencyConfig, folder: RunFolder) -> int:
 
 def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The cost model's row of a point. Nothing of it is measured."""
-    known, device = known_columns(point, config), config.emulated_device()
-    latency_s = predicted_s(point, config, device)
-    compute_s = point_compute_s(point, config, device)
+    known, devices = known_columns(point, config), played(point, config)
+    latency_s = predicted_s(point, config, devices)
+    compute_s = predicted_s(point, config, devices, float("inf"))  # all slots on the critical path
     return (
         known
-        | _paper_columns(point, config, device)
+        | _paper_columns(point, config)
         | dict.fromkeys(UNMEASURED)
         | {
             "network": ANALYTIC,
@@ -64,20 +64,16 @@ def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
     )
 
 
-def point_compute_s(point: Point, config: LatencyConfig, device: Device) -> float:
-    """The model's time where links take none: all slots on the critical path."""
-    shape = config.model.shape(point.tokens)
-    method = resolved(point, shape, device).load()
-    return method.predicted_s(shape, point.devices, device, float("inf"))
-
-
-def _paper_columns(point: Point, config: LatencyConfig, device: Device) -> dict[str, Any]:
-    """Volume and latency as the paper counts them, where it does."""
-    shape = config.model.shape(point.tokens)
-    method, bits_per_s = resolved(point, shape, device).load(), point.bandwidth_mbps * 1e6
-    bits = paper_bits(method, shape, point.devices)
-    seconds = paper_s(method, shape, point.devices, device, bits_per_s)
+def _paper_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
+    """Volume and latency as the paper counts them, where it does: of equal devices with equal shares."""
+    shape, devices, bits = config.model.shape(point.tokens), played(point, config), None
+    method = resolved(point, shape, devices).load()
+    if not point.speeds and len(set(devices)) == 1:
+        bits = paper_bits(method, shape, point.devices)
+    if bits is None:
+        return {"paper_bytes": None, "paper_latency_ms": None}
+    compute_s = paper_compute_s(method, shape, devices)
     return {
-        "paper_bytes": None if bits is None else round(bits / 8),
-        "paper_latency_ms": None if seconds is None else 1e3 * seconds,
+        "paper_bytes": round(bits / 8),
+        "paper_latency_ms": 1e3 * (compute_s + bits / (point.bandwidth_mbps * 1e6)),
     }

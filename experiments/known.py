@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -9,29 +10,37 @@ from typing import Any
 from testbed.clock import Device
 from testbed.errors import ConfigError
 from testbed.grid import Point, points
+from testbed.mix import emulated_devices
 from testbed.models.shape import ModelShape
 from testbed.records import RunFolder
 from testbed.schema import LatencyConfig
 
 
+def played(point: Point, config: LatencyConfig) -> tuple[Device, ...]:
+    """What each rank of a point's method plays."""
+    return tuple(emulated_devices(config, point.method, point.devices))
+
+
 @cache  # auto tries a dozen combinations, and each row asks
-def resolved(point: Point, shape: ModelShape, device: Device) -> Point:
-    """The point with settings that leave nothing open."""
-    chosen = point.load().resolve(shape, point.devices, device, point.bandwidth_mbps * 1e6)
+def resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...]) -> Point:
+    """The point with settings that leave nothing open; devices: by rank."""
+    chosen = point.load().resolve(shape, devices, point.bandwidth_mbps * 1e6)
     return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
 
-def predicted_s(point: Point, config: LatencyConfig, device: Device) -> float:
-    """Seconds of one pass on emulated devices like this one, by the cost model."""
+def predicted_s(
+    point: Point, config: LatencyConfig, devices: Sequence[Device], bits_per_s: float | None = None
+) -> float:
+    """Seconds of one pass on these devices, by rank, from the cost model; bits_per_s: of links, if not the point's."""
     shape = config.model.shape(point.tokens)
-    method = resolved(point, shape, config.emulated_device()).load()
-    return method.predicted_s(shape, point.devices, device, point.bandwidth_mbps * 1e6)
+    method = resolved(point, shape, played(point, config)).load()
+    return method.predicted_s(shape, devices, point.bandwidth_mbps * 1e6 if bits_per_s is None else bits_per_s)
 
 
 def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The columns of a row that do not depend on who measures it, how and whether at all."""
     model, shape = config.model, config.model.shape(point.tokens)
-    used = resolved(point, shape, config.emulated_device())
+    used = resolved(point, shape, played(point, config))
     method = used.load()
     formula_bytes = max(method.received_bits(shape, point.devices)) / 8
     return point.columns | {
@@ -42,8 +51,9 @@ def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
         "heads": model.heads,
         "model": model.name,
         "topology": config.topology.name,
-        "device_profile": config.device.name,
+        "device_profile": config.mix or config.device.name,
         "speedups_used": dict(used.settings).get("speedups", ""),
+        "full_precision_pct": method.full_precision_pct(shape, point.devices),
         "repeat": 0,
         "formula_bytes": round(formula_bytes),
         "messages": method.messages(shape, point.devices),

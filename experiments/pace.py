@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from experiments.known import known_columns, predicted_s
+from experiments.known import known_columns, played, predicted_s
 from testbed.astra.speedups import MESSAGE_S
 from testbed.clock import Device
 from testbed.grid import Point
@@ -44,8 +44,8 @@ def pace(point: Point, config: LatencyConfig, mode: str, computed_s: float = 0.0
 
     computed_s: what arithmetic at this machine's speed adds to a pass; in execute it replaces the slots.
     """
-    device = Device() if mode == "execute" else config.emulated_device()
-    latency_s, time_scale = predicted_s(point, config, device), config.time_scale
+    devices = (Device(),) * point.devices if mode == "execute" else played(point, config)
+    latency_s, time_scale = predicted_s(point, config, devices), config.time_scale
     if time_scale == AUTO:
         known = known_columns(point, config)
         links_mbps = point.devices * point.bandwidth_mbps if known["formula_bytes"] else 0.0

@@ -14,6 +14,7 @@ say how other methods, or other settings of these, would be counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from testbed.clock import Device
 from testbed.methods.astra import Astra
@@ -43,10 +44,9 @@ def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
             return None
 
 
-def paper_s(method: Method, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float | None:
-    """Seconds of a forward pass as the paper counts them; None for what it does not compare."""
-    bits = paper_bits(method, shape, world)
-    return None if bits is None else device.seconds(_macs(method, shape, world)) + bits / bits_per_s
+def paper_compute_s(method: Method, shape: ModelShape, devices: Sequence[Device]) -> float:
+    """Seconds of computation in a forward pass as the paper counts it; devices: all alike."""
+    return devices[0].seconds(_macs(method, shape, len(devices)))
 
 
 def _unit_bits(method: CodedMethod, shape: ModelShape, others: float) -> int:

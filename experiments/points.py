@@ -9,15 +9,17 @@ from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import STEAL_LIMIT_PCT, Calibration, calibrate, calmest
-from experiments.known import known_columns, resolved
+from experiments.known import known_columns, played, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
 from experiments.verify import Verification, verify
+from experiments.waiting import straggler_wait_pct
 from testbed.astra.codebooks import load_codebooks
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.mix import emulated_devices
 from testbed.schema import LatencyConfig
 from testbed.session import Session
 
@@ -39,8 +41,8 @@ def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_ma
 
 
 def variant(point: Point) -> str:
-    """The name of a point's method variant among the actors: method, settings and input, whatever the link."""
-    return f"{point.method} {dict(point.settings)} {point.tokens} tokens"
+    """The name of a point's method variant among the actors: method, settings, shares and input, whatever the link."""
+    return f"{point.method} {dict(point.settings)} {point.shares} shares {point.tokens} tokens"
 
 
 class Bench:
@@ -61,7 +63,6 @@ class Bench:
     ):
         self.config, self.backend, self.devices, self.assets = config, backend, devices, assets
         self.modes = modes
-        self.device = config.emulated_device()
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
@@ -109,7 +110,7 @@ class Bench:
         return rows
 
     def _resolved(self, point: Point) -> Point:
-        return resolved(point, self.assets[point.tokens].model.shape, self.device)
+        return resolved(point, self.assets[point.tokens].model.shape, played(point, self.config))
 
     def _load(self, tokens: int) -> None:
         """Give the actors the model and the input of so many tokens; what they had prepared goes with the old ones."""
@@ -129,7 +130,7 @@ class Bench:
         if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
             method.attach(load_codebooks(codebooks), codebooks.parent)
             method.shard(assets.model, 0, self.devices)
-        self.session.prepare(key, point.method, dict(point.settings), codebooks)
+        self.session.prepare(key, point.method, point.speeds, dict(point.settings), codebooks)
         self.session.time_scale = 1.0
         self.session.shape(max(self.config.bandwidths))
         ranks = self.session.verify(key)
@@ -144,8 +145,9 @@ class Bench:
         paced = self._pace(point, mode)
         self.session.time_scale = paced.time_scale
         self.session.shape(point.bandwidth_mbps)
+        devices = emulated_devices(self.config, point.method, self.devices)
         measure = partial(
-            self.session.measure, variant(used), mode, self.device, paced.repeats, paced.warmups, paced.pass_s
+            self.session.measure, variant(used), mode, devices, paced.repeats, paced.warmups, paced.pass_s
         )
         stolen_pct, (passes, delivered) = calmest(measure, self.config.point_budget_s)
         common = self._row(point, mode) | {"steal_pct": stolen_pct}
@@ -184,6 +186,7 @@ class Bench:
             "decode_ms": to_ms * last.decode_s,
             "wire_ms": to_ms * last.wire_s,
             "wait_ms": to_ms * last.wait_s,
+            "straggler_wait_pct": straggler_wait_pct(ranks[: point.devices]),
             "payload_bytes": payload,
             "wire_bytes": wire_bytes,
             "overruns": sum(done.overruns for done in ranks),

@@ -12,7 +12,6 @@ from testbed.astra.attention import simulate
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.quantizer import Quantizer
 from testbed.cluster.worker import Pass
-from testbed.comm.group import even_shares
 from testbed.methods.base import Method, Output
 
 TOLERANCE = 1e-4  # largest difference of any hidden state or logit
@@ -63,7 +62,8 @@ def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets
     quantizer = Quantizer(load_codebooks(assets.codebooks[method.groups, method.codebook_size]))
     codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
     with torch.no_grad():
-        done = simulate(assets.model, quantizer, assets.inputs, even_shares(assets.model.shape.tokens, world), codes)
+        shares = method.shares(assets.model.shape.tokens, world)
+        done = simulate(assets.model, quantizer, assets.inputs, shares, codes)
     return done.hidden, done.logits, done.ties
 
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from testbed.errors import ConfigError, nearest
+from testbed.mix import check_mix, load_profiles, share_speeds
 from testbed.rows import ANALYTIC
 from testbed.schema import AUTO, CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
 
@@ -36,6 +37,10 @@ def load_config(overrides: list[str]) -> Config:
     _make_lists(raw, schema, "")
     raw["time_scale"] = _scale(raw["time_scale"])
     config = _typed(raw, schema)
+    if isinstance(config, LatencyConfig):
+        config.profiles = load_profiles(config.mix)
+        for name, profile in config.profiles.items():
+            _check_rules(profile, f"profiles.{name}.")
     _check_rules(config, "")
     if isinstance(config, LatencyConfig):
         for name in config.methods:
@@ -142,7 +147,7 @@ def _check_plain(value: Any, key: str) -> None:
 def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterable[str] = ()) -> None:
     """ConfigError for the first key in ``raw`` that ``schema`` lacks; ``also``: other keys that are proposed."""
     types = get_type_hints(schema)
-    known = [f.name for f in dataclasses.fields(schema) if f.name != "settings"]
+    known = [f.name for f in dataclasses.fields(schema) if f.name not in ("settings", "profiles")]
     for key, value in raw.items():
         if key not in known:
             raise ConfigError(f"{prefix}{key}", _shown(value), nearest(key, [*known, *also]))
@@ -187,7 +192,7 @@ def _scale(value: Any) -> Any:
 def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
     """The schema filled in. ConfigError names the field that is missing or of another type."""
     try:
-        filled = {**raw, "settings": {}} if issubclass(schema, LatencyConfig) else raw
+        filled = {**raw, "settings": {}, "profiles": {}} if issubclass(schema, LatencyConfig) else raw
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), filled))
     except OmegaConfBaseException as error:
         key, _, index = (error.full_key or "").rstrip("]").partition("[")
@@ -245,22 +250,27 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
 def _check_methods(config: LatencyConfig) -> None:
     """ConfigError where values that are fine by themselves do not go together; asks every method about every split.
 
-    A variant that fits some of the numbers of devices and tokens is fine: its other points are skipped.
+    A variant that fits some of the numbers of devices and tokens, or of the shares, is fine: its other points are
+    skipped.
     """
     if max(config.devices) > max(config.tokens):
         raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
-    for key, sizes in (("model", config.model), ("device.reference_model", config.device.reference_model)):
+    profiles = {"device": config.device, **{f"profiles.{name}": profile for name, profile in config.profiles.items()}}
+    references = {f"{key}.reference_model": profile.reference_model for key, profile in profiles.items()}
+    for key, sizes in {"model": config.model, **references}.items():
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
 
     from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
 
+    check_mix(config)
     shapes = [config.model.shape(tokens) for tokens in config.tokens]
     for name, settings in config.variants():
-        method, splits, faults = load_method(name, **settings), list(itertools.product(shapes, config.worlds(name))), []
-        for shape, world in splits:
+        worlds = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]
+        splits, faults = list(itertools.product(shapes, worlds)), []
+        for shape, (world, speeds) in splits:
             try:
-                method.check(shape, world)
+                load_method(name, speeds, **settings).check(shape, world)
             except ConfigError as fault:
                 faults.append(fault)
         if len(faults) == len(splits):

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from testbed.mix import share_speeds
 from testbed.provenance import short_hash
 from testbed.rows import BASELINE, LATENCY
 
@@ -33,6 +34,12 @@ class Point:
     devices: int
     bandwidth_mbps: float
     tokens: int
+    speeds: tuple[float, ...] = ()  # of the ranks, where their shares are in proportion; else these are equal
+
+    @property
+    def shares(self) -> str:
+        """By what the work is shared out: speed or equal, as in the key of that name."""
+        return "speed" if self.speeds else "equal"
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -46,6 +53,7 @@ class Point:
             "codec": "vq" if "groups" in settings else settings.get("codec", "fp32"),
             "settings": self._other_settings,
             "devices": self.devices,
+            "shares": self.shares,
             "bandwidth_mbps": self.bandwidth_mbps,
             "tokens": self.tokens,
         }
@@ -72,15 +80,15 @@ class Point:
     @property
     def label(self) -> str:
         """For people: ``astra G=16, 4 devices, 1024 tokens, 10 Mbps``."""
-        plural = "" if self.devices == 1 else "s"
-        where = f"{self.devices} device{plural}, {self.tokens} tokens, {self.bandwidth_mbps:g} Mbps"
+        plural, by = "" if self.devices == 1 else "s", " by speed" if self.speeds else ""
+        where = f"{self.devices} device{plural}{by}, {self.tokens} tokens, {self.bandwidth_mbps:g} Mbps"
         return f"{self.load().label}, {where}"
 
     def load(self) -> Method:
         """The method with its settings."""
         from testbed.methods import load_method
 
-        return load_method(self.method, **dict(self.settings))
+        return load_method(self.method, self.speeds, **dict(self.settings))
 
 
 def batches(config: LatencyConfig) -> list[tuple[int, list[Point]]]:
@@ -96,9 +104,10 @@ def batches(config: LatencyConfig) -> list[tuple[int, list[Point]]]:
         batch: list[Point] = []
         for tokens in order.sample(config.tokens, len(config.tokens)):
             part = [
-                Point(name, tuple(settings.items()), 1 if name == BASELINE else devices, bandwidth, tokens)
+                Point(name, tuple(settings.items()), 1 if name == BASELINE else devices, bandwidth, tokens, speeds)
                 for name, settings in config.variants()
                 if name != BASELINE or index == 0
+                for speeds in share_speeds(config, name, devices)
                 for bandwidth in config.bandwidths
             ]
             order.shuffle(part)

@@ -76,7 +76,7 @@ def _keys(schema: type[Config], files: list[Path], without: set[str]) -> str:
         assert isinstance(loaded, dict)
         defaults |= {str(key): value for key, value in loaded.items()}
         comments |= dict(COMMENT.findall(path.read_text()))
-    rows = list(_rows(schema, "", defaults, comments, without | {"settings", "runner"}))
+    rows = list(_rows(schema, "", defaults, comments, without | {"settings", "profiles", "runner"}))
     return _table(["key", "default", "allowed", "meaning"], rows)
 
 

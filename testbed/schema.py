@@ -114,6 +114,13 @@ class DeviceProfile:
     memory_gb_per_s: float = ruled("a finite number > 0 (GB/s)", positive)
     memory_gb: float = ruled("a finite number > 0 (GB)", positive)
 
+    def emulated(self) -> Device:
+        """Speed and size of the device."""
+        from testbed.methods import load_method
+
+        macs = load_method(BASELINE).macs(self.reference_model.shape(self.reference_model.tokens), 0, 1)
+        return Device(macs / self.reference_s, 1e9 * self.memory_gb_per_s, 1e9 * self.memory_gb)
+
 
 @dataclass
 class Topology:
@@ -165,8 +172,11 @@ class LatencyConfig(Config):
     tokens: list[int] = ruled("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     checkpoint: str = ruled("a file, or nothing")
+    mix: str = ruled("names in conf/device/ joined by +, or nothing")
+    shares: list[str] = one_of("equal", "speed")
     model: Model = section()
     device: DeviceProfile = section()
+    profiles: dict[str, DeviceProfile] = section()  # of each name in ``mix``
     settings: dict[str, dict[str, Any]] = section()  # of each chosen method; a list is an axis: one variant each
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -181,12 +191,9 @@ class LatencyConfig(Config):
         return [1] if method == BASELINE else self.devices
 
     def emulated_device(self) -> Device:
-        """Speed and size of the emulated device, from its profile."""
-        from testbed.methods import load_method
-
-        profile, reference = self.device, self.device.reference_model
-        macs = load_method(BASELINE).macs(reference.shape(reference.tokens), 0, 1)
-        return Device(macs / profile.reference_s, 1e9 * profile.memory_gb_per_s, 1e9 * profile.memory_gb)
+        """The emulated device; of a mix the fastest."""
+        profiles = self.profiles.values() if self.mix else [self.device]
+        return max((profile.emulated() for profile in profiles), key=lambda device: device.macs_per_s)
 
 
 @dataclass

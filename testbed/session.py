@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,28 +120,30 @@ class Session:
         """Give every actor the model of these files (``load_model``) and the input, in place of what it had."""
         self.cluster.call("load", choice, tokens, weights, inputs, timeout_s=COMPUTE_TIMEOUT_S, phase="load")
 
-    def prepare(self, key: str, name: str, settings: dict[str, Any], codebooks: Path | None) -> None:
-        """Have every actor build its shard of a method."""
-        self.cluster.call(
-            "prepare", key, name, settings, codebooks, timeout_s=COMPUTE_TIMEOUT_S, phase=f"prepare {key}"
-        )
+    def prepare(
+        self, key: str, name: str, speeds: Sequence[float], settings: dict[str, Any], codebooks: Path | None
+    ) -> None:
+        """Have every actor build its shard of a method; speeds: of the ranks, as for ``load_method``."""
+        arguments = (key, name, speeds, settings, codebooks)
+        self.cluster.call("prepare", *arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=f"prepare {key}")
 
     def verify(self, key: str) -> list[tuple[Output, Pass]]:
         """One pass with real arithmetic through the links as they are now; by rank."""
         return self.cluster.call("verify", key, timeout_s=COMPUTE_TIMEOUT_S, phase=f"verify {key}")
 
     def measure(
-        self, key: str, mode: str, device: Device, repeats: int, warmups: int, expected_s: float
+        self, key: str, mode: str, devices: Sequence[Device], repeats: int, warmups: int, expected_s: float
     ) -> tuple[list[list[Pass]], list[float] | None]:
         """Timed passes, [rank][repeat], and the bytes that the links delivered to each device per pass.
 
-        expected_s: what one pass should take on this machine's clock; the call fails after ten times that and a minute.
+        devices: what each rank plays. expected_s: what one pass should take on this machine's clock; the call fails
+        after ten times that and a minute.
         """
         own = self._start_line_bytes()
         before = self.network.delivered_bytes()
         limit = 60 + 10 * expected_s * (repeats + warmups)
-        arguments = (key, mode, device, self.time_scale, repeats, warmups)
-        passes = self.cluster.call("measure", *arguments, timeout_s=limit, phase=f"measure {key}")
+        arguments = [(key, mode, device, self.time_scale, repeats, warmups) for device in devices]
+        passes = self.cluster.call_each("measure", arguments, timeout_s=limit, phase=f"measure {key}")
         after = self.network.delivered_bytes()
         if before is None or after is None or own is None:
             return passes, None

@@ -18,7 +18,7 @@ from analysis.load import load_rows
 from analysis.summary import summarize
 from experiments import latency
 from experiments.analytic import analytic_row
-from experiments.paper_accounting import paper_bits, paper_s
+from experiments.paper_accounting import paper_bits, paper_compute_s
 from testbed import run
 from testbed.clock import Device
 from testbed.config import load_config
@@ -33,7 +33,10 @@ DEVICE = Device(load_method("single").macs(PAPER, 0, 1) / 0.350)
 
 
 def paper_ms(name: str, mbps: float, world: int = 4, **settings: Any) -> float:
-    seconds = paper_s(load_method(name, **settings), PAPER, world, DEVICE, mbps * 1e6)
+    method = load_method(name, **settings)
+    bits = paper_bits(method, PAPER, world)
+    assert bits is not None
+    seconds = paper_compute_s(method, PAPER, [DEVICE] * world) + bits / (mbps * 1e6)
     assert seconds is not None
     return 1e3 * seconds
 
@@ -69,7 +72,7 @@ def test_volumes_are_in_the_papers_unit() -> None:
         ("sequence", {"gather": "kv"}),
         ("astra", {"speedups": "tables"}),
     ):
-        assert paper_s(load_method(name, **variant), PAPER, 4, DEVICE, 1e7) is None
+        assert paper_bits(load_method(name, **variant), PAPER, 4) is None
 
 
 @cache

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed import schema
+from testbed import config as config_module
+from testbed import mix, schema
 from testbed.config import load_config
 from testbed.errors import ConfigError
 from testbed.grid import points
+from testbed.mix import emulated_devices, share_speeds
 from testbed.schema import CONF, choices
 
 BAD = [  # words after +experiment=smoke; what the message must contain
@@ -25,7 +27,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("devices=0", "devices=0: must be whole numbers >= 1"),
     ("devices=[2,65]", "devices=65: must be from 1 to tokens=64"),
     ("devices=2.5", "devices=2.5:"),
-    ("devices=5", "devices=5: tensor"),  # 12 heads
+    ("devices=5", "devices=5: pipeline needs 1 to 2 devices"),
     ("methods=asta", "methods=asta: unknown; did you mean astra or galaxy?"),
     ("methods=[]", "methods=[]:"),
     ("method=astra", "method=astra: unknown; methods are chosen by methods="),
@@ -34,6 +36,13 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("topology=stra", "topology=stra: unknown; did you mean star?"),
     ("network=minnet", "network=minnet: unknown; did you mean mininet?"),
     ("network.backend=minnet", "network.backend=minnet:"),
+    ("mix=gtx1660ti+gtx", "mix=gtx: unknown; did you mean gtx1660ti"),
+    ("mix=gtx1660ti+half_gtx1660ti+gtx1660ti", "must name 2 devices at most"),
+    ("mix=[gtx1660ti]", "mix=[gtx1660ti]: must be names in conf/device/ joined by +"),
+    ("profiles.gtx1660ti.reference_s=1", "profiles={"),
+    ("shares=fair", "shares=fair: must be one of equal, speed"),
+    ("shares=[equal,speed]", "shares=speed: must be equal, or mix must name devices of several speeds"),
+    ("mix=gtx1660ti+half_gtx1660ti shares=speed methods=block block.blocks=2", "shares=speed: must be equal for block"),
     ("device=gtx", "device=gtx: unknown; did you mean gtx1660ti?"),
     ("bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
     ("+bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
@@ -176,14 +185,48 @@ def test_speed_comes_from_the_profile() -> None:
     assert device.seconds(0, 216 * 10**6) == pytest.approx(1e-3)  # nothing is multiplied, and it takes time
 
 
-def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+MIX = "mix=gtx1660ti+half_gtx1660ti"
+
+
+def test_a_mix_goes_round_and_the_baseline_is_its_fastest() -> None:
+    config = load_config(["+experiment=smoke", "devices=[2,3]", MIX, "shares=[equal,speed]"])
+    fast, slow = (load_config(["+experiment=smoke", f"device={name}"]).emulated_device() for name in MIX[4:].split("+"))
+    assert fast.macs_per_s == pytest.approx(2 * slow.macs_per_s) and fast.memory_bytes_per_s == 216e9
+    assert emulated_devices(config, "astra", 3) == [fast, slow, fast]
+    assert emulated_devices(config, "single", 3) == [fast, fast, fast]
+    assert share_speeds(config, "astra", 3) == [(), (1.0, pytest.approx(0.5), 1.0)]
+    assert share_speeds(config, "single", 3) == [()]
+
+
+def test_a_profile_of_a_mix_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_of_conf(tmp_path, monkeypatch)
+    text = (CONF / "device" / "half_gtx1660ti.yaml").read_text()
+    for bad, message in (
+        (text.replace("0.700", "0"), "profiles.odd.reference_s=0: must be a finite number"),
+        (text.replace("0.700", "${oc.env:HOME}"), "mix=odd: must be a profile that is written out"),
+        (text.replace("heads: 12", "heads: 7"), "profiles.odd.reference_model.heads=7: must divide"),
+        ("name: odd\n", "odd"),
+        (text + "colour: red\n", "mix=odd: must be a profile of a device: Key .colour. not in"),
+        ("a: [", "mix=odd: must be a profile of a device: while parsing"),
+    ):
+        (tmp_path / "device" / "odd.yaml").write_text(bad)
+        with pytest.raises(ConfigError, match=message):
+            load_config(["+experiment=smoke", "mix=gtx1660ti+odd"])
+
+
+def copy_of_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have configurations read from a copy of conf/ in this folder."""
     for source in CONF.rglob("*.yaml"):
-        copy = tmp_path / source.relative_to(CONF)
+        copy = folder / source.relative_to(CONF)
         copy.parent.mkdir(exist_ok=True)
         copy.write_text(source.read_text())
+    for module in (config_module, mix, schema):
+        monkeypatch.setattr(module, "CONF", folder)
+
+
+def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_of_conf(tmp_path, monkeypatch)
     (tmp_path / "method" / "novel.yaml").write_text("groups: [2, 4]\nshape: round\n")
-    monkeypatch.setattr("testbed.config.CONF", tmp_path)
-    monkeypatch.setattr(schema, "CONF", tmp_path)
     with pytest.raises(ConfigError, match="novel.groups=x"):  # found and checked, and there is no such module yet
         load_config(["+experiment=smoke", "methods=novel", "novel.groups=x"])
     with pytest.raises(ConfigError, match="methods=novel"):

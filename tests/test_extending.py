@@ -44,12 +44,13 @@ def python(folder: Path, *words: str, **more: str) -> subprocess.CompletedProces
 
 
 def test_the_page_has_files_and_commands() -> None:
-    assert len(FILES) == 7 and len(COMMANDS) == 5
+    assert len(FILES) == 7 and len(COMMANDS) == 6
 
 
 def test_commands_are_accepted(copy: Path) -> None:
     done = python(copy, "-c", CHECK, input="\n".join(COMMANDS))
-    assert done.stdout.split() == ["bandwidth_sweep"] * 4 + ["smoke"], done.stderr
+    sweeps = ["bandwidth_sweep"] * 2
+    assert done.stdout.split() == [*sweeps, "unequal_devices", *sweeps, "smoke"], done.stderr
     for name in ("my_board", "vit_large", "two_rooms", "broadcast"):
         assert any(name in command for command in COMMANDS)
 

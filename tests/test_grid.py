@@ -16,7 +16,7 @@ from testbed.schema import LatencyConfig
 
 @cache
 def smoke() -> LatencyConfig:
-    return load_config(["+experiment=smoke"])
+    return load_config(["+experiment=smoke", "mix=gtx1660ti+half_gtx1660ti"])
 
 
 @st.composite
@@ -32,6 +32,7 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
         devices=some([1, 2, 3, 4]),
         bandwidths=some([10.0, 20.0, 50.0, 500.0]),
         tokens=some([64, 128, 256]),
+        shares=some(["equal", "speed"]),
         seed=draw(st.integers(0, 2**32 - 1)),
         settings={name: groups if name == "astra" else {} for name in methods},
     )
@@ -45,7 +46,8 @@ def test_each_combination_is_there_once(config: LatencyConfig) -> None:
     variants = sum(astra if name == "astra" else 1 for name in config.methods)
     split = variants - ("single" in config.methods)
     links = len(config.bandwidths) * len(config.tokens)
-    assert len(grid) == links * (split * len(config.devices) + variants - split)
+    several = split * len(config.devices) * len(config.shares)
+    assert len(grid) == links * (several + variants - split)
     assert len({point.key for point in grid}) == len({point.signature for point in grid}) == len(grid)
 
 
@@ -81,13 +83,17 @@ def test_signature_is_of_what_is_measured(config: LatencyConfig) -> None:
 
 def test_signatures_are_the_same_in_every_process() -> None:
     single = next(point for point in points(smoke()) if point.method == "single" and point.bandwidth_mbps == 20)
-    assert single.signature == "0ac8ca633f"  # changes only when points are described differently
+    assert single.signature == "0d9e61b929"  # changes only when points are described differently
 
 
 def test_points_fill_the_key_columns_and_name_themselves() -> None:
     point = next(point for point in points(smoke()) if point.settings and dict(point.settings)["groups"] == 16)
     assert tuple(point.columns) == LATENCY.keys
     assert (point.columns["groups"], point.columns["codebook_size"], point.columns["codec"]) == (16, 1024, "vq")
+    by_speed = dataclasses.replace(point, speeds=(1.0, 0.5))
+    assert [each.columns["shares"] for each in (point, by_speed)] == ["equal", "speed"]
+    assert by_speed.load().shares(6, 2) == [4, 2] and point.load().shares(6, 2) == [3, 3]
+    assert ", 2 devices by speed, " in by_speed.label
     assert point.load().groups == 16
     assert point.columns["settings"] == ""
     assert point.label.endswith(f", 2 devices, 64 tokens, {point.bandwidth_mbps:g} Mbps")

@@ -65,7 +65,7 @@ def test_cheap_checks_come_before_heavy_imports(tmp_path: Path) -> None:
         (["--help", "--experimental-rerun", "x.pickle"], "error: flag=--experimental-rerun: must be"),
         (["--help", "--experimental-rerun=x.pickle"], "error: flag=--experimental-rerun: must be"),
         (["--help", "--exp=x.pickle"], "error: flag=--exp: must be"),  # argparse would complete it
-        ([SMOKE, "devices=5"], "error: devices=5: tensor"),
+        ([SMOKE, "devices=5"], "error: devices=5: pipeline"),
         ([SMOKE, "astra.codebook_size=1000"], "error: astra.codebook_size=1000: "),
     ],
 )

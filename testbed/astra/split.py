@@ -23,18 +23,21 @@ FLOAT_BYTES, FLOAT_BITS = 4, 32
 
 @dataclass(frozen=True)
 class Split:
-    """One rank's view of a sequence over ``world`` devices, in ``pieces``; the first ``anchors`` tokens stay exact."""
+    """One rank's view of a sequence over devices, in ``pieces``; the first ``anchors`` tokens stay exact.
+
+    shares: tokens of each rank.
+    """
 
     shape: ModelShape
-    world: int
+    shares: list[int]
     rank: int
     pieces: int = 1
     anchors: int = 0
 
-    @cached_property
-    def shares(self) -> list[int]:
-        """Tokens of each rank."""
-        return even_shares(self.shape.tokens, self.world)
+    @property
+    def world(self) -> int:
+        """Devices."""
+        return len(self.shares)
 
     @property
     def start(self) -> int:
@@ -185,27 +188,6 @@ class Costs:
         messages = [self.message_bytes(piece) for piece in range(self.split.pieces)]
         layer_bytes = sum(sum(sizes) - sizes[self.split.rank] for sizes in messages)
         return 8 * self.split.shape.layers * layer_bytes + self.class_bits()
-
-    def critical_path_s(self, device: Device, bits_per_s: float) -> float:
-        """The cost model: slots one after another, messages one after another, each waiting for what it needs."""
-        split, overlap = self.split, self.speedups.overlap
-        sizes = [self.message_bytes(piece) for piece in range(split.pieces)]
-        message_s = [8 * (sum(size) - size[split.rank]) / bits_per_s for size in sizes]
-        finish_s = [self.finish(end - first).seconds(device) for first, end in split.piece_rows]
-        now, link = self.embed().seconds(device), 0.0
-        for layer in range(split.shape.layers):
-            arrivals = []
-            for piece, seconds in enumerate(message_s):
-                now += (finish_s[piece] if layer else 0.0) + self.encode(piece).seconds(device)
-                link = max(link, now) + seconds
-                arrivals.append(link)
-            now = (now if overlap else max(now, link)) + self.local().seconds(device)
-            for piece, arrival in enumerate(arrivals):
-                now = max(now, arrival) + self.expand(piece).seconds(device) + self.attend(piece).seconds(device)
-        class_s = self.class_bits() / bits_per_s
-        tokens_s = self.finish(split.rows - split.shape.class_tokens).seconds(device)
-        now += self.finish(split.shape.class_tokens).seconds(device)
-        return now + (max(tokens_s, class_s) if overlap else tokens_s + class_s) + self.head().seconds(device)
 
     def _keys(self, tokens: int) -> int:
         """Keys that stand for so many received tokens; of codewords at most, as which of them occur depends on data."""

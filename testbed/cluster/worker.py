@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,11 @@ class DeviceWorker:
         self._inputs = inputs
         self._loaded.clear()
 
-    def prepare(self, key: str, name: str, settings: dict[str, Any], codebooks: Path | None) -> None:
+    def prepare(
+        self, key: str, name: str, speeds: Sequence[float], settings: dict[str, Any], codebooks: Path | None
+    ) -> None:
         """Build a method's shard of the model; later calls name it by ``key``."""
-        method = load_method(name, **settings)
+        method = load_method(name, speeds, **settings)
         if codebooks is not None:
             method.attach(load_codebooks(codebooks), cache=codebooks.parent)
         self._loaded[key] = method, method.shard(self._model, self.rank, self.world), DeviceClock()

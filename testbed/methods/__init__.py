@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -17,8 +18,8 @@ def method_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
-def load_method(name: str, **settings: object) -> Method:
-    """The method ``name`` with its own settings.
+def load_method(name: str, speeds: Sequence[float] = (), **settings: object) -> Method:
+    """The method ``name`` with its own settings, sharing out work by the ranks' ``speeds`` if there are any.
 
     Raises ConfigError for an unknown name (key ``methods``) and for a setting that the method does not have (key
     ``<name>.<setting>``). Values are checked against a model's sizes by ``Method.check``.
@@ -28,7 +29,9 @@ def load_method(name: str, **settings: object) -> Method:
         if setting not in allowed:
             hint = nearest(setting, allowed) if allowed else f"unknown; {name} has no settings"
             raise ConfigError(f"{name}.{setting}", value, hint)
-    return _method_class(name)(**settings)
+    loaded = _method_class(name)(**settings)
+    loaded.speeds = tuple(speeds)
+    return loaded
 
 
 @cache

@@ -9,7 +9,7 @@ Shape suffixes: P own tokens, Q own rows (the class copy first), D hidden, G gro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor
 
+from testbed.astra.critical_path import critical_path_s
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
 from testbed.astra.shard import AstraShard, Encoded
@@ -24,7 +25,7 @@ from testbed.astra.speedups import AUTO, MESSAGE_S, Speedups, candidates
 from testbed.astra.split import Costs, Slot, Split
 from testbed.astra.tables import rows_bytes
 from testbed.clock import Device, DeviceClock
-from testbed.comm.group import Group, Handle, even_shares
+from testbed.comm.group import Group, Handle
 from testbed.errors import ConfigError
 from testbed.methods.base import Method, Output
 from testbed.models.decoder import Decoder
@@ -79,7 +80,7 @@ class Astra(Method):
             raise ConfigError("astra.groups", self.groups, f"must be 1 for astra.speedups={self.speedups}")
         if (self._chosen.tables or self._chosen.codewords) and self.quantised != "residual":
             raise ConfigError("astra.quantised", self.quantised, f"must be residual for astra.speedups={self.speedups}")
-        least = min(even_shares(shape.tokens, world))
+        least = min(self.shares(shape.tokens, world))
         if self.anchors and not (shape.causal and 0 < self.anchors < least):
             raise ConfigError("astra.anchors", self.anchors, f"must be 0, or for a causal model less than {least}")
         if self._chosen.pieces > least - self.anchors:
@@ -87,21 +88,24 @@ class Astra(Method):
                 "astra.speedups", self.speedups, f"must split the {least - self.anchors} tokens of a device less"
             )
 
-    def resolve(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> dict[str, Any]:
+    def resolve(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> dict[str, Any]:
         """The speed-ups that ``auto`` stands for: those that the cost model finds fastest, if tables fit in memory."""
+        world = len(devices)
         if self.speedups != AUTO or world == 1:
             return {}
         table_bytes = shape.layers * rows_bytes(self.groups * self.codebook_size, 2 * shape.key_width)
+        memory_bytes, least = min(device.memory_bytes for device in devices), min(self.shares(shape.tokens, world))
         best, best_s = Speedups(overlap=True), float("inf")
         for choice in candidates(self.groups, shape.rotary):
-            if choice.pieces > min(even_shares(shape.tokens, world)) - self.anchors:
+            if choice.pieces > least - self.anchors:
                 continue
             if (choice.tables or choice.codewords) and self.quantised != "residual":
                 continue
-            if (choice.tables or choice.codewords) and table_bytes > device.memory_bytes:
+            if (choice.tables or choice.codewords) and table_bytes > memory_bytes:
                 continue
             chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors)
-            seconds = chosen.predicted_s(shape, world, device, bits_per_s)
+            chosen.speeds = self.speeds
+            seconds = chosen.predicted_s(shape, devices, bits_per_s)
             seconds += shape.layers * choice.pieces * MESSAGE_S
             if seconds < best_s:
                 best, best_s = choice, seconds
@@ -146,16 +150,21 @@ class Astra(Method):
         """Of tables and codewords that are looked up."""
         return self._of_rank(shape, rank, world).total().moved_bytes
 
-    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
-        """The slowest rank's critical path: slots and messages, side by side where the speed-ups let them."""
-        ranks = range(world) if shape.causal else {0, world - 1}  # else costs follow shares: even, the first's largest
-        return max(self._of_rank(shape, rank, world).critical_path_s(device, bits_per_s) for rank in ranks)
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+        """The ranks' critical path: slots and messages, side by side where the speed-ups let them."""
+        world = len(devices)
+        return critical_path_s([self._of_rank(shape, rank, world) for rank in range(world)], devices, bits_per_s)
+
+    def full_precision_pct(self, shape: ModelShape, world: int) -> float:
+        """Pairs of tokens of one device: the squares of the shares, where tokens all see each other (PAPER.md, 1.2)."""
+        return 100 * sum(own**2 for own in self.shares(shape.tokens, world)) / shape.tokens**2
 
     def _of_rank(self, shape: ModelShape, rank: int, world: int) -> Costs:
         return self._costs(self._split(shape, rank, world))
 
     def _split(self, shape: ModelShape, rank: int, world: int) -> Split:
-        return Split(shape, world, rank, self._chosen.pieces, self.anchors if world > 1 else 0)
+        anchors = self.anchors if world > 1 else 0
+        return Split(shape, self.shares(shape.tokens, world), rank, self._chosen.pieces, anchors)
 
     def _costs(self, split: Split) -> Costs:
         return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised)

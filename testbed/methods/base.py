@@ -17,10 +17,11 @@ from torch import Tensor
 
 from testbed.clock import Device, DeviceClock
 from testbed.comm.codecs import CODECS
-from testbed.comm.group import Group
+from testbed.comm.group import Group, even_shares
 from testbed.errors import ConfigError, nearest
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
+from testbed.shares import shares_by_speed
 
 FLOAT_BITS = 32
 
@@ -42,23 +43,32 @@ class Output:
 
 
 class Method(ABC):
-    """One way to run a model on several devices. Instances hold settings only (groups, codebook size, ...)."""
+    """One way to run a model on several devices. Instances hold settings only (groups, codebook size, ...).
+
+    speeds: how fast each rank is compared with the others, where its share of the work shall be in proportion to it;
+    empty for equal shares.
+    """
 
     name: ClassVar[str]
     exact: bool  # equals ``single`` up to rounding; otherwise equals its one-process simulation
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
+    speeds: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
         """The name with the settings that distinguish variants, for tables and plots."""
         return self.name
 
+    def shares(self, total: int, world: int) -> list[int]:
+        """Each rank's of ``total`` items (rows, heads, layers): as even as whole ones allow, or by ``speeds``."""
+        return list(shares_by_speed(total, self.speeds)) if self.speeds else even_shares(total, world)
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Raise ConfigError (key, value, what is allowed) if the method cannot split this shape so."""
 
-    def resolve(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> dict[str, Any]:
-        """Values of the settings that are left to the method, for devices and links like these; others stay."""
+    def resolve(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> dict[str, Any]:
+        """Values of the settings that are left to the method, for these devices, by rank, and links; others stay."""
         return {}
 
     def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
@@ -102,10 +112,22 @@ class Method(ABC):
         """Bytes of its memory that a rank reads and writes in segments that multiply little; also their sum."""
         return 0
 
-    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
-        """The cost model: the slowest rank's computation, then the largest volume received over the link's rate."""
-        compute = max(device.seconds(self.macs(shape, rank, world)) for rank in range(world))
-        return compute + max(self.received_bits(shape, world)) / bits_per_s
+    def wire_bits(self, shape: ModelShape, world: int) -> int:
+        """Bits that pass, one after another, the end of a link that is busy longest: the most that a rank receives."""
+        return max(self.received_bits(shape, world))
+
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+        """The cost model of a pass on these devices, by rank: the slowest one's computation, then what is sent."""
+        world = len(devices)
+        computation_s = max(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
+        return computation_s + self.wire_bits(shape, world) / bits_per_s
+
+    def full_precision_pct(self, shape: ModelShape, world: int) -> float | None:
+        """Pairs of a query and a key that attend at full precision, in percent of all; None where no pair is quantised.
+
+        Of content tokens, class tokens apart.
+        """
+        return None
 
 
 class CodedMethod(Method):

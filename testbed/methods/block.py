@@ -88,7 +88,7 @@ class BlockParallel(CodedMethod):
         return [f"Nb={self.blocks}", *([] if self.sync == "ag" else [self.sync])]
 
     def check(self, shape: ModelShape, world: int) -> None:
-        """Groups must divide the layers; each device needs a feature and a row."""
+        """Groups must divide the layers; each device needs a feature and a row; shares are equal."""
         if not 1 <= self.blocks <= shape.layers or shape.layers % self.blocks:
             counts = ", ".join(str(n) for n in range(1, shape.layers + 1) if shape.layers % n == 0)
             raise ConfigError("block.blocks", self.blocks, f"must divide {shape.layers} layers; allowed: {counts}")
@@ -96,12 +96,14 @@ class BlockParallel(CodedMethod):
             raise ConfigError("devices", world, f"block needs 1 to {shape.hidden} devices, one feature each at least")
         if self.sync == "sp":
             check_rows(self.name, shape, world)
+        if self.speeds:
+            raise ConfigError("shares", "speed", "must be equal for block, which cuts the features into equal parts")
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> BlockShard:
         """The model, and views of its weights for decoupled layers."""
         self.check(model.shape, world)
         cuts = _cuts(model.shape, world)
-        own = SequenceShard.of(model, rank, world)
+        own = SequenceShard(model, even_shares(model.shape.sequence, world), rank)
         layers = enumerate(cast(Iterable[Block], model.blocks))
         decoupled = [
             None if self._is_original(model.shape, i) else _decoupled(block, cuts[rank]) for i, block in layers
@@ -173,8 +175,8 @@ class BlockParallel(CodedMethod):
         """(embedding, a decoupled layer, an original layer) of one rank."""
         s, width = shape.sequence, _widths(_cuts(shape, world))[rank]
         decoupled = s * width * (4 * shape.query_width + 2 * shape.mlp_hidden) + shape.attend_macs(s, s)
-        original = segment_macs(shape, 0, 1).layer if self.sync == "ag" else segment_macs(shape, rank, world).layer
-        return shape.tokens * shape.patch_values * width, decoupled, original
+        rows, row = (even_shares(s, world), rank) if self.sync == "sp" else ([s], 0)
+        return shape.tokens * shape.patch_values * width, decoupled, segment_macs(shape, rows, row).layer
 
     def _is_original(self, shape: ModelShape, layer: int) -> bool:
         return (layer + 1) % (shape.layers // self.blocks) == 0

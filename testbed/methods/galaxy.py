@@ -4,9 +4,9 @@ Splits and volumes are those of ``megatron_sp``. Its all-gather becomes N - 1 st
 multiplies the tile of rows that it has, the next tile comes. Its reduce-scatter likewise: while it computes its term of
 the next tile, the sum so far of that tile comes; it adds and passes on. Attention itself overlaps with nothing.
 
-Reproduced are the method and its overlap on equal devices. Its planner, which gives unequal devices unequal shares, is
-not; shares here are as even as whole heads, columns and rows allow. A lossy codec encodes a tile once on its way round,
-but a sum anew at each hop.
+Reproduced are the method and its overlap. Its planner, which finds the shares of unequal devices by profiling them, is
+not; here heads and columns are shared out equally or by the devices' speeds, rows always equally. A lossy codec encodes
+a tile once on its way round, but a sum anew at each hop.
 
 Shape suffixes: S sequence, P rows of a tile, D hidden, E width of this rank's heads, F of its MLP columns.
 """
@@ -29,6 +29,7 @@ from testbed.comm.group import Group, Handle, even_shares
 from testbed.methods.base import Output
 from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
 from testbed.methods.sequence import embed_macs
+from testbed.methods.tensor import Widths
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Mlp
 from testbed.models.vit import VisionTransformer
@@ -56,8 +57,8 @@ class Galaxy(MegatronSequenceParallel):
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         own, shape = shard.own, shard.own.model.shape
         ring = _Ring(CodedGroup(group, clock, self.codec), clock, own.rows)
-        macs = _row_macs(shape, group.rank, group.world)
-        x_PD = clock.run("compute", embed_macs(shape, group.rank, group.world), partial(own.embed, inputs))
+        macs = _row_macs(shape, Widths.of(self, shape, group.world), group.rank)
+        x_PD = clock.run("compute", embed_macs(shape, own.rows, group.rank), partial(own.embed, inputs))
         for layer in shard.layers:
             h_PD = clock.run("compute", 0, partial(layer.block.norm1, x_PD))
             projected = ring.gather(h_PD, macs.project, partial(_project, layer.attn))
@@ -75,14 +76,20 @@ class Galaxy(MegatronSequenceParallel):
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), shape.hidden)
         return tuple(2 * shape.layers * (gathered[rank] + gathered[rank - 1]) for rank in range(world))
 
-    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
-        """The cost model of rank 0, whose shares are the largest: in each step the longer of product and transfer."""
-        macs, rows = _row_macs(shape, 0, world), even_shares(shape.sequence, world)
-        transfer_s = 8 * self.codec.encoded_bytes(rows[0] * shape.hidden) / bits_per_s
-        products_s = [device.seconds(rows[0] * each) for each in (macs.project, macs.output, macs.column, macs.column)]
-        # A ring of equal steps hides what is sent behind N - 1 of its N products.
-        waits_s = shape.layers * (world - 1) * sum(max(0.0, transfer_s - product_s) for product_s in products_s)
-        return device.seconds(self.macs(shape, 0, world)) + waits_s
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+        """The cost model of the slowest rank: in each step of a ring the longer of product and transfer."""
+        world = len(devices)
+        widths, tile = Widths.of(self, shape, world), even_shares(shape.sequence, world)[0]
+        transfer_s = 8 * self.codec.encoded_bytes(tile * shape.hidden) / bits_per_s
+
+        def rank_s(rank: int, device: Device) -> float:
+            macs = _row_macs(shape, widths, rank)
+            products_s = [device.seconds(tile * each) for each in (macs.project, macs.output, macs.column, macs.column)]
+            # A ring of equal steps hides what is sent behind N - 1 of its N products.
+            waits_s = shape.layers * (world - 1) * sum(max(0.0, transfer_s - product_s) for product_s in products_s)
+            return device.seconds(self.macs(shape, rank, world)) + waits_s
+
+        return max(rank_s(rank, device) for rank, device in enumerate(devices))
 
     @torch.no_grad()
     def simulate(
@@ -99,7 +106,7 @@ class Galaxy(MegatronSequenceParallel):
                 held = [passed[rank - 1] + tiles[rank][(rank - 1 - step) % world] for rank in range(world)]
             return held
 
-        return simulate_split(model, inputs, rows, relay.all_gather_seen, scatter)
+        return simulate_split(model, inputs, rows, Widths.of(self, model.shape, world), relay.all_gather_seen, scatter)
 
 
 @dataclass(frozen=True)
@@ -165,12 +172,12 @@ def _widen(mlp: Mlp, h_PD: Tensor) -> Tensor:
     return F.gelu(mlp.fc1(h_PD), approximate=mlp.approximate)
 
 
-def _row_macs(shape: ModelShape, rank: int, world: int) -> RowMacs:
-    heads = even_shares(shape.heads, world)[rank]
+def _row_macs(shape: ModelShape, widths: Widths, rank: int) -> RowMacs:
+    heads = widths.heads[rank]
     output = shape.hidden * heads * (shape.query_width // shape.heads)
     return RowMacs(
         project=3 * output,
         output=output,
-        column=shape.hidden * even_shares(shape.mlp_hidden, world)[rank],
+        column=shape.hidden * widths.columns[rank],
         attend=shape.attend_macs(shape.sequence, shape.sequence) // shape.heads * heads,
     )

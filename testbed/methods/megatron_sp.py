@@ -2,7 +2,8 @@
 
 Heads and MLP columns are split as in ``tensor``, but between them a device keeps only its own rows: an all-gather of
 the normalised rows before the heads and before the MLP, a reduce-scatter of the terms after each. Together they cost
-what the two all-reduces of ``tensor`` cost; what is saved is memory, and the norms of other devices' rows.
+what the two all-reduces of ``tensor`` cost; what is saved is memory, and the norms of other devices' rows. Rows are
+shared out equally to devices of any speed: they carry no products, but the most rows make the longest messages.
 
 Shape suffixes: S sequence, P own rows, D hidden.
 """
@@ -23,7 +24,7 @@ from testbed.comm.group import Group, even_shares
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.methods.sequence import SequenceShard, embed_macs
-from testbed.methods.tensor import LayerShard, attention_macs, mlp_macs, split_block
+from testbed.methods.tensor import LayerShard, Widths, split_block
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
@@ -52,17 +53,17 @@ class MegatronSequenceParallel(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> MegatronShard:
         """Views of the model's weights, and the rank's place in the sequence."""
         self.check(model.shape, world)
-        layers = [split_block(block, rank, world) for block in cast(Iterable[Block], model.blocks)]
-        return MegatronShard(SequenceShard.of(model, rank, world), layers)
+        widths = Widths.of(self, model.shape, world)
+        layers = [split_block(block, widths, rank) for block in cast(Iterable[Block], model.blocks)]
+        return MegatronShard(SequenceShard(model, even_shares(model.shape.sequence, world), rank), layers)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         own, rows = shard.own, shard.own.rows
         shape, coded = own.model.shape, CodedGroup(group, clock, self.codec)
-        heads = attention_macs(shape, group.rank, group.world)
-        columns = mlp_macs(shape, group.rank, group.world)
-        x_PD = clock.run("compute", embed_macs(shape, group.rank, group.world), partial(own.embed, inputs))
+        heads, columns = Widths.of(self, shape, group.world).macs(shape, group.rank)
+        x_PD = clock.run("compute", embed_macs(shape, rows, group.rank), partial(own.embed, inputs))
         for layer in shard.layers:
             h_SD = coded.all_gather(clock.run("compute", 0, partial(layer.block.norm1, x_PD)), rows)
             term_SD = clock.run("compute", heads, partial(layer.attend, h_SD))
@@ -85,8 +86,9 @@ class MegatronSequenceParallel(CodedMethod):
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """A share of heads and MLP columns for all rows; embedding of own rows; the head on rank 0."""
-        layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)
-        return embed_macs(shape, rank, world) + shape.layers * layer + (0 if rank else shape.head_macs())
+        embed = embed_macs(shape, even_shares(shape.sequence, world), rank)
+        layer = sum(Widths.of(self, shape, world).macs(shape, rank))
+        return embed + shape.layers * layer + (0 if rank else shape.head_macs())
 
     @torch.no_grad()
     def simulate(
@@ -94,7 +96,8 @@ class MegatronSequenceParallel(CodedMethod):
     ) -> tuple[Tensor, Tensor]:
         """See Method.simulate: the terms of all ranks, each from the rows as that rank has them."""
         relay, rows = Relay(self.codec, world, sent), even_shares(model.shape.sequence, world)
-        return simulate_split(model, inputs, rows, relay.all_gather_seen, partial(relay.reduce_scatter, rows=rows))
+        widths, scatter = Widths.of(self, model.shape, world), partial(relay.reduce_scatter, rows=rows)
+        return simulate_split(model, inputs, rows, widths, relay.all_gather_seen, scatter)
 
 
 def after_attention(block: Block, x_PD: Tensor, sum_PD: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +110,7 @@ def simulate_split(
     model: VisionTransformer,
     inputs: Tensor,
     rows: Sequence[int],
+    widths: Widths,
     gather: Callable[[list[Tensor]], list[Tensor]],
     scatter: Callable[[list[Tensor]], list[Tensor]],
 ) -> tuple[Tensor, Tensor]:
@@ -115,10 +119,9 @@ def simulate_split(
     gather: every rank's rows -> all rows, as each rank has them. scatter: every rank's term -> each rank's rows of the
     sum. Returns (normalised content rows [T, D], logits [classes]).
     """
-    world = len(rows)
     parts = list(model.embed(inputs)[0].split(list(rows)))
     for block in cast(Iterable[Block], model.blocks):
-        layers = [split_block(block, rank, world) for rank in range(world)]
+        layers = [split_block(block, widths, rank) for rank in range(len(rows))]
         seen = gather([block.norm1(part) for part in parts])
         sums = scatter([layer.attend(h_SD) for layer, h_SD in zip(layers, seen, strict=True)])
         parts = [block.add_attention(part, own + block.attn.proj.bias) for part, own in zip(parts, sums, strict=True)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from testbed.clock import Device, DeviceClock
 from testbed.coded import CodedGroup, Relay
-from testbed.comm.group import Group, even_shares
+from testbed.comm.group import Group
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.models.shape import ModelShape
@@ -57,7 +57,7 @@ class Pipeline(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> PipelineShard:
         """The stage's blocks, shared with the model."""
         self.check(model.shape, world)
-        counts = even_shares(model.shape.layers, world)
+        counts = self.shares(model.shape.layers, world)
         start = sum(counts[:rank])
         return PipelineShard(model, model.blocks[start : start + counts[rank]])
 
@@ -90,14 +90,15 @@ class Pipeline(CodedMethod):
         """The stage's layers; the first stage embeds, the last has the head."""
         s = shape.sequence
         layer = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
-        macs = even_shares(shape.layers, world)[rank] * layer
+        macs = self.shares(shape.layers, world)[rank] * layer
         macs += shape.embed_macs(shape.tokens) if rank == 0 else 0
         return macs + (shape.head_macs() if rank == world - 1 else 0)
 
-    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
         """The stages and the hops between them, one after another."""
-        compute = sum(device.seconds(self.macs(shape, rank, world)) for rank in range(world))
-        return compute + sum(self.received_bits(shape, world)) / bits_per_s
+        world = len(devices)
+        computation_s = sum(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
+        return computation_s + sum(self.received_bits(shape, world)) / bits_per_s
 
     @torch.no_grad()
     def simulate(

@@ -68,7 +68,7 @@ class Prism(CodedMethod):
     def check(self, shape: ModelShape, world: int) -> None:
         """Each segment needs a row."""
         check_rows(self.name, shape, world)
-        most = shape.sequence // world
+        most = min(self.shares(shape.sequence, world))
         if not 1 <= self.segments <= most:
             allowed = f"must be from 1 to {most}: {world} devices have {shape.sequence} rows, each segment needs one"
             raise ConfigError("prism.segments", self.segments, allowed)
@@ -76,7 +76,7 @@ class Prism(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> PrismShard:
         """The whole model and the ranks' segments."""
         self.check(model.shape, world)
-        own = SequenceShard.of(model, rank, world)
+        own = SequenceShard(model, self.shares(model.shape.sequence, world), rank)
         return PrismShard(own, [even_shares(count, self.segments) for count in own.rows])
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class Prism(CodedMethod):
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         own, shape, coded = shard.own, shard.own.model.shape, CodedGroup(group, clock, self.codec)
         macs = self._layer_macs(shape, group.rank, group.world)
-        x_PD = clock.run("compute", embed_macs(shape, group.rank, group.world), partial(own.embed, inputs))
+        x_PD = clock.run("compute", embed_macs(shape, own.rows, group.rank), partial(own.embed, inputs))
         for block in cast(Iterable[Block], own.model.blocks):
             means = clock.run("encode", 0, partial(shard.means, x_PD))  # no products, as with codecs
             means_MD = coded.all_gather(means, [self.segments] * group.world)
@@ -104,10 +104,11 @@ class Prism(CodedMethod):
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Own rows attend to themselves and to the others' means, whose keys and values are computed here too."""
         head = 0 if rank else shape.head_macs()
-        return embed_macs(shape, rank, world) + shape.layers * self._layer_macs(shape, rank, world) + head
+        embed = embed_macs(shape, self.shares(shape.sequence, world), rank)
+        return embed + shape.layers * self._layer_macs(shape, rank, world) + head
 
     def _layer_macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        own = even_shares(shape.sequence, world)[rank]
+        own = self.shares(shape.sequence, world)[rank]
         known = own + (world - 1) * self.segments
         projections = shape.query_macs(own) + shape.key_value_macs(known)
         return projections + shape.attend_macs(own, known) + shape.finish_macs(own)
@@ -117,7 +118,7 @@ class Prism(CodedMethod):
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
         """See Method.simulate: one attention over all rows and all means, with a mask of who sees what."""
-        relay, rows = Relay(self.codec, world, sent), even_shares(model.shape.sequence, world)
+        relay, rows = Relay(self.codec, world, sent), self.shares(model.shape.sequence, world)
         lengths = torch.tensor([even_shares(count, self.segments) for count in rows])
         owner_S = torch.arange(world).repeat_interleave(torch.tensor(rows))
         owner_M = torch.arange(world).repeat_interleave(self.segments)

@@ -24,7 +24,7 @@ from torch import Tensor
 from testbed.astra.merge import Part, attend_part, merge
 from testbed.clock import Device, DeviceClock
 from testbed.coded import CodedGroup, gathered_bits
-from testbed.comm.group import Group, even_shares
+from testbed.comm.group import Group
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.methods.sequence import SequenceParallel, SequenceShard, check_rows, embed_macs
@@ -54,7 +54,7 @@ class RingAttention(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
         """The whole model and the rank's place."""
         self.check(model.shape, world)
-        return SequenceShard.of(model, rank, world)
+        return SequenceShard(model, self.shares(model.shape.sequence, world), rank)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: SequenceShard, group: Group, clock: DeviceClock) -> Output:
@@ -62,7 +62,7 @@ class RingAttention(CodedMethod):
         shape, own = shard.model.shape, shard.rows[group.rank]
         coded = CodedGroup(group, clock, self.codec)
         project = shape.query_macs(own) + shape.key_value_macs(own)
-        x_PD = clock.run("compute", embed_macs(shape, group.rank, group.world), partial(shard.embed, inputs))
+        x_PD = clock.run("compute", embed_macs(shape, shard.rows, group.rank), partial(shard.embed, inputs))
         for block in cast(Iterable[Block], shard.model.blocks):
             q_BHPK, kv_PE = clock.run("compute", project, partial(shard.project, block, x_PD))
             parts = []
@@ -89,7 +89,7 @@ class RingAttention(CodedMethod):
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """Everyone else's keys and values, once per layer."""
-        gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), 2 * shape.key_width)
+        gathered = gathered_bits(self.codec, self.shares(shape.sequence, world), 2 * shape.key_width)
         return tuple(shape.layers * bits for bits in gathered)
 
     def messages(self, shape: ModelShape, world: int) -> int:
@@ -98,27 +98,44 @@ class RingAttention(CodedMethod):
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Everything for own rows only."""
-        own = even_shares(shape.sequence, world)[rank]
+        rows = self.shares(shape.sequence, world)
+        own = rows[rank]
         layer = shape.query_macs(own) + shape.key_value_macs(own) + shape.attend_macs(own, shape.sequence)
         head = 0 if rank else shape.head_macs()
-        return embed_macs(shape, rank, world) + shape.layers * (layer + shape.finish_macs(own)) + head
+        return embed_macs(shape, rows, rank) + shape.layers * (layer + shape.finish_macs(own)) + head
 
-    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
-        """The cost model of rank 0: in each step the longer of attending to blocks and receiving the next ones."""
-        rows = even_shares(shape.sequence, world)
-        seconds, blocks = device.seconds(self.macs(shape, 0, world)), 1
-        for step in _steps(0, world, self.directions):
-            received = [self.codec.encoded_bytes(2 * rows[owner] * shape.key_width) for owner in step.received.values()]
-            attend_s = device.seconds(shape.attend_macs(rows[0], blocks * rows[0]))
-            seconds += shape.layers * max(0.0, 8 * sum(received) / bits_per_s - attend_s)
-            blocks = len(received)
-        return seconds
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+        """The cost model: a rank attends to the blocks it has while it passes them on, then needs the next ones."""
+        world, rows = len(devices), self.shares(shape.sequence, len(devices))
+        block_s = [8 * self.codec.encoded_bytes(2 * count * shape.key_width) / bits_per_s for count in rows]
+
+        def after(now: list[float], macs: Iterable[int]) -> list[float]:
+            return [begin + device.seconds(each) for begin, device, each in zip(now, devices, macs, strict=True)]
+
+        def attended(now: list[float], held: list[int]) -> list[float]:
+            return after(now, (shape.attend_macs(own, keys) for own, keys in zip(rows, held, strict=True)))
+
+        now = after([0.0] * world, (embed_macs(shape, rows, rank) for rank in range(world)))
+        for _ in range(shape.layers):
+            now, held = after(now, (shape.query_macs(own) + shape.key_value_macs(own) for own in rows)), rows
+            for moves in zip(*(_steps(rank, world, self.directions) for rank in range(world)), strict=True):
+                arrivals = [
+                    max(now[rank], *(now[peer] for peer in move.received)) + move.seconds(block_s)
+                    for rank, move in enumerate(moves)
+                ]
+                now = [max(times) for times in zip(attended(now, held), arrivals, strict=True)]
+                held = [sum(rows[owner] for owner in move.received.values()) for move in moves]
+            now = after(attended(now, held), map(shape.finish_macs, rows))
+        now[0] += devices[0].seconds(shape.head_macs())
+        return max(now)
 
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
         """See Method.simulate: the numbers are those of ``sequence`` where keys and values are gathered."""
-        return SequenceParallel("kv", self.codec.name).simulate(model, inputs, world, sent)
+        sequence = SequenceParallel("kv", self.codec.name)
+        sequence.speeds = self.speeds
+        return sequence.simulate(model, inputs, world, sent)
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,10 @@ class Step:
 
     sent: dict[int, int]
     received: dict[int, int]
+
+    def seconds(self, block_s: Sequence[float]) -> float:
+        """How long its blocks take on the rank's link, whose two ways are apart; block_s: of each rank's block."""
+        return max(sum(block_s[owner] for owner in way.values()) for way in (self.sent, self.received))
 
 
 def _steps(rank: int, world: int, directions: int) -> list[Step]:

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay, gathered_bits
-from testbed.comm.group import Group, even_shares
+from testbed.coded import CodedGroup, Relay, gathered_bits, scattered_bits
+from testbed.comm.group import Group
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.models.shape import ModelShape
@@ -42,11 +42,6 @@ class SequenceShard:
     model: VisionTransformer
     rows: list[int]  # of every rank
     rank: int
-
-    @classmethod
-    def of(cls, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
-        """Rows as even as whole ones allow."""
-        return cls(model, even_shares(model.shape.sequence, world), rank)
 
     @property
     def start(self) -> int:
@@ -89,7 +84,7 @@ class SequenceShard:
 
 
 class SequenceParallel(CodedMethod):
-    """Rows split as evenly as whole tokens allow; one all-gather per layer, of ``gather``: x or kv."""
+    """Rows split; one all-gather per layer, of ``gather``: x or kv."""
 
     name: ClassVar[str] = "sequence"
 
@@ -109,13 +104,13 @@ class SequenceParallel(CodedMethod):
     def shard(self, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
         """The whole model and the rank's place."""
         self.check(model.shape, world)
-        return SequenceShard.of(model, rank, world)
+        return SequenceShard(model, self.shares(model.shape.sequence, world), rank)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: SequenceShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         shape, coded = shard.model.shape, CodedGroup(group, clock, self.codec)
-        macs = segment_macs(shape, group.rank, group.world)
+        macs = segment_macs(shape, shard.rows, group.rank)
         reorder = reorders(shape, shard.rows[group.rank])
         x_PD = clock.run("compute", macs.embed, partial(shard.embed, inputs))
         for block in cast(Iterable[Block], shard.model.blocks):
@@ -131,17 +126,24 @@ class SequenceParallel(CodedMethod):
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """All rows but the rank's own, or their keys and values, once per layer."""
-        width = shape.hidden if self.gather == "x" else 2 * shape.key_width
-        gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), width)
+        gathered = gathered_bits(self.codec, self.shares(shape.sequence, world), self._width(shape))
         return tuple(shape.layers * bits for bits in gathered)
 
     def messages(self, shape: ModelShape, world: int) -> int:
         """One from everybody per layer."""
         return shape.layers * (world - 1)
 
+    def wire_bits(self, shape: ModelShape, world: int) -> int:
+        """The rank with the most rows sends them to all others, which is more than any receives."""
+        return shape.layers * max(scattered_bits(self.codec, self.shares(shape.sequence, world), self._width(shape)))
+
+    def _width(self, shape: ModelShape) -> int:
+        """Numbers of a row that are sent."""
+        return shape.hidden if self.gather == "x" else 2 * shape.key_width
+
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
         """Per layer: keys and values of all rows (``x``) or own ones (``kv``), the rest of the rank's own."""
-        macs = segment_macs(shape, rank, world)
+        macs = segment_macs(shape, self.shares(shape.sequence, world), rank)
         layer = macs.layer if self.gather == "x" else macs.project + macs.attend
         return macs.embed + shape.layers * layer + macs.head
 
@@ -151,7 +153,7 @@ class SequenceParallel(CodedMethod):
     ) -> tuple[Tensor, Tensor]:
         """See Method.simulate: full attention for each rank, with what the others get of rows, or keys and values."""
         relay = Relay(self.codec, world, sent)
-        rows = even_shares(model.shape.sequence, world)
+        rows = self.shares(model.shape.sequence, world)
         parts = list(model.embed(inputs)[0].split(rows))
         for block in cast(Iterable[Block], model.blocks):
             parts = simulate_layer(block, parts, relay, self.gather)
@@ -190,10 +192,9 @@ def check_rows(name: str, shape: ModelShape, world: int) -> None:
         raise ConfigError("devices", world, f"{name} needs 1 to {shape.sequence} devices, one row each")
 
 
-def embed_macs(shape: ModelShape, rank: int, world: int) -> int:
-    """MACs that embed the rank's rows; rank 0 has the class token, which is not embedded by a product."""
-    own = even_shares(shape.sequence, world)[rank]
-    return shape.embed_macs(own - (shape.class_tokens if rank == 0 else 0))
+def embed_macs(shape: ModelShape, rows: Sequence[int], rank: int) -> int:
+    """MACs that embed one of the ranks' ``rows``; rank 0 has the class token, which is not embedded by a product."""
+    return shape.embed_macs(rows[rank] - (shape.class_tokens if rank == 0 else 0))
 
 
 def reorders(shape: ModelShape, own: int) -> bool:
@@ -222,12 +223,12 @@ def _mix_embeddings(attn: Attention, own_BPD: Tensor, all_BSD: Tensor) -> Tensor
     return mixed_BHPK.transpose(-3, -2).flatten(-2) + attn.v.bias
 
 
-def segment_macs(shape: ModelShape, rank: int, world: int) -> SegmentMacs:
-    """What one rank computes in each segment."""
-    own = even_shares(shape.sequence, world)[rank]
+def segment_macs(shape: ModelShape, rows: Sequence[int], rank: int) -> SegmentMacs:
+    """What one rank computes in each segment; rows: of every rank."""
+    own = rows[rank]
     attention = reordered_macs(shape, own) if reorders(shape, own) else naive_macs(shape, own)
     return SegmentMacs(
-        embed=embed_macs(shape, rank, world),
+        embed=embed_macs(shape, rows, rank),
         layer=attention + shape.finish_macs(own),
         project=shape.query_macs(own) + shape.key_value_macs(own),
         attend=shape.attend_macs(own, shape.sequence) + shape.finish_macs(own),

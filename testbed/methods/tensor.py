@@ -13,7 +13,6 @@ Shape suffixes: S sequence, D hidden, E width of this rank's heads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,17 +22,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.coded import CodedGroup, Relay, gathered_bits, scattered_bits
 from testbed.comm.group import Group, even_shares
 from testbed.errors import ConfigError
-from testbed.methods.base import FLOAT_BITS, CodedMethod, Output
+from testbed.methods.base import FLOAT_BITS, CodedMethod, Method, Output
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block, Mlp
 from testbed.models.vit import VisionTransformer
 
 ALL = slice(None)
 SYNCS = ("ring", "star", "gather")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many of the heads, and of the MLP's columns, each rank has."""
+
+    heads: list[int]
+    columns: list[int]
+
+    @classmethod
+    def of(cls, method: Method, shape: ModelShape, world: int) -> Widths:
+        """As the method shares them out."""
+        return cls(method.shares(shape.heads, world), method.shares(shape.mlp_hidden, world))
+
+    def macs(self, shape: ModelShape, rank: int) -> tuple[int, int]:
+        """One rank's part of a layer, for all rows: (projections and attention, MLP)."""
+        rows, heads = shape.sequence, self.heads[rank]
+        attention = (4 * rows * shape.hidden**2 + shape.attend_macs(rows, rows)) // shape.heads * heads
+        return attention, 2 * rows * shape.hidden * self.columns[rank]
 
 
 @dataclass(frozen=True)
@@ -86,26 +104,22 @@ class TensorParallel(CodedMethod):
         return [] if self.sync == "ring" else [self.sync]
 
     def check(self, shape: ModelShape, world: int) -> None:
-        """Heads and MLP width must divide by the number of devices."""
-        if shape.heads % world or shape.mlp_hidden % world:
-            both = math.gcd(shape.heads, shape.mlp_hidden)
-            counts = ", ".join(str(n) for n in range(1, both + 1) if both % n == 0)
-            raise ConfigError(
-                "devices",
-                world,
-                f"tensor splits {shape.heads} heads and an MLP of width {shape.mlp_hidden} evenly; allowed: {counts}",
-            )
+        """Each device needs a head and a column; shares may differ."""
+        most = min(shape.heads, shape.mlp_hidden)
+        if world > most:
+            raise ConfigError("devices", world, f"tensor needs 1 to {most} devices, one head each at least")
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> TensorShard:
         """Rows and columns of the model's weight matrices, as views."""
         self.check(model.shape, world)
-        return TensorShard(model, [split_block(block, rank, world) for block in cast(Iterable[Block], model.blocks)])
+        widths = Widths.of(self, model.shape, world)
+        return TensorShard(model, [split_block(block, widths, rank) for block in cast(Iterable[Block], model.blocks)])
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: TensorShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Every rank has all content tokens and the logits."""
         shape, coded = shard.model.shape, CodedGroup(group, clock, self.codec)
-        attention, mlp = attention_macs(shape, group.rank, group.world), mlp_macs(shape, group.rank, group.world)
+        attention, mlp = Widths.of(self, shape, group.world).macs(shape, group.rank)
         total = partial(self._sum, coded)
         first = shape.embed_macs(shape.tokens) + attention
         x_SD, part_SD = clock.run("compute", first, partial(_embed, shard, inputs))
@@ -158,14 +172,13 @@ class TensorParallel(CodedMethod):
         return 2 * shape.layers * (world - 1) * (1 if self.sync == "gather" else 2)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """The same on every rank: 1/N of all layers, and the whole embedding and head."""
-        layer = attention_macs(shape, rank, world) + mlp_macs(shape, rank, world)
+        """A share of each layer, and the whole embedding and head."""
+        layer = sum(Widths.of(self, shape, world).macs(shape, rank))
         return shape.embed_macs(shape.tokens) + shape.layers * layer + shape.head_macs()
 
-    def predicted_s(self, shape: ModelShape, world: int, device: Device, bits_per_s: float) -> float:
-        """The cost model. A star's rank 0 has its link busy twice: terms come in, then copies of the sum go out."""
-        seconds = super().predicted_s(shape, world, device, bits_per_s)
-        return seconds + (self.received_bits(shape, world)[0] / bits_per_s if self.sync == "star" else 0.0)
+    def wire_bits(self, shape: ModelShape, world: int) -> int:
+        """A star's rank 0 has its link busy twice: terms come in, then copies of the sum go out."""
+        return (2 if self.sync == "star" else 1) * super().wire_bits(shape, world)
 
     @torch.no_grad()
     def simulate(
@@ -173,36 +186,27 @@ class TensorParallel(CodedMethod):
     ) -> tuple[Tensor, Tensor]:
         """See Method.simulate: the plain model, but each second matrix product cut along its inputs and summed."""
         relay = Relay(self.codec, world, sent)
-        numbers = model.shape.sequence * model.shape.hidden
+        shape, widths = model.shape, Widths.of(self, model.shape, world)
+        numbers, head_width = shape.sequence * shape.hidden, shape.query_width // shape.heads
 
-        def total(inner_SE: Tensor, linear: nn.Linear) -> Tensor:
-            pairs = zip(inner_SE.chunk(world, -1), linear.weight.chunk(world, -1), strict=True)
+        def total(inner_SE: Tensor, linear: nn.Linear, parts: list[int]) -> Tensor:
+            pairs = zip(inner_SE.split(parts, -1), linear.weight.split(parts, -1), strict=True)
             terms = [F.linear(*pair) for pair in pairs]
             if self.sync == "gather":
                 return sum(relay.all_gather(terms), linear.bias)
             flat = [term.reshape(-1) for term in terms]
             return relay.all_reduce(flat, self._summed_by(numbers, world)).view_as(terms[0]) + linear.bias
 
+        of_heads = [heads * head_width for heads in widths.heads]
         x_SD = model.embed(inputs)[0]
         for block in cast(Iterable[Block], model.blocks):
             attn, h_BSD = block.attn, block.norm1(x_SD[None])
             mixed_SE = attn.mix(attn.query(h_BSD), *attn.keys_values(h_BSD))[0]
-            x_SD = block.add_attention(x_SD, total(mixed_SE, attn.proj))
+            x_SD = block.add_attention(x_SD, total(mixed_SE, attn.proj, of_heads))
             inner_SE = F.gelu(block.mlp.fc1(block.norm2(x_SD)), approximate=block.mlp.approximate)
-            x_SD = block.add_mlp(x_SD, total(inner_SE, block.mlp.fc2))
+            x_SD = block.add_mlp(x_SD, total(inner_SE, block.mlp.fc2, widths.columns))
         x_SD = model.norm(x_SD)
         return x_SD[1:], model.classify(x_SD[:1])[0]
-
-
-def attention_macs(shape: ModelShape, rank: int, world: int) -> int:
-    """One rank's share of projections and attention of one layer."""
-    rows, heads = shape.sequence, even_shares(shape.heads, world)[rank]
-    return (4 * rows * shape.hidden**2 + shape.attend_macs(rows, rows)) // shape.heads * heads
-
-
-def mlp_macs(shape: ModelShape, rank: int, world: int) -> int:
-    """One rank's share of the MLP of one layer."""
-    return 2 * shape.sequence * shape.hidden * even_shares(shape.mlp_hidden, world)[rank]
 
 
 def _embed(shard: TensorShard, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,12 +227,11 @@ def _finish(shard: TensorShard, x_SD: Tensor, sum_SD: Tensor) -> tuple[Tensor, T
     return x_SD[1:], shard.model.classify(x_SD[:1])[0]
 
 
-def split_block(block: Block, rank: int, world: int) -> LayerShard:
-    """Rank's heads and MLP columns of one block, as even as whole ones allow."""
-    heads = even_shares(block.attn.heads, world)
+def split_block(block: Block, widths: Widths, rank: int) -> LayerShard:
+    """One rank's heads and MLP columns of one block."""
+    heads, columns = widths.heads, widths.columns
     hidden, width = block.attn.q.in_features, block.attn.q.out_features // block.attn.heads
     of_heads = slice(sum(heads[:rank]) * width, sum(heads[: rank + 1]) * width)
-    columns = even_shares(block.mlp.fc1.out_features, world)
     of_columns = slice(sum(columns[:rank]), sum(columns[: rank + 1]))
     with torch.device("meta"):  # every weight is replaced by a view below, so none is allocated here
         attn, mlp = Attention(hidden, heads[rank]), Mlp(hidden, block.mlp.fc1.out_features)

@@ -36,6 +36,15 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# (number of ranks, their speeds): equal shares, and shares by speed
+SPLITS: list[tuple[int, tuple[float, ...]]] = [
+    *((world, ()) for world in (1, 2, 3, 4)),
+    (2, (0.5, 1.0)),
+    (3, (1.0, 1.0, 0.5)),
+    (4, (3.0, 2.0, 1.0, 1.0)),
+]
+
+
 class MacCounter(TorchDispatchMode):
     """Counts the multiply-accumulates of every matrix product that really runs in this thread."""
 

@@ -28,23 +28,28 @@ from tests.methods.test_formulas import VIT
 ALONE = ["paper", "tables", "codewords", "overlap", "overlap+split3"]
 TOGETHER = ["tables+overlap+split2", "tables+codewords+overlap+split3"]
 TOKENS = 21
+# (number of ranks, their speeds): equal shares, and the most unequal ones that leave three pieces to each
+RANKS: list[tuple[int, tuple[float, ...]]] = [*((world, ()) for world in (1, 2, 3, 4)), (4, (3.0, 1.0, 2.0, 1.0))]
 
 
 def groups_for(speedups: str) -> int:
     return 1 if "codewords" in speedups else 3
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("world", "speeds"), RANKS, ids=str)
 @pytest.mark.parametrize("speedups", ALONE + TOGETHER)
-def test_a_vit_gives_what_the_simulation_gives(speedups: str, world: int, tmp_path: Path) -> None:
+def test_a_vit_gives_what_the_simulation_gives(
+    speedups: str, world: int, speeds: tuple[float, ...], tmp_path: Path
+) -> None:
     model, method = small_model("plain"), Astra(groups_for(speedups), 32, speedups)
+    method.speeds = speeds
     inputs, codebooks = pixels(model), random_codebooks(model, method.groups, 32)
     method.attach(codebooks, tmp_path)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
     sent = [executed.output.codes for executed, _ in passes if executed.output.codes is not None]
     codes = torch.cat(sent, dim=1) if sent else None
-    expected = simulate(model, Quantizer(codebooks), inputs, even_shares(model.shape.tokens, world), codes)
+    expected = simulate(model, Quantizer(codebooks), inputs, method.shares(model.shape.tokens, world), codes)
     torch.testing.assert_close(joined_hidden(passes, model.shape.tokens), expected.hidden, atol=1e-4, rtol=0)
     for executed, _ in passes:
         assert executed.output.logits is not None
@@ -65,13 +70,16 @@ def decoder(kind: str) -> Llama | Gpt2:
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("world", "speeds"), RANKS, ids=str)
 @pytest.mark.parametrize("speedups", ALONE + TOGETHER)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_causal_model_gives_what_the_simulation_gives(kind: str, speedups: str, world: int, tmp_path: Path) -> None:
+def test_a_causal_model_gives_what_the_simulation_gives(
+    kind: str, speedups: str, world: int, speeds: tuple[float, ...], tmp_path: Path
+) -> None:
     if kind == "llama" and "codewords" in speedups:
         pytest.skip("rotated keys differ from position to position; see test_what_does_not_go_together")
     model, method = decoder(kind), Astra(groups_for(speedups), 32, speedups)
+    method.speeds = speeds
     generator = torch.Generator().manual_seed(5)
     codebooks = 0.1 * torch.randn(3, method.groups, 32, 48 // method.groups, generator=generator)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
@@ -79,7 +87,7 @@ def test_a_causal_model_gives_what_the_simulation_gives(kind: str, speedups: str
     passes = execute_and_replay(method, model, ids, world)
     check_accounts(passes, method, model)
     student = AstraDecoder(model, TOKENS, VectorQuantizer(codebooks)).eval()
-    expected = student(ids, even_shares(TOKENS, world), keep_states=True)
+    expected = student(ids, method.shares(TOKENS, world), keep_states=True)
     hidden = model.norm(expected.states[-1])[0]
     torch.testing.assert_close(joined_hidden(passes, TOKENS), hidden, atol=1e-4, rtol=0)
     answers = [executed.output.logits for executed, _ in passes]
@@ -146,19 +154,19 @@ def test_words_and_speedups_are_the_same(speedups: Speedups) -> None:
 
 
 def test_auto_takes_the_fastest_that_fits() -> None:
-    device = Device(3e11, 216e9, 6e9)
+    devices = [Device(3e11, 216e9, 6e9)] * 4
     for groups in (1, 32):
         for rate in (10e6, 100e6, 500e6):
             method = Astra(groups, speedups="auto")
-            chosen = method.resolve(VIT, 4, device, rate)["speedups"]
+            chosen = method.resolve(VIT, devices, rate)["speedups"]
             cost_s = {
-                str(x): Astra(groups, speedups=str(x)).predicted_s(VIT, 4, device, rate) + 12 * x.pieces * MESSAGE_S
+                str(x): Astra(groups, speedups=str(x)).predicted_s(VIT, devices, rate) + 12 * x.pieces * MESSAGE_S
                 for x in candidates(groups, rotary=False)
             }
             assert cost_s[chosen] == min(cost_s.values())
-            assert cost_s[chosen] < Astra(groups).predicted_s(VIT, 4, device, rate)
-    assert "tables" in Astra(32, speedups="auto").resolve(VIT, 4, device, 1e7)["speedups"]
-    assert "tables" not in Astra(32, speedups="auto").resolve(VIT, 4, Device(3e11, 216e9, 2e9), 1e7)["speedups"]
-    assert "tables" not in Astra(32, speedups="auto").resolve(VIT, 4, Device(3e11, 1e9, 6e9), 1e7)["speedups"]
-    assert "codewords" in Astra(1, 256, "auto").resolve(VIT, 4, device, 1e7)["speedups"]
-    assert Astra(speedups="overlap").resolve(VIT, 4, device, 1e7) == {}
+            assert cost_s[chosen] < Astra(groups).predicted_s(VIT, devices, rate)
+    assert "tables" in Astra(32, speedups="auto").resolve(VIT, devices, 1e7)["speedups"]
+    for odd in (Device(3e11, 216e9, 2e9), Device(3e11, 1e9, 6e9)):  # too small, or too slow, for what the others like
+        assert "tables" not in Astra(32, speedups="auto").resolve(VIT, [*devices[:3], odd], 1e7)["speedups"]
+    assert "codewords" in Astra(1, 256, "auto").resolve(VIT, devices, 1e7)["speedups"]
+    assert Astra(speedups="overlap").resolve(VIT, devices, 1e7) == {}

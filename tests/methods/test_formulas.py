@@ -133,26 +133,83 @@ def test_the_cost_model_gives_the_papers_speedups(groups: int, bits_per_s: float
     assert 0.350 / astra_s == pytest.approx(speedup, rel=0.02)
 
 
+ALIKE = [Device(1e11)] * 4
+MIXED, SPEEDS = [Device(1e11, 1e9)] * 2 + [Device(5e10, 5e8)] * 2, (1.0, 1.0, 0.5, 0.5)
+
+
 def test_predictions() -> None:
     single, pipeline, sequence = (load_method(name) for name in ("single", "pipeline", "sequence"))
-    device, bits_per_s = Device(1e11), 1e8
-    single_s = single.predicted_s(PAPER, 4, device, bits_per_s)
-    assert single_s == single.macs(PAPER, 0, 4) / device.macs_per_s
+    bits_per_s = 1e8
+    single_s = single.predicted_s(PAPER, ALIKE, bits_per_s)
+    assert single_s == single.macs(PAPER, 0, 4) / 1e11
     # Stages run one after another: a pipeline never beats one device on one request.
     hops_s = 3 * 1024 * 768 * 32 / bits_per_s
-    assert pipeline.predicted_s(PAPER, 4, device, bits_per_s) == pytest.approx(single_s + hops_s)
-    expected = sequence.macs(PAPER, 0, 4) / device.macs_per_s + 12 * U_BITS / bits_per_s
-    assert sequence.predicted_s(PAPER, 4, device, bits_per_s) == pytest.approx(expected)
+    assert pipeline.predicted_s(PAPER, ALIKE, bits_per_s) == pytest.approx(single_s + hops_s)
+    expected = sequence.macs(PAPER, 0, 4) / 1e11 + 12 * U_BITS / bits_per_s
+    assert sequence.predicted_s(PAPER, ALIKE, bits_per_s) == pytest.approx(expected)
+
+
+def test_an_astra_without_overlap_does_one_thing_after_another() -> None:
+    for groups in (1, 32):
+        astra = Astra(groups)
+        expected = astra.macs(PAPER, 0, 4) / 1e11 + astra.received_bits(PAPER, 4)[0] / 1e7
+        assert astra.predicted_s(PAPER, ALIKE, 1e7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "equal", "by_speed"),  # how long it takes, compared with the fastest device alone
+    [("tensor", 1 / 2, 1 / 3), ("megatron_sp", 1 / 2, 1 / 3), ("galaxy", 1 / 2, 1 / 3), ("pipeline", 3 / 2, 4 / 3)],
+)
+def test_shares_by_speed_end_together(name: str, equal: float, by_speed: float) -> None:
+    single_s = load_method("single").predicted_s(PAPER, MIXED[:1], 1e18)
+    for speeds, share in (((), equal), (SPEEDS, by_speed)):
+        assert load_method(name, speeds).predicted_s(PAPER, MIXED, 1e18) == pytest.approx(share * single_s)
+
+
+@pytest.mark.parametrize("bits_per_s", [1e7, 1e8, 1e12])
+@pytest.mark.parametrize("speeds", [(), SPEEDS], ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in method_names() if name not in ("single", "block")),
+        ("ring", {"directions": 2}),
+        ("sequence", {"gather": "kv"}),
+        *(("astra", {"groups": groups, "speedups": "tables+overlap+split2"}) for groups in (1, 32)),
+    ],
+    ids=str,
+)
+def test_slower_devices_make_no_pass_faster(
+    name: str, settings: dict[str, Any], speeds: tuple[float, ...], bits_per_s: float
+) -> None:
+    method = load_method(name, speeds, **settings)
+    fast, mixed, slow = (
+        method.predicted_s(VIT, devices, bits_per_s) for devices in (MIXED[:1] * 4, MIXED, MIXED[3:] * 4)
+    )
+    assert 0 < fast <= mixed <= slow * (1 + 1e-12)
+    if not speeds and name != "pipeline":
+        assert mixed > (fast + slow) / 2, "the slowest device is what all wait for"
+
+
+def test_the_most_rows_pass_one_link() -> None:
+    sequence = load_method("sequence", SPEEDS)
+    rows = sequence.shares(PAPER.tokens, 4)
+    assert rows == [342, 342, 170, 170]
+    assert sequence.wire_bits(PAPER, 4) == 12 * 3 * 342 * 768 * 32 > max(sequence.received_bits(PAPER, 4))
+
+
+def test_unequal_shares_mean_more_full_precision() -> None:
+    assert Astra().full_precision_pct(PAPER, 4) == 25
+    assert Astra().full_precision_pct(PAPER, 1) == 100
+    assert load_method("astra", SPEEDS).full_precision_pct(PAPER, 4) == pytest.approx(100 * 10 / 36, abs=0.05)
+    assert load_method("sequence").full_precision_pct(PAPER, 4) is None
 
 
 def test_a_star_keeps_rank_0_busy_both_ways() -> None:
     star, ring = load_method("tensor", sync="star"), load_method("tensor")
     compute_s = star.macs(PAPER, 0, 4) / 1e11
-    assert star.predicted_s(PAPER, 4, Device(1e11), 1e8) == pytest.approx(
-        compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8
-    )
-    assert star.predicted_s(PAPER, 4, Device(1e11), 1e8) - compute_s == pytest.approx(
-        4 * (ring.predicted_s(PAPER, 4, Device(1e11), 1e8) - compute_s)
+    assert star.predicted_s(PAPER, ALIKE, 1e8) == pytest.approx(compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8)
+    assert star.predicted_s(PAPER, ALIKE, 1e8) - compute_s == pytest.approx(
+        4 * (ring.predicted_s(PAPER, ALIKE, 1e8) - compute_s)
     )
 
 
@@ -163,11 +220,11 @@ def test_a_star_keeps_rank_0_busy_both_ways() -> None:
 def test_what_overlaps_costs_the_longer_of_both(name: str, settings: dict[str, Any]) -> None:
     method = load_method(name, **settings)
     compute_s = method.macs(PAPER, 0, 4) / 1e11
-    assert method.predicted_s(PAPER, 4, Device(1e11), 1e12) == pytest.approx(compute_s)  # all hidden
+    assert method.predicted_s(PAPER, ALIKE, 1e12) == pytest.approx(compute_s)  # all hidden
     for bits_per_s in (1e7, 1e8, 1e9):
         wire_s = method.received_bits(PAPER, 4)[0] / bits_per_s
-        assert max(compute_s, wire_s) <= method.predicted_s(PAPER, 4, Device(1e11), bits_per_s) <= compute_s + wire_s
-    slow_s = method.predicted_s(PAPER, 4, Device(1e11), 1e6)
+        assert max(compute_s, wire_s) <= method.predicted_s(PAPER, ALIKE, bits_per_s) <= compute_s + wire_s
+    slow_s = method.predicted_s(PAPER, ALIKE, 1e6)
     assert slow_s == pytest.approx(method.received_bits(PAPER, 4)[0] / 1e6, rel=0.001)  # computing is hidden instead
 
 

@@ -15,8 +15,9 @@ from testbed.errors import ConfigError
 from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
 from testbed.models.shape import ModelShape
+from testbed.shares import shares_by_speed
 from tests.conftest import run_ranks
-from tests.methods.passes import EXACT, check_accounts, execute_and_replay, joined_hidden
+from tests.methods.passes import EXACT, SPLITS, check_accounts, execute_and_replay, joined_hidden
 from tests.methods.small import CONFIGS, layer_inputs, pixels, random_codebooks, small_model
 
 ASTRA = {
@@ -27,14 +28,12 @@ ASTRA = {
 
 
 @pytest.mark.parametrize("size", CONFIGS)
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("world", "speeds"), SPLITS, ids=str)
 @pytest.mark.parametrize("variant", EXACT)
-def test_exact_methods_equal_the_plain_model(variant: str, world: int, size: str) -> None:
+def test_exact_methods_equal_the_plain_model(variant: str, world: int, speeds: tuple[float, ...], size: str) -> None:
     name, settings = EXACT[variant]
-    model, method = small_model(size), load_method(name, **settings)
+    model, method = small_model(size), load_method(name, speeds, **settings)
     assert method.label == variant
-    if name == "tensor" and model.shape.heads % world:
-        pytest.skip("heads do not divide; see test_devices_that_do_not_fit")
     inputs = pixels(model)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
@@ -49,17 +48,21 @@ def test_exact_methods_equal_the_plain_model(variant: str, world: int, size: str
 
 
 @pytest.mark.parametrize("size", CONFIGS)
-@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize(("world", "speeds"), SPLITS[1:], ids=str)
 @pytest.mark.parametrize("settings", ASTRA.values(), ids=list(ASTRA))
-def test_astra_equals_its_simulation(settings: dict[str, Any], world: int, size: str) -> None:
-    model, method = small_model(size), Astra(**settings)
+def test_astra_equals_its_simulation(
+    settings: dict[str, Any], world: int, speeds: tuple[float, ...], size: str
+) -> None:
+    model, method = small_model(size), load_method("astra", speeds, **settings)
     inputs, codebooks = pixels(model), random_codebooks(model, method.groups, method.codebook_size)
     method.attach(codebooks)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
     codes = torch.cat([executed.output.codes for executed, _ in passes if executed.output.codes is not None], dim=1)
     assert codes.shape == (model.shape.layers, model.shape.tokens, method.groups)
-    expected = simulate(model, Quantizer(codebooks), inputs, even_shares(model.shape.tokens, world), codes)
+    shares = [len(executed.output.hidden) for executed, _ in passes if executed.output.hidden is not None]
+    assert shares == (list(shares_by_speed(model.shape.tokens, speeds)) if speeds else even_shares(sum(shares), world))
+    expected = simulate(model, Quantizer(codebooks), inputs, shares, codes)
     assert expected.ties <= 2
     torch.testing.assert_close(joined_hidden(passes, model.shape.tokens), expected.hidden, atol=1e-4, rtol=0)
     for executed, _ in passes:
@@ -105,7 +108,7 @@ def test_tensor_shards_share_the_models_memory() -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -> None:
-    """Models whose heads divide have even chunks; the formula holds for any [S, D]."""
+    """The small models have even chunks; the formula holds for any [S, D]."""
     shape = ModelShape(layers=1, hidden=5, heads=1, mlp_hidden=5, tokens=6, class_tokens=1, patch_values=1, classes=1)
 
     def rank_main(group: TcpGroup) -> int:
@@ -119,7 +122,7 @@ def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -
 @pytest.mark.parametrize(
     ("name", "world", "message"),
     [
-        ("tensor", 3, "devices=3: tensor splits 4 heads and an MLP of width 192 evenly; allowed: 1, 2, 4"),
+        ("tensor", 5, "devices=5: tensor needs 1 to 4 devices"),
         ("pipeline", 5, "devices=5: pipeline needs 1 to 4 devices"),
         ("sequence", 23, "devices=23: sequence needs 1 to 22 devices"),
         ("ring", 23, "devices=23: ring needs 1 to 22 devices"),
@@ -149,6 +152,17 @@ def test_devices_that_do_not_fit(name: str, world: int, message: str) -> None:
 def test_settings_that_there_are_not(name: str, setting: str, value: Any, allowed: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}.{setting}={value}: {allowed}"):
         load_method(name, **{setting: value})
+
+
+@pytest.mark.parametrize("sync", ["ag", "sp"])
+def test_block_cuts_features_equally_only(sync: str) -> None:
+    with pytest.raises(ConfigError, match="shares=speed: must be equal for block"):
+        load_method("block", (1.0, 0.5), blocks=2, sync=sync).check(CONFIGS["plain"].shape, 2)
+
+
+def test_segments_of_a_slow_device_need_rows_too() -> None:
+    with pytest.raises(ConfigError, match="prism.segments=8: must be from 1 to 4: 3 devices have 22 rows"):
+        load_method("prism", (1.0, 1.0, 0.5)).check(CONFIGS["plain"].shape, 3)
 
 
 def test_block_groups_must_divide_the_layers() -> None:

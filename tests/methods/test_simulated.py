@@ -10,7 +10,7 @@ import torch
 from testbed.coded import Relay
 from testbed.comm.codecs import CODECS
 from testbed.methods import load_method
-from tests.methods.passes import EXACT, check_accounts, execute_and_replay
+from tests.methods.passes import EXACT, SPLITS, check_accounts, execute_and_replay
 from tests.methods.small import layer_inputs, pixels, small_model
 
 CODED = {label: variant for label, variant in EXACT.items() if label != "single"}
@@ -26,17 +26,19 @@ VARIANTS = CODED | ALTERED
 LOSSY = [name for name, codec in CODECS.items() if codec.lossy]
 
 
-WORLDS = [(codec, world) for codec in CODECS for world in (1, 2, 3, 4) if world > 1 or codec in ("fp32", "int8")]
+# (codec, number of ranks, their speeds)
+RUNS = [(codec, world, ()) for codec in CODECS for world in (1, 2, 3, 4) if world > 1 or codec in ("fp32", "int8")]
+RUNS += [(codec, world, speeds) for codec in ("fp32", "int8") for world, speeds in SPLITS if speeds]
+# block cuts features equally: test_block_cuts_features_equally_only
+CASES = [(name, *run) for name in VARIANTS for run in RUNS if not (run[2] and VARIANTS[name][0] == "block")]
 
 
-@pytest.mark.parametrize(("codec", "world"), WORLDS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_methods_equal_their_simulation(variant: str, codec: str, world: int) -> None:
+@pytest.mark.parametrize(("variant", "codec", "world", "speeds"), CASES, ids=str)
+def test_methods_equal_their_simulation(variant: str, codec: str, world: int, speeds: tuple[float, ...]) -> None:
     name, settings = VARIANTS[variant]
-    method = load_method(name, **settings, codec=codec)
+    method = load_method(name, speeds, **settings, codec=codec)
     assert method.label == variant + (f" {codec}" if codec != "fp32" else "")
-    size = "layer_scale" if world == 3 and name == "tensor" else "plain"  # 3 divides 12 heads, not 4
-    model = small_model(size)
+    model = small_model("layer_scale" if speeds and name in ("tensor", "megatron_sp", "galaxy") else "plain")
     inputs = pixels(model)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
