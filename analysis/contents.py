@@ -6,11 +6,11 @@ import pandas as pd
 
 from analysis.accuracy import accuracy_tables
 from analysis.cells import TextTable, result_tables
-from analysis.fidelity import fidelity_tables
+from analysis.incast import link_tables
 from analysis.load import schema_of
 from testbed.rows import ACCURACY, FIDELITY, LATENCY
 
-TABLES = {LATENCY: result_tables, FIDELITY: fidelity_tables, ACCURACY: accuracy_tables}
+TABLES = {LATENCY: result_tables, FIDELITY: link_tables, ACCURACY: accuracy_tables}
 
 
 def tables(frame: pd.DataFrame) -> list[TextTable]:

@@ -29,6 +29,8 @@ FACETS: dict[str, str] = {
     "layers": "L={:g}",
     "hidden": "D={:g}",
     "topology": "{}",
+    "collective": "{}",
+    "queue_kb": "queue {:g} KB",
     "delay_ms": "delay {:g} ms",
     "loss_pct": "loss {:g}%",
     "device_profile": "{}",
@@ -37,7 +39,9 @@ FACETS: dict[str, str] = {
     "time_scale": "time x{:g}",
 }
 # One device has no links and no peers, so these do not make it another thing.
-NOT_FOR_SINGLE = frozenset({"speedups", "codec", "codebook_size", "devices", "topology", "delay_ms", "loss_pct"})
+NOT_FOR_SINGLE = frozenset(
+    {"speedups", "codec", "codebook_size", "devices", "topology", "collective", "queue_kb", "delay_ms", "loss_pct"}
+)
 
 TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 

@@ -86,7 +86,7 @@ def calibration_table(run: Run) -> TextTable:
             ]
         )
     notes = [
-        "Mbps: how far the link that is furthest off is from its rate, all links loaded both ways at once",
+        "Mbps: how far the link that is furthest off is from its rate, links loaded both ways at once",
         "message: of one exchange of 320 B between all devices, beyond its bits over the rate",
         "busy: cores while the cluster rests; foreign: bytes on the data network that nobody sent",
     ]

@@ -44,9 +44,9 @@ def variant(point: Point) -> str:
 
 
 @cache  # auto tries a dozen combinations, and each row asks
-def resolved(point: Point, shape: ModelShape, devices: int, device: Device) -> Point:
-    """The point with settings that leave nothing open."""
-    chosen = point.load().resolve(shape, devices, device, point.bandwidth_mbps * 1e6)
+def resolved(point: Point, shape: ModelShape, devices: int, device: Device, bits_per_s: float) -> Point:
+    """The point with settings that leave nothing open, for links that give a cost model so many bits a second."""
+    chosen = point.load().resolve(shape, devices, device, bits_per_s)
     return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
 
@@ -104,7 +104,11 @@ class Bench:
         return rows
 
     def _resolved(self, point: Point) -> Point:
-        return resolved(point, self.assets.model.shape, self.devices, self.device)
+        return resolved(point, self.assets.model.shape, self.devices, self.device, self._bits_per_s(point))
+
+    def _bits_per_s(self, point: Point) -> float:
+        """What a cost model divides received bits by: on a star the links' rate, elsewhere what these links come to."""
+        return point.bandwidth_mbps * 1e6 * self.session.relative_rate(point.load().traffic)
 
     def _prepare(self, point: Point) -> None:
         """Build the variant's shards and verify it once in the life of the cluster; ``point`` is resolved."""
@@ -130,10 +134,8 @@ class Bench:
         repeats = max(1, min(config.repeats, int(config.point_budget_s / expected)))
         warmups = 1 if config.point_budget_s > WARM_SHARE * expected else 0
         self.session.shape(point.bandwidth_mbps)
-        passes, delivered = self.session.measure(
-            variant(used), mode, self.device, repeats, warmups, expected_s=expected
-        )
-        wire = None if delivered is None else round(max(delivered))
+        passes, carried = self.session.measure(variant(used), mode, self.device, repeats, warmups, expected_s=expected)
+        wire = None if carried is None else round(carried)
         return [
             self._row(point, mode) | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire)
             for repeat in range(repeats)
@@ -141,7 +143,7 @@ class Bench:
 
     def expected_s(self, point: Point, mode: str) -> float:
         """Seconds of one pass on this machine, from the cost model; in execute from the verifying pass."""
-        used, bits_per_s = self._resolved(point), point.bandwidth_mbps * 1e6
+        used, bits_per_s = self._resolved(point), self._bits_per_s(point)
         device = Device() if mode == "execute" else self.device
         seconds = used.load().predicted_s(self.assets.model.shape, self.devices, device, bits_per_s)
         return self.config.time_scale * seconds + (self._prepared.get(variant(used), 0.0) if mode == "execute" else 0.0)
@@ -209,6 +211,8 @@ class Bench:
             "heads": model.heads,
             "model": model.name,
             "topology": config.topology.name,
+            "collective": self.session.collective if config.comm == "tcp" else config.comm,
+            "queue_kb": config.queue_kb,
             "network": self.backend,
             "device_profile": config.device.name,
             "compute_mode": mode,
@@ -217,7 +221,7 @@ class Bench:
             "repeat": 0,
             "formula_bytes": round(formula),
             "free_burst_bytes": self.session.free_burst_bytes if formula else 0,
-            "wire_floor_ms": 8e3 * formula / (point.bandwidth_mbps * 1e6),
+            "wire_floor_ms": 8e3 * formula / self._bits_per_s(point),
             "verified": None if check is None else check.ok,
             "max_abs_err": None if check is None else check.max_abs_err,
         }
@@ -229,7 +233,7 @@ class Bench:
             ("encode_ms", "wait_ms", "decode_ms", "wire_bytes", "max_abs_err", "verified", "free_burst_bytes")
         )
         row = self._row(point, "analytic") | unmeasured
-        wire = 8e3 * row["formula_bytes"] / (point.bandwidth_mbps * 1e6)
+        wire = row["wire_floor_ms"]
         return row | {
             "network": "analytic",
             "latency_ms": latency,

@@ -4,7 +4,8 @@ Order matters on a star of equal links: if everybody sends to rank 0 first, its 
 the others idle (incast, 1.2 to 1.8 times the ideal). Here rank n sends to n+1, n+2, ... in turn while it receives
 from n-1, n-2, ..., so at any time each link carries one sender's data. Large messages go in rounds, a round for each
 distance (pairwise exchange, Thakur et al. 2005): a rank that ran ahead would take half of somebody's link, and leave
-another idle. Small ones, which a link carries in a moment, go all at once. Sums go round a ring.
+another idle. Small ones, which a link carries in a moment, go all at once. Sums go round a ring. Other topologies have
+other ways to gather: testbed.comm.schedule.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from testbed.comm.exchange import Exchange
 from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
-from testbed.comm.pacing import Pacing
+from testbed.comm.pacing import Unpaced
+from testbed.comm.routes import RankLinks
+from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
 
 TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags, then the 24th 32-bit number
 
@@ -57,10 +60,12 @@ class TcpGroup(Group):
         self._others = [(rank + step) % world for step in range(1, world)]  # in sending order: the next one first
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, list[Timing]]] | None = None
+        self.set_links(RankLinks.one(rank, world, Unpaced(), float("inf")))
 
-    def set_link(self, pacing: Pacing, rate_bps: float) -> None:
-        """From now on the links run at ``rate_bps`` bits/s and bytes are handed to the kernel as ``pacing`` says."""
-        self._wire.set_link(pacing, rate_bps)
+    def set_links(self, links: RankLinks) -> None:
+        """From now on bytes go, and ranks gather, as these links say."""
+        self._links = links
+        self._wire.set_links(links)
 
     def all_gather(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         self._settle()
@@ -154,12 +159,18 @@ class TcpGroup(Group):
 
     def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
         result = local.new_empty((sum(rows), *local.shape[1:]))
-        payload, whole = as_bytes(local.contiguous()), as_bytes(result)
-        ends = list(itertools.accumulate(rows))
+        result.split(list(rows))[self.rank].copy_(local)
+        whole, ends = as_bytes(result), [0, *itertools.accumulate(rows)]
         row_bytes = len(whole) // max(1, ends[-1])
-        slots = {p: whole[(ends[p] - rows[p]) * row_bytes : ends[p] * row_bytes] for p in self._others}
-        timings = self._rounds("all_gather", dict.fromkeys(self._others, payload), slots)
-        result[ends[self.rank] - rows[self.rank] : ends[self.rank]] = local
+        blocks = [whole[first * row_bytes : end * row_bytes] for first, end in itertools.pairwise(ends)]
+        collective = self._links.collective
+        if collective == PAIRWISE and self._wire.is_brief(max(map(len, blocks))):
+            collective = AT_ONCE
+        timings = []
+        for sent, received in stages_of(self.rank, collective, self.world, self._links.rooms):
+            outgoing = {transfer.target: transfer.cut(blocks[transfer.owner]) for transfer in sent}
+            incoming = {transfer.source: transfer.cut(blocks[transfer.owner]) for transfer in received}
+            timings.append(self._wire.run("all_gather", outgoing, incoming))
         return result, timings
 
     def _reduce(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
@@ -187,7 +198,8 @@ class TcpGroup(Group):
 
     def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
         """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
-        if self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
+        at_once = self._links.collective == AT_ONCE
+        if at_once or self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
             return [self._wire.run(operation, sends, receives)]
         timings = []
         for step in range(1, self.world):

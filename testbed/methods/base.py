@@ -54,6 +54,11 @@ class Method(ABC):
         """The name with the settings that distinguish variants, for tables and plots."""
         return self.name
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """How its bits travel, an equal part of them in each of these ways (testbed.comm.schedule.traffic)."""
+        return ("gather",)
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Raise ConfigError (key, value, what is allowed) if the method cannot split this shape so."""
 

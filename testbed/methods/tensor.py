@@ -85,6 +85,13 @@ class TensorParallel(CodedMethod):
     def _variant(self) -> list[str]:
         return [] if self.sync == "ring" else [self.sync]
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """Chunks round a ring, or terms and sums as ``sync`` and codec say."""
+        if self.sync == "ring":
+            return ("pairs", "gather") if self.codec.lossy else ("ring",)
+        return ("root",) if self.sync == "star" else ("gather",)
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Heads and MLP width must divide by the number of devices."""
         if shape.heads % world or shape.mlp_hidden % world:

@@ -13,6 +13,7 @@ from testbed.comm.connect import connect, listen
 from testbed.comm.frame import pack_header
 from testbed.comm.group import even_shares
 from testbed.comm.pacing import CreditHold, TransportPacing, wire_bytes
+from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 from tests.conftest import run_ranks
@@ -190,7 +191,7 @@ def test_transport_pacing_takes_the_time_of_the_link() -> None:
     rate = 50e6
 
     def main(group: TcpGroup) -> float:
-        group.set_link(TransportPacing(rate), rate)
+        group.set_links(RankLinks.one(group.rank, 3, TransportPacing(rate), rate))
         group.barrier()
         begin = time.monotonic()
         group.all_gather(torch.zeros(100_000, dtype=torch.uint8), [100_000] * 3)
