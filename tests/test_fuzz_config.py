@@ -41,6 +41,7 @@ ${hydra:runtime.cwd} ${python_version:} ${oc.decode:"[1]"} ${oc.create:{a:1}} ${
 {_target_:os.system} {_target_:os.system,command:exit} os.system !!python/object/apply:os.system [a:b] {a:1,a:2} {1:2}
 {null:1} {[1]:2} ${a}${b} choice(1,2) range(1,9) shuffle([1,2]) sort(3,1) glob(*) int(3) float(x) str([1]) tag(a,b)
 extend_list(1) ../x /dev/null single astra smoke vit_base star mininet latency __init__ assets 1 2 64 768
+ring mesh hierarchical h*
 """
 LONG = ["9" * 400, "9" * 5000, "[" * 99 + "]" * 99, "{a:" * 99, "a\nb", "'a\nb'", "\x00", "\x1b[2J", "\udcff", "é"]
 WORDS = [*NASTY.split(), *LONG]

@@ -13,6 +13,7 @@ from testbed.comm.schedule import AT_ONCE, HIERARCHICAL, PAIRWISE, RING
 from testbed.errors import ConfigError
 from testbed.network.links import LinkGraph, link_graph, star
 from testbed.schema import CONF, choices
+from topologies.described import Described
 
 TRUNK = 0.25
 
@@ -161,3 +162,13 @@ def test_what_cannot_be_is_refused(lines: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         link_graph(tuple(lines), 1.0, 4)
     assert message in str(error.value)
+
+
+def test_mininet_gets_an_interface_with_an_address_of_its_own_at_each_end() -> None:
+    links = graph("two_tier", 3)
+    made = [info for _, _, info in Described(graph=links, private_dirs=["/x"]).links(withInfo=True)]  # pyright: ignore
+    names = {info[key] for info in made for key in ("intfName1", "intfName2")}
+    control = {"ctl-control", "c0-ctl"} | {name for r in range(3) for name in (f"h{r}-control", f"c0-h{r}")}
+    assert names == control | {"-".join(hop) for hop in links.share}
+    addresses = [info[key] for info in made for key in ("addr1", "addr2") if key in info]
+    assert len(set(addresses)) == len(addresses) == len(links.share)
