@@ -17,10 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from testbed.comm.schedule import AUTO, HIERARCHICAL
 from testbed.errors import ConfigError, nearest
-from testbed.network.links import MOST_DEVICES
-from testbed.network.shaping import QUEUE_KB
+from testbed.link_checks import check_links
 from testbed.rows import LATENCY
 from testbed.schema import CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
 
@@ -52,29 +50,6 @@ def load_config(overrides: list[str]) -> Config:
             "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
         )
     return config
-
-
-def check_links(config: Config) -> None:
-    """ConfigError where topology, collective, queues, transport and backend do not go together."""
-    if max(config.devices) > MOST_DEVICES:
-        raise ConfigError("devices", max(config.devices), f"must be from 1 to {MOST_DEVICES} with emulated links")
-    topology, collective = config.topology, config.collective
-    if config.comm == "gloo" and collective != AUTO:
-        raise ConfigError("collective", collective, f"must be {AUTO} with comm=gloo, which gathers in a way of its own")
-    for devices in config.devices:
-        graph = topology.graph(devices)
-        if collective == HIERARCHICAL and devices > 1 and len(graph.rooms) < 2:
-            allowed = f"needs devices behind two switches at least; topology={topology.name} has none such"
-            raise ConfigError("collective", collective, allowed)
-        if config.network.backend == "loopback" and not graph.is_star:
-            allowed = "needs network=mininet: loopback paces one link of each device, as topology=star"
-            raise ConfigError("topology", topology.name, allowed)
-        lengths = {"queue_kb": [config.queue_kb]} if isinstance(config, LatencyConfig) else {}
-        lengths |= {"queues_kb": config.queues_kb} if isinstance(config, FidelityConfig) else {}
-        for key, queues in lengths.items():
-            if not graph.switches and queues != [QUEUE_KB]:
-                allowed = f"must be {QUEUE_KB:g}: it is of switches' ports, and topology={topology.name} has no switch"
-                raise ConfigError(key, _shown(queues), allowed)
 
 
 def register_methods() -> None:

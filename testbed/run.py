@@ -76,7 +76,7 @@ def _prepare(config: Config) -> RunFolder:
 
     The backend that was found becomes part of the configuration and so of the signature.
     """
-    from testbed.config import check_links
+    from testbed.link_checks import check_links
     from testbed.network.probe import choose_backend
 
     requested = config.network.backend

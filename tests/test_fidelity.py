@@ -64,7 +64,7 @@ def test_no_time_scale_helps_a_link_that_gives_bytes_away() -> None:
 
 
 def test_every_point_of_the_grid_once() -> None:
-    words = ["rates=[10,20]", "devices=[2,4]", "shapers=[tbf,tclink]", "queues_kb=[16,1000]"]
+    words = ["rates=[10,20]", "devices=[2,4]", "shapers=[tbf,netem]", "queues_kb=[16,1000]"]
     config = load_config(["+experiment=fidelity", *words])
     assert isinstance(config, FidelityConfig)
     found = _messages(config, 4)
@@ -82,7 +82,8 @@ def test_every_point_of_the_grid_once() -> None:
         ("patterns=ring", "patterns=ring: must be one of one_way"),
         ("rates=0", "rates=0: must be numbers from 0.001 to 1000000"),
         ("queues_kb=[16,1]", "queues_kb=1: must be numbers from 4 to 1000000 (KB)"),
-        ("queues_kb=16 topology=ring", "queues_kb=[16]: must be 1000: it is of switches' ports"),
+        ("queues_kb=16 shapers=[tbf,tclink]", "queues_kb=16: must be 1000: shaper tclink has a queue of its own"),
+        ("queues_kb=16 topology=ring", "queues_kb=16: must be 1000: it is of switches' ports"),
         ("bandwidths=10", "bandwidths=10: unknown"),
         ("astra.groups=1", "astra={'groups': 1}: unknown"),
     ],

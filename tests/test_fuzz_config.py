@@ -29,7 +29,7 @@ KEYS = """
 methods devices bandwidths tokens compute_mode time_scale comm repeats point_budget_s seed results_dir resume
 runner experiment model model.name model.layers model.hidden model.heads model.pretrained topology topology.name device
 device.name device.reference_model device.reference_model.tokens device.reference_s network network.backend single
-device.memory_gb checkpoint
+device.memory_gb checkpoint topology.links topology.links.0 topology.trunk_share collective queue_kb
 astra astra.groups astra.groups.0 astra.codebook_size astra.speedups pipeline bandwidths.x settings
 settings.astra method
 _target_ model._target_ hydra hydra.run.dir hydra/launcher hydra.searchpath defaults tokens.x a.b.c

@@ -79,8 +79,8 @@ def traffic(kind: str, collective: str, world: int, rooms: Rooms = ()) -> Sequen
     """The stages of one of the ways in which methods communicate, for the cost model; all blocks are alike.
 
     gather: an all-gather. pairs: each rank something else for each other, as reduce-scatter and all-to-all do. ring: to
-    the right-hand neighbour. both_ways: to both neighbours, until each block has been everywhere. root: all to rank 0,
-    then back. chain: from each rank to the next, one after another.
+    the right-hand neighbour. both_ways: to both neighbours, until each block has been everywhere. root: pairs, of which
+    only those to rank 0, then its block to all. chain: from each rank to the next, one after another.
     """
     ranks = range(world)
     if kind == "gather":
@@ -90,8 +90,8 @@ def traffic(kind: str, collective: str, world: int, rooms: Rooms = ()) -> Sequen
     if kind == "chain":
         return [(Transfer(rank, rank + 1, rank),) for rank in ranks[:-1]]
     if kind == "root":
-        others = ranks[1:]
-        return [tuple(Transfer(r, 0, r) for r in others), tuple(Transfer(0, r, 0) for r in others)]
+        terms = [tuple(t for t in stage if t.target == 0) for stage in traffic("pairs", collective, world)]
+        return [*terms, *(tuple(t for t in stage if t.owner == 0) for stage in all_gather(collective, world, rooms))]
     right = tuple(Transfer(rank, (rank + 1) % world, rank) for rank in ranks)
     if kind == "ring":
         return [right]

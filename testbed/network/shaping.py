@@ -68,15 +68,14 @@ class LinkPolicy:
         if self.shaper == "netem":
             packets = HOST_PACKETS if host else max(1, self.queue_bytes // PACKET_BYTES)
             return [f"{root} handle 1: netem rate {round(self.rate_bps)}bit limit {packets}"]
-        shape = f"{root} handle 1: tbf rate {round(self.rate_bps)}bit burst {self.bucket_bytes}b limit"
-        if not host:
-            return [f"{shape} {self.queue_bytes}b"]
-        # Packets of sockets with IP_TOS low delay go first: acknowledgements, see testbed.comm.connect. The queue is
-        # then pfifo_fast's, of the interface's length in packets, and tbf's limit is void.
-        return [
-            f"{shape} {self.queue_bytes}b",
-            f"qdisc replace dev {interface} parent 1: handle 10: pfifo_fast",
+        lines = [
+            f"{root} handle 1: tbf rate {round(self.rate_bps)}bit burst {self.bucket_bytes}b limit {self.queue_bytes}b"
         ]
+        if host:
+            # Packets of sockets with IP_TOS low delay go first: acknowledgements, see testbed.comm.connect. The queue
+            # is then pfifo_fast's, of the interface's length in packets, and tbf's limit is void.
+            lines.append(f"qdisc replace dev {interface} parent 1: handle 10: pfifo_fast")
+        return lines
 
     def _tclink(self, interface: str) -> list[str]:
         """Mininet's own commands for this bandwidth."""

@@ -97,7 +97,7 @@ def test_an_all_gather_takes_what_its_busiest_links_need(name: str, collective: 
         ("mesh", "root", 3),
         ("two_tier", "ring", TRUNK),
         ("two_tier", "chain", 3 / (2 + 1 / TRUNK)),
-        ("two_tier", "root", 3 / (2 / TRUNK)),
+        ("two_tier", "root", 6 / (3 / TRUNK + 2)),  # two terms cross, and one sum
     ],
 )
 def test_how_fast_other_traffic_is(name: str, kind: str, rate: float) -> None:
