@@ -53,11 +53,6 @@ def link_rate(mbps: float) -> bool:
     return 1e-3 <= mbps <= 1e6
 
 
-def queue_length() -> Any:
-    """From two packets to a gigabyte."""
-    return ruled("numbers from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
-
-
 def count() -> Any:
     """A whole number from 1 to a million: what is beyond is a slip, and formulas would leave the range of numbers."""
     return ruled("a whole number from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
@@ -171,7 +166,7 @@ class LatencyConfig(Config):
     methods: list[str] = ruled("names in conf/method/, at least one")
     bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
     tokens: int = count()
-    queue_kb: float = queue_length()
+    queue_kb: float = ruled("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     checkpoint: str = ruled("a file, or nothing")
     model: Model = section()
@@ -210,7 +205,7 @@ class FidelityConfig(Config):
     )
     patterns: list[str] = one_of("one_way", "both_ways", "all_gather", "all_reduce", "incast_all", "incast_ordered")
     shapers: list[str] = one_of(*SHAPERS)
-    queues_kb: list[float] = queue_length()
+    queues_kb: list[float] = ruled("numbers from 4 to 1000000 (KB), at least one", lambda value: 4 <= value <= 1e6)
 
 
 @dataclass

@@ -37,7 +37,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("collective=rings", "collective=rings: must be one of auto, pairwise"),
     ("collective=hierarchical", "collective=hierarchical: needs devices behind two switches at least; topology=star"),
     ("collective=ring comm=gloo", "collective=ring: must be auto with comm=gloo"),
-    ("queue_kb=1", "queue_kb=1: must be numbers from 4 to 1000000 (KB)"),
+    ("queue_kb=1", "queue_kb=1: must be a number from 4 to 1000000 (KB)"),
     ("topology=mesh queue_kb=16", "queue_kb=16: must be 1000: it is of switches' ports"),
     ("devices=254", "devices=254: must be from 1 to 253"),
     ("network=minnet", "network=minnet: unknown; did you mean mininet?"),

@@ -7,7 +7,7 @@ on the right:
     d0    switch 0           next  on the right: of each device on the left the one after it, round
 
 SHARE is the link's rate over the rate that an experiment asks for; left out it is 1, between two switches the
-topology's ``trunk_share``. A later line changes the share of a link that an earlier one made.
+topology's ``trunk_share``. It may also be given to a link that another line makes. The order of lines means nothing.
 
 Two devices without a switch between them have a link of their own, and devices forward for others. A message takes the
 way on which a bit spends the least time, as OSPF chooses it (RFC 2328; cost: 1 / SHARE of each link, then fewer links).
@@ -53,8 +53,7 @@ class LinkGraph:
     @cached_property
     def switches(self) -> list[str]:
         """All of them, in order."""
-        found = {node for hop in self.share for node in hop if node.startswith("d")}
-        return sorted(found, key=lambda name: int(name[1:]))
+        return sorted({node for hop in self.share for node in hop if node.startswith("d")}, key=_place)
 
     @cached_property
     def routes(self) -> dict[tuple[int, int], tuple[Hop, ...]]:
@@ -167,19 +166,20 @@ def link_graph(lines: tuple[str, ...], trunk_share: float, devices: int) -> Link
     ConfigError (key topology.links): a line that cannot be read or names a device that is not there, devices that no
     way joins, switches in a circle (bridges would send each packet round for ever).
     """
-    shares: dict[frozenset[str], tuple[str, str, float]] = {}
+    shares: dict[Hop, float] = {}
+    given_by: dict[Hop, float] = {}
     for line in lines:
         found = LINE.fullmatch(line)
         if found is None:
             raise ConfigError(KEY, line, f"must be {LINES}")
         left, right, given = found.groups()
         for a, b in _pairs(line, left, right, devices):
-            trunk = a.startswith("d") and b.startswith("d")
-            share = float(given) if given else trunk_share if trunk else 1.0
-            if not is_share(share):
-                raise ConfigError(KEY, line, f"must end with {SHARES}")
-            shares[frozenset((a, b))] = (a, b, share)
-    graph = LinkGraph(devices, tuple(shares.values()))
+            shares.setdefault((a, b), trunk_share if a.startswith("d") else 1.0)
+            if given and (not is_share(float(given)) or given_by.setdefault((a, b), float(given)) != float(given)):
+                raise ConfigError(KEY, line, f"must end with {SHARES}, the same wherever {a} {b} has one")
+    shares |= given_by
+    in_order = sorted(shares, key=lambda ends: tuple(map(_place, ends)))
+    graph = LinkGraph(devices, tuple((a, b, shares[a, b]) for a, b in in_order))
     _check(graph, ", ".join(lines))
     return graph
 
@@ -190,14 +190,19 @@ def is_share(value: float) -> bool:
 
 
 def _pairs(line: str, left: str, right: str, devices: int) -> Iterable[Hop]:
-    """The ends of each link of a line."""
+    """The ends of each link of a line, in order."""
     if right == "next":
         if left.startswith("d"):
             raise ConfigError(KEY, line, "must have devices before 'next'")
         pairs = [(a, f"h{(int(a[1:]) + 1) % devices}") for a in _nodes(line, left, devices)]
     else:
         pairs = list(itertools.product(_nodes(line, left, devices), _nodes(line, right, devices)))
-    return [(a, b) for a, b in pairs if a != b]
+    return [(a, b) if _place(a) < _place(b) else (b, a) for a, b in pairs if a != b]
+
+
+def _place(node: str) -> tuple[bool, int]:
+    """Devices before switches, by number: the order of lines and of words in them means nothing."""
+    return node.startswith("d"), int(node[1:])
 
 
 def _nodes(line: str, word: str, devices: int) -> list[str]:

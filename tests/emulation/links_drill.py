@@ -7,12 +7,14 @@ import sys
 
 from omegaconf import OmegaConf
 
+from testbed.comm.pacing import wire_bytes
 from testbed.network.links import link_graph
 from testbed.network.sandbox import inside, supervise
 from testbed.schema import CONF
 from testbed.session import Session
 
 DEVICES, MBPS, SIZE, REPEATS = 4, 20.0, 100_000, 3
+SMALL, SMALL_REPEATS = 320, 9  # ASTRA's codes of a layer at G = 1
 SHORT_KB = 8.0
 
 
@@ -30,6 +32,7 @@ def main(names: list[str]) -> int:
             idle, before = session.idle_bytes(), session.network.carried_bytes()
             seconds = session.collective_s("all_gather", SIZE, REPEATS)
             after = session.network.carried_bytes()
+            brief = session.collective_s("all_gather", SMALL, SMALL_REPEATS)
             if graph.switches:
                 session.shape(MBPS, queue_kb=SHORT_KB)
             dropped = {}
@@ -43,6 +46,8 @@ def main(names: list[str]) -> int:
                 "idle": idle,
                 "ideal_s": graph.stages_s(graph.gather_loads(session.collective, SIZE), 1e6 * MBPS),
                 "seconds": min(seconds),
+                "small_ideal_s": graph.stages_s(graph.gather_loads(session.collective, wire_bytes(SMALL)), 1e6 * MBPS),
+                "small_seconds": min(brief),
                 "carried": {"-".join(h): [(after[h] - before[h]) / REPEATS, payload[h]] for h in payload},
                 "dropped": dropped,
             }

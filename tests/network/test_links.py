@@ -110,7 +110,7 @@ def test_how_fast_other_traffic_is(name: str, kind: str, rate: float) -> None:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> LinkGraph:
-    """Any tree of links between devices and a switch, and more links beside it."""
+    """Any tree of links between devices and a switch, and some more links."""
     devices = draw(st.integers(2, 6))
     shares = st.sampled_from([0.1, 0.5, 1.0, 3.0])
     lines = [f"h0 d0 {draw(shares)}"]
@@ -118,8 +118,15 @@ def graphs(draw: st.DrawFn) -> LinkGraph:
         other = draw(st.sampled_from(["d0", *(f"h{before}" for before in range(rank))]))
         lines.append(f"h{rank} {other} {draw(shares)}")
     for a, b in draw(st.lists(st.permutations(range(devices)).map(lambda ranks: ranks[:2]), max_size=3)):
-        lines.append(f"h{a} h{b} {draw(shares)}")
+        lines.append(f"h{a} h{b}")
     return link_graph(tuple(lines), 1.0, devices)
+
+
+@given(st.permutations(["h* d0", "h3 d0 0.1", "h0 h1 2", "d0 d7", "d7 h0", "h0 d0"]))
+def test_the_order_of_lines_means_nothing(lines: list[str]) -> None:
+    assert link_graph(tuple(lines), TRUNK, 4) == link_graph(
+        ("h* d0", "h3 d0 .1", "h1 h0 2.0", "d0 d7", "h0 d7"), TRUNK, 4
+    )
 
 
 @given(graphs())
@@ -152,6 +159,7 @@ def test_stages_take_at_least_as_long_as_all_bytes_on_any_link(links: LinkGraph,
         (["d0 next"], "must have devices before 'next'"),
         (["h3/2 d0"], "must have parts from h1/2 to h2/2"),
         (["h* d0 0"], "must end with a number above 0"),
+        (["h* d0 0.5", "d0 h2 0.25"], "topology.links=d0 h2 0.25: must end with a number above 0 up to 1000, the same"),
         (["h* d0 2000"], "must end with a number above 0 up to 1000"),
         (["h*"], "must be lines as"),
         (["h* x0"], "must be lines as"),
