@@ -8,7 +8,8 @@ import pandas as pd
 
 from analysis.accuracy import ORIGINAL, TRAINED
 from analysis.cells import number
-from analysis.fidelity import DEFAULT, LARGE_BYTES, is_large, messages
+from analysis.fidelity import DEFAULT, LARGE_BYTES, is_large, messages, promised
+from analysis.incast import cliffs
 from analysis.load import schema_of
 from analysis.tables import points
 from analysis.words import better_up, by_corpus, is_analytic, judged_on, metric, setting
@@ -75,9 +76,10 @@ def _of(row: pd.Series, here: pd.DataFrame, always: bool = False) -> str:
 
 
 def _fidelity(frame: pd.DataFrame) -> Iterator[str]:
-    table = messages(frame)
+    yield from (crowded := cliffs(frame))
+    table = promised(messages(frame))
     table = table[(table["shaper"] == DEFAULT) & is_large(table)]
-    if table.empty:
+    if table.empty and not crowded:
         yield f"No message of {LARGE_BYTES:,} B or more over links of shaper {DEFAULT}."
     for (devices, rate), link in table.groupby(["devices", "rate_mbps"]):  # pyright: ignore[reportGeneralTypeIssues]
         worst = link["ratio"].loc[(link["ratio"] - 1).abs().idxmax()]

@@ -31,6 +31,8 @@ FACETS: dict[str, str] = {
     "layers": "L={:g}",
     "hidden": "D={:g}",
     "topology": "{}",
+    "collective": "{}",
+    "queue_kb": "queue {:g} KB",
     "delay_ms": "delay {:g} ms",
     "loss_pct": "loss {:g}%",
     "device_profile": "{}",
@@ -40,7 +42,10 @@ FACETS: dict[str, str] = {
 }
 # One device has no links and no peers, so these do not make it another thing.
 NOT_FOR_SINGLE = frozenset(
-    {"speedups", "codec", "settings", "codebook_size", "shares", "devices", "topology", "delay_ms", "loss_pct"}
+    {
+        *("speedups", "codec", "settings", "codebook_size", "shares", "devices", "topology", "collective"),
+        *("queue_kb", "delay_ms", "loss_pct"),
+    }
 )
 
 SIZES = ("devices", "tokens")  # axes of their own, beside bandwidth

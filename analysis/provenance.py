@@ -87,7 +87,7 @@ def calibration_table(run: Run) -> TextTable:
             ]
         )
     notes = [
-        "Mbps, on this machine: how far the link that is furthest off is from its rate, all loaded both ways at once",
+        "Mbps, on this machine: how far the link that is furthest off is from its rate, loaded both ways at once",
         "message: of one exchange of 320 B between all devices, beyond its bits over the rate",
         "busy: cores while the cluster rests; foreign: bytes on the data network that nobody sent",
     ]

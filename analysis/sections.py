@@ -15,9 +15,10 @@ from analysis.accuracy import accuracy_figures, accuracy_tables
 from analysis.break_even import break_even_map, break_even_table
 from analysis.cells import TextTable, grids, mode_comparison, troubles
 from analysis.drawing import Drawing, Figure
-from analysis.fidelity import fidelity_figures, fidelity_tables
+from analysis.fidelity import fidelity_figures
 from analysis.figures import latency_breakdown, speedup_plot
 from analysis.headlines import headlines
+from analysis.incast import incast_figures, link_tables
 from analysis.paper_table import paper_table
 from analysis.peers import peers_table
 from analysis.provenance import calibration_table, facts
@@ -234,7 +235,11 @@ def _pareto_otherwise(latency: list[pd.DataFrame], quality: list[Run]) -> str:
 def _links(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
     caption = "Time over ideal of messages across the emulated links; grey: 10% around the ideal."
     figures = drawing.figures(fidelity_figures(run.frame, place), caption, run.frame)
-    return Part(title, figures=figures, tables=fidelity_tables(run.frame))
+    of_incast = (
+        "Goodput of many devices that send to one against the length of the queue, by the order in which they send."
+    )
+    figures += drawing.figures(incast_figures(run.frame, place), of_incast, run.frame)
+    return Part(title, figures=figures, tables=link_tables(run.frame))
 
 
 def _trust(run: Run, title: str) -> Part:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.known import known_columns, played, predicted_s, resolved, skip_impossible
+from experiments.known import bits_per_s, known_columns, played, predicted_s, resolved, skip_impossible
 from experiments.manifest import Manifest, print_settled
 from experiments.pace import pace
 from experiments.paper_accounting import paper_bits, paper_compute_s
@@ -41,7 +41,7 @@ def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The cost model's row of a point. Nothing of it is measured."""
     known, devices = known_columns(point, config), played(point, config)
     latency_s = predicted_s(point, config, devices)
-    compute_s = predicted_s(point, config, devices, float("inf"))  # all slots on the critical path
+    compute_s = predicted_s(point, config, devices, instant=True)  # all slots on the critical path
     return (
         known
         | _paper_columns(point, config)
@@ -67,7 +67,7 @@ def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
 def _paper_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """Volume and latency as the paper counts them, where it does: of equal devices with equal shares."""
     shape, devices, bits = config.model.shape(point.tokens), played(point, config), None
-    method = resolved(point, shape, devices).load()
+    method = resolved(point, shape, devices, bits_per_s(point, config)).load()
     if not point.speeds and len(set(devices)) == 1:
         bits = paper_bits(method, shape, point.devices)
     if bits is None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments.bench_speedups import attention_targets, print_speedup_targets
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import EnvironmentFault
+from testbed.network.links import star
 from testbed.network.probe import choose_backend
 from testbed.network.sandbox import inside, supervise
 from testbed.progress import console
@@ -52,7 +53,7 @@ def _clusters() -> Iterator[Line]:
     """Bring-up time, memory and re-shape time."""
     for devices, start_target_s in ((4, 15), (8, 30)):
         free = _available_gib()
-        with Session("mininet", "star", devices) as session:
+        with Session("mininet", star(devices)) as session:
             used = free - _available_gib()
             yield (
                 f"{devices}-host cluster up",
@@ -75,11 +76,13 @@ def _all_gathers() -> Iterator[Line]:
     """
     medians: dict[tuple[str, float, int], float] = {}
     for comm in ("tcp", "gloo"):
-        with Session("mininet", "star", 4, comm) as session:
+        with Session("mininet", star(4), comm) as session:
             for bandwidth in BANDWIDTHS:
                 session.shape(bandwidth)
                 for size in SIZES:
-                    medians[comm, bandwidth, size] = statistics.median(session.collective("all_gather", size, REPEATS))
+                    medians[comm, bandwidth, size] = statistics.median(
+                        session.collective_s("all_gather", size, REPEATS)
+                    )
     for bandwidth in BANDWIDTHS:
         for size in SIZES:
             ideal = 3 * size * 8 / (bandwidth * 1e6)

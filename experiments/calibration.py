@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -13,10 +13,13 @@ from typing import TypeVar
 import psutil
 
 from testbed.comm.pacing import wire_bytes
+from testbed.comm.schedule import AT_ONCE, PAIRWISE
+from testbed.network.links import Hop, Load
 from testbed.session import Session
 
 RATE_S, RATE_REPEATS = 0.2, 3  # a link's rate is measured for so long, after a transfer that does not count
 MESSAGE_BYTES, MESSAGES = 320, 9  # ASTRA's codes of a layer at G = 1
+FULL_SHARE = 0.95  # of an operation'''s time: a link that is busy for so long can be told its rate from
 RATE_LIMIT_PCT = 3.0
 BUSY_LIMIT_PCT = 25.0
 STEAL_LIMIT_PCT = 5.0
@@ -30,10 +33,10 @@ T = TypeVar("T")
 class Calibration:
     """What a cluster's links and cores really give.
 
-    rate_error_pct: for each rate (Mbps, on this machine's clock), of the link that is furthest off, all links loaded
-    both ways at once. message_overhead_s: of one exchange of small messages between all devices, beyond their bits over
-    the rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests, mostly others'
-    work. idle_bytes: on the data network meanwhile; None without counters.
+    rate_error_pct: for each rate (Mbps, on this machine's clock), of the link that is furthest off, links loaded both
+    ways at once. message_overhead_s: of one exchange of small messages between all devices, beyond their bits over the
+    rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests, mostly others' work.
+    idle_bytes: on the data network meanwhile; None without counters.
     """
 
     rate_error_pct: dict[float, float]
@@ -59,7 +62,7 @@ class Calibration:
         return found
 
 
-def calibrate(session: Session, link_rates: Iterable[float]) -> Calibration:
+def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
     """Measure a cluster, about a second for each rate of its links (Mbps, on this machine's clock).
 
     The links stay at the fastest of them, and at this machine's pace.
@@ -73,9 +76,10 @@ def calibrate(session: Session, link_rates: Iterable[float]) -> Calibration:
     if session.devices > 1:
         for rate in sorted(link_rates):
             session.shape(rate)
-            _, errors[rate] = calmest(partial(_rate_error_pct, session, 1e6 * rate), RATE_BUDGET_S)
-        ideal = 8 * (session.devices - 1) * wire_bytes(MESSAGE_BYTES) / (1e6 * max(errors))
-        overhead = max(0.0, statistics.median(session.collective("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal)
+            _, found = calmest(partial(_rate_errors_pct, session, rate), RATE_BUDGET_S)
+            if found:
+                errors[rate] = max(found.values(), key=abs)
+        overhead = _message_overhead_s(session, 1e6 * max(link_rates))
     return Calibration(errors, overhead, busy, idle)
 
 
@@ -95,17 +99,67 @@ def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
     return min(attempts, key=lambda attempt: attempt[0])
 
 
-def _rate_error_pct(session: Session, rate_bps: float) -> float:
-    """Of the device whose downlink is furthest from the rate, by the kernel's counters where there are any."""
-    size = round(rate_bps / 8 * RATE_S / (session.devices - 1))
-    session.rank_times("all_gather", size, 1)
-    before = session.network.delivered_bytes()
-    spans = session.rank_times("all_gather", size, RATE_REPEATS)
-    after = session.network.delivered_bytes()
-    if before is None or after is None:
-        received = [float((session.devices - 1) * wire_bytes(size))] * session.devices
-    else:
-        received = [(end - begin) / RATE_REPEATS for begin, end in zip(before, after, strict=True)]
-    seconds = [statistics.median(end - begin for begin, end in rank) for rank in spans]
-    rates = [8 * count / each for count, each in zip(received, seconds, strict=True)]
-    return 100 * max((rate / rate_bps - 1 for rate in rates), key=abs)
+def _message_overhead_s(session: Session, rate_bps: float) -> float:
+    """Of each exchange of an all-gather of small messages, in the median."""
+    collective = session.collective
+    stages = session.graph.gather_loads(collective, wire_bytes(MESSAGE_BYTES))
+    ideal = session.graph.stages_s(stages, rate_bps)
+    exchanges = 1 if collective in (PAIRWISE, AT_ONCE) else len(stages)  # small messages go to all at once
+    beyond = statistics.median(session.collective_s("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal
+    return max(0.0, beyond) / exchanges
+
+
+def _rate_errors_pct(session: Session, rate_mbps: float) -> dict[Hop, float]:
+    """How far each link is off its rate, each way, by the kernel's counters where there are any.
+
+    A link counts in the first operation that keeps it busy from begin to end. Links that none does are left out: they
+    are never what others wait for.
+    """
+    graph, rate_bps = session.graph, 1e6 * rate_mbps
+    errors: dict[Hop, float] = {}
+    for peers, stages in _operations(session):
+        unit_s = graph.stages_s(stages, rate_bps)
+        busy_s = graph.busy_s([load for stage in stages for load in stage], rate_bps)
+        full = {hop for hop, seconds in busy_s.items() if seconds >= FULL_SHARE * unit_s} - set(errors)
+        if full:
+            size = round(RATE_S / unit_s)
+            expected = {hop: wire_bytes(size) * busy_s[hop] * graph.share[hop] * rate_bps / 8 for hop in full}
+            rates = _rates_bps(session, peers, size, expected)
+            errors |= {hop: 100 * (rates[hop] / (graph.share[hop] * rate_bps) - 1) for hop in full}
+    return errors
+
+
+def _operations(session: Session) -> Iterator[tuple[list[list[int]] | None, list[list[Load]]]]:
+    """(peers of each rank, None for an all-gather; the loads of its stages, in messages) of what fills links."""
+    yield None, session.graph.gather_loads(session.collective, 1.0)
+    rooms = session.graph.rooms
+    room_of = {rank: room for room in rooms for rank in room}
+    for within in (True, False) if len(rooms) > 1 else ():
+        others = [[(rank + step) % session.devices for step in range(1, session.devices)] for rank in sorted(room_of)]
+        peers = [[p for p in of if (p in room_of[rank]) == within] for rank, of in enumerate(others)]
+        yield peers, [[(rank, peer, 1.0) for rank, of in enumerate(peers) for peer in of]]
+
+
+def _rates_bps(
+    session: Session, peers: list[list[int]] | None, size: int, expected_bytes: dict[Hop, float]
+) -> dict[Hop, float]:
+    """The rate of each hop of ``expected_bytes`` while ranks exchange messages of ``size`` bytes.
+
+    expected_bytes: what it carries in one exchange, where nobody counts.
+    """
+    operation = "all_gather" if peers is None else "exchange"
+    session.rank_times(operation, size, 1, peers)
+    before = session.network.carried_bytes()
+    spans = session.rank_times(operation, size, RATE_REPEATS, peers)
+    after = session.network.carried_bytes()
+    carried = expected_bytes
+    if before is not None and after is not None:
+        carried = {hop: (after[hop] - before[hop]) / RATE_REPEATS for hop in expected_bytes}
+    of_rank = [statistics.median(end - begin for begin, end in rank) for rank in spans]
+
+    def seconds(hop: Hop) -> float:
+        """Of the device at its end, or else at its beginning; between switches of all."""
+        ranks = [int(node[1:]) for node in reversed(hop) if node.startswith("h")]
+        return of_rank[ranks[0]] if ranks else max(of_rank)
+
+    return {hop: 8 * count / seconds(hop) for hop, count in carried.items()}

@@ -1,9 +1,10 @@
 """How faithful are the emulated links? Messages of known size against the time that they should take.
 
-The ideal of an operation is the bytes that its busiest link has to carry, with frame and packet headers, over the
-rate. A repeat is degraded if it misses the ideal by more than TOLERANCE and a moment for each message, or the rate by
-more than the calibration allows. What a point takes too long is this machine's time, which time_scale does not
-stretch, so the row says which time_scale would keep it within the tolerance.
+The ideal of an operation (experiments.messages) is what its busiest link needs for its bytes. A repeat is degraded if
+it misses the ideal by more than TOLERANCE and a moment for each message, or the rate by more than the calibration
+allows; but where several devices send to one and its queue drops packets, that is what was asked. What a point takes
+too long is this machine's time, which time_scale does not stretch, so the row says which time_scale would keep it
+within the tolerance.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ import random
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from experiments.calibration import RATE_LIMIT_PCT, calibrate
 from experiments.lasting import LastingSession
 from experiments.manifest import Manifest, print_settled
-from testbed.comm.frame import HEADER_BYTES
-from testbed.comm.pacing import wire_bytes
+from experiments.messages import Message
 from testbed.errors import ClusterError, CommError, EnvironmentFault
 from testbed.progress import Steps, steps
 from testbed.records import RunFolder
@@ -31,52 +30,7 @@ from testbed.schema import FidelityConfig
 from testbed.session import Session
 
 TOLERANCE = 0.10  # of the ideal
-SLACK_S, MESSAGE_SLACK_S = 1e-3, 0.5e-3  # beyond its bytes: an operation at least, and each message of it
 RATE_FROM_S = 0.2  # a link's rate can be told from operations whose bytes keep it busy for so long
-
-
-@dataclass(frozen=True)
-class Message:
-    """A point: one operation on ``devices`` devices, ``size_bytes`` from each, on links of ``rate_mbps``."""
-
-    pattern: str
-    shaper: str
-    devices: int
-    rate_mbps: float
-    size_bytes: int
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """What identifies this point in a row."""
-        return vars(self)
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return (
-            f"{self.pattern} of {self.size_bytes:,} B, {self.devices} devices, {self.rate_mbps:g} Mbps, {self.shaper}"
-        )
-
-    def messages(self) -> list[int]:
-        """Payload of each message that the busiest link delivers, one after another."""
-        others = self.devices - 1
-        if self.pattern == "all_gather":
-            return [self.size_bytes] * others
-        if self.pattern == "all_reduce":  # twice round the ring, a share of the numbers at a time
-            return [4 * -(-self.size_bytes // 4 // self.devices)] * 2 * others
-        return [self.size_bytes]
-
-    def ideal_s(self, rate_bps: float) -> float:
-        """Seconds on a perfect link: payloads, frame headers and packet headers."""
-        return 8 * sum(wire_bytes(HEADER_BYTES + size) for size in self.messages()) / rate_bps
-
-    def slack_s(self) -> float:
-        """What hosts and transport may take beyond the link's time."""
-        return max(SLACK_S, MESSAGE_SLACK_S * len(self.messages()))
-
-    def payload_s(self, rate_bps: float) -> float:
-        """Seconds if headers cost nothing, which is what cost models count."""
-        return 8 * sum(self.messages()) / rate_bps
 
 
 def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
@@ -98,7 +52,8 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
         facts: dict[str, Any] = {"devices": devices, "calibration": []}
         with LastingSession(config, backend, devices, partial(_begin, config, backend, facts)) as lasting:
             manifest.open_cluster(facts)
-            with steps(f"{len(messages)} points", sum(_cost_s(config, message) for message in messages)) as shown:
+            costs = (_cost_s(config, lasting.session, message) for message in messages)
+            with steps(f"{len(messages)} points", sum(costs)) as shown:
                 failed += _measure_all(config, backend, folder, lasting, messages, shown)
             facts["calibration"].append(vars(calibrate(lasting.session, config.rates)))
             manifest.close_cluster(facts)
@@ -113,13 +68,14 @@ def _begin(config: FidelityConfig, backend: str, facts: dict[str, Any], session:
 
 
 def _messages(config: FidelityConfig, devices: int) -> list[Message]:
-    """The points of one cluster: in random order within each rate and shaper, so that links are set rarely."""
+    """The points of one cluster: in random order within each setting of the links, so that these are set rarely."""
     order = random.Random(f"{config.seed}/{devices}")
-    links = [(shaper, rate) for shaper in config.shapers for rate in config.rates]
+    links = list(itertools.product(config.shapers, config.rates, config.queues_kb))
     order.shuffle(links)
     found = []
-    for shaper, rate in links:
-        batch = [Message(p, shaper, devices, rate, size) for p in config.patterns for size in config.sizes_bytes]
+    for shaper, rate, queue in links:
+        what = itertools.product(config.patterns, config.sizes_bytes)
+        batch = [Message(pattern, shaper, devices, rate, size, queue) for pattern, size in what]
         order.shuffle(batch)
         found += batch
     return found
@@ -135,15 +91,17 @@ def _measure_all(
 ) -> int:
     """Rows of all points; a fault costs its point. Returns the number of points that failed."""
     failed = done = 0
-    for (shaper, rate_mbps), batch in itertools.groupby(messages, lambda message: (message.shaper, message.rate_mbps)):
+    fixed = {"topology": config.topology.name, "network": backend, "time_scale": config.time_scale}
+    fixed["collective"] = lasting.session.collective if config.comm == "tcp" else config.comm
+    for link, batch in itertools.groupby(messages, lambda message: message.link):
         batch = list(batch)
-        fixed = {"topology": config.topology.name, "network": backend, "time_scale": config.time_scale}
+        costs = {message: _cost_s(config, lasting.session, message) for message in batch}
         try:
-            lasting.shape(rate_mbps, shaper)
+            lasting.shape(*link)
         except EnvironmentFault as fault:
             folder.append([m.columns | fixed | {"status": "skipped", "error": str(fault)} for m in batch])
             done += len(batch)
-            shown.done(sum(_cost_s(config, m) for m in batch), f"{shaper}: {len(batch)} points SKIPPED: {fault}")
+            shown.done(sum(costs.values()), f"{batch[0].shaper}: {len(batch)} points SKIPPED: {fault}")
             continue
         for message in batch:
             done, begin = done + 1, time.monotonic()
@@ -154,40 +112,45 @@ def _measure_all(
                 rows = [message.columns | fixed | {"status": "failed", "error": str(fault)}]
                 failed += 1
                 lasting.mend(fault)
-                lasting.shape(rate_mbps, shaper)
+                lasting.shape(*link)
             folder.append(rows)
-            shown.done(_cost_s(config, message), f"[{done}/{len(messages)}] {_describe(message, rows, begin)}")
+            shown.done(costs[message], f"[{done}/{len(messages)}] {_describe(message, rows, begin)}")
     return failed
 
 
 def _measure(config: FidelityConfig, session: Session, message: Message) -> Iterable[dict[str, Any]]:
     """What was measured, for each repeat; counters are of all repeats together, shared out."""
     rate_bps = message.rate_mbps * 1e6 / session.time_scale
-    ideal = message.ideal_s(rate_bps)
+    over = session.graph, session.collective
+    ideal = message.ideal_s(*over, rate_bps)
     repeats = max(1, min(config.repeats, int(config.point_budget_s / ideal)))
-    session.collective(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
-    before = session.network.delivered_bytes(), session.retransmits(), session.network.dropped_packets()
+    session.rank_times(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
+    before = session.network.carried_bytes(), session.retransmits(), session.network.dropped_packets()
     spans = session.rank_times(message.pattern, message.size_bytes, repeats)
-    after = session.network.delivered_bytes(), session.retransmits(), session.network.dropped_packets()
+    after = session.network.carried_bytes(), session.retransmits(), session.network.dropped_packets()
     seconds = [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*spans, strict=True)]
-    wire = None
-    if before[0] is not None and after[0] is not None:
-        wire = max(end - begin for begin, end in zip(before[0], after[0], strict=True)) / repeats
-    rate_error = None
-    if wire is not None and ideal >= RATE_FROM_S:
-        rate_error = 100 * (8 * wire / statistics.median(seconds) / rate_bps - 1)
+    median = statistics.median(seconds)
     dropped = None if before[2] is None or after[2] is None else after[2] - before[2]
-    needed = _needed_time_scale(message, statistics.median(seconds), ideal, rate_error, session.time_scale)
+    # What a full queue has dropped is what an incast is about, and no fault of the emulation.
+    promised = not (message.is_incast and dropped)
+    wire = rate_error = None
+    if before[0] is not None and after[0] is not None:
+        carried = {hop: (count - before[0][hop]) / repeats for hop, count in after[0].items()}
+        wire = round(max(carried.values()))
+        full = message.full_hop(*over)
+        if promised and ideal >= RATE_FROM_S and full is not None:
+            rate_error = 100 * (8 * carried[full] / median / (session.graph.share[full] * rate_bps) - 1)
+    needed = _needed_time_scale(message, median, ideal, rate_error, session.time_scale) if promised else None
     to_ms = 1e3 / session.time_scale
     for repeat, elapsed in enumerate(seconds):
-        notes = _breaches(message, elapsed, ideal, rate_error)
+        notes = _breaches(message, elapsed, ideal, rate_error) if promised else []
         yield {
             "repeat": repeat,
             "time_ms": to_ms * elapsed,
             "ideal_ms": to_ms * ideal,
-            "payload_ms": to_ms * message.payload_s(rate_bps),
+            "payload_ms": to_ms * message.payload_s(*over, rate_bps),
             "rate_error_pct": rate_error,
-            "wire_bytes": None if wire is None else round(wire),
+            "wire_bytes": wire,
             "retransmits": after[1] - before[1],
             "drops": dropped,
             "free_burst_bytes": session.free_burst_bytes,
@@ -223,9 +186,9 @@ def _needed_time_scale(
     return 2.0 ** max(0, math.ceil(math.log2(max(late, slow, 1e-9))))
 
 
-def _cost_s(config: FidelityConfig, message: Message) -> float:
+def _cost_s(config: FidelityConfig, session: Session, message: Message) -> float:
     """About how long a point takes, for the progress bar."""
-    ideal = message.ideal_s(message.rate_mbps * 1e6 / config.time_scale)
+    ideal = message.ideal_s(session.graph, session.collective, message.rate_mbps * 1e6 / config.time_scale)
     return 0.2 + max(ideal, min(config.point_budget_s, ideal * config.repeats))
 
 

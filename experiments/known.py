@@ -8,10 +8,12 @@ from functools import cache
 from typing import Any
 
 from testbed.clock import Device
+from testbed.comm.schedule import AUTO
 from testbed.errors import ConfigError
 from testbed.grid import Point, points
 from testbed.mix import emulated_devices
 from testbed.models.shape import ModelShape
+from testbed.network.links import LinkGraph
 from testbed.records import RunFolder
 from testbed.schema import LatencyConfig
 
@@ -22,25 +24,42 @@ def played(point: Point, config: LatencyConfig) -> tuple[Device, ...]:
 
 
 @cache  # auto tries a dozen combinations, and each row asks
-def resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...]) -> Point:
-    """The point with settings that leave nothing open; devices: by rank."""
-    chosen = point.load().resolve(shape, devices, point.bandwidth_mbps * 1e6)
+def resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...], bits_per_s: float) -> Point:
+    """The point with settings that leave nothing open; devices: by rank; bits_per_s: for the cost model."""
+    chosen = point.load().resolve(shape, devices, bits_per_s)
     return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
 
-def predicted_s(
-    point: Point, config: LatencyConfig, devices: Sequence[Device], bits_per_s: float | None = None
-) -> float:
-    """Seconds of one pass on these devices, by rank, from the cost model; bits_per_s: of links, if not the point's."""
-    shape = config.model.shape(point.tokens)
-    method = resolved(point, shape, played(point, config)).load()
-    return method.predicted_s(shape, devices, point.bandwidth_mbps * 1e6 if bits_per_s is None else bits_per_s)
+def bits_per_s(point: Point, config: LatencyConfig) -> float:
+    """What the cost model divides received bits by: on a star the links' rate, elsewhere what these links come to."""
+    rate_bps = point.bandwidth_mbps * 1e6
+    if point.devices < 2:
+        return rate_bps
+    graph = config.topology.graph(point.devices)
+    return rate_bps * _relative_rate(graph, point.load().traffic, _collective(config, point.devices))
+
+
+@cache
+def _relative_rate(graph: LinkGraph, kinds: tuple[str, ...], collective: str) -> float:
+    return graph.relative_rate(kinds, collective)
+
+
+def _collective(config: LatencyConfig, devices: int) -> str:
+    """How so many devices gather."""
+    return config.topology.graph(devices).suited if config.collective == AUTO else config.collective
+
+
+def predicted_s(point: Point, config: LatencyConfig, devices: Sequence[Device], instant: bool = False) -> float:
+    """Seconds of one pass on these devices, by rank, from the cost model; instant: with links that take no time."""
+    shape, rate_bps = config.model.shape(point.tokens), bits_per_s(point, config)
+    method = resolved(point, shape, played(point, config), rate_bps).load()
+    return method.predicted_s(shape, devices, float("inf") if instant else rate_bps)
 
 
 def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The columns of a row that do not depend on who measures it, how and whether at all."""
     model, shape = config.model, config.model.shape(point.tokens)
-    used = resolved(point, shape, played(point, config))
+    used = resolved(point, shape, played(point, config), bits_per_s(point, config))
     method = used.load()
     formula_bytes = max(method.received_bits(shape, point.devices)) / 8
     return point.columns | {
@@ -51,13 +70,15 @@ def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
         "heads": model.heads,
         "model": model.name,
         "topology": config.topology.name,
+        "collective": _collective(config, point.devices) if config.comm == "tcp" else config.comm,
+        "queue_kb": config.queue_kb,
         "device_profile": config.mix or config.device.name,
         "speedups_used": dict(used.settings).get("speedups", ""),
         "full_precision_pct": method.full_precision_pct(shape, point.devices),
         "repeat": 0,
         "formula_bytes": round(formula_bytes),
         "messages": method.messages(shape, point.devices),
-        "wire_floor_ms": 8e3 * formula_bytes / (point.bandwidth_mbps * 1e6),
+        "wire_floor_ms": 8e3 * formula_bytes / bits_per_s(point, config),
     }
 
 

@@ -40,13 +40,13 @@ class LastingSession:
         self.session.__exit__()
         self._open()
 
-    def shape(self, bandwidth_mbps: float, shaper: str) -> None:
+    def shape(self, bandwidth_mbps: float, shaper: str, queue_kb: float) -> None:
         """``Session.shape``, and once more on a mended cluster."""
         try:
-            self.session.shape(bandwidth_mbps, shaper)
+            self.session.shape(bandwidth_mbps, shaper, queue_kb)
         except (ClusterError, CommError) as error:
             self.mend(error)
-            self.session.shape(bandwidth_mbps, shaper)
+            self.session.shape(bandwidth_mbps, shaper, queue_kb)
 
     def _open(self) -> None:
         """A fresh cluster. If it does not come up, another one is tried once."""

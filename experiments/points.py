@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import STEAL_LIMIT_PCT, Calibration, calibrate, calmest
-from experiments.known import known_columns, played, resolved
+from experiments.known import bits_per_s, known_columns, played, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
 from experiments.verify import Verification, verify
@@ -110,7 +110,9 @@ class Bench:
         return rows
 
     def _resolved(self, point: Point) -> Point:
-        return resolved(point, self.assets[point.tokens].model.shape, played(point, self.config))
+        return resolved(
+            point, self.assets[point.tokens].model.shape, played(point, self.config), bits_per_s(point, self.config)
+        )
 
     def _load(self, tokens: int) -> None:
         """Give the actors the model and the input of so many tokens; what they had prepared goes with the old ones."""
@@ -149,9 +151,9 @@ class Bench:
         measure = partial(
             self.session.measure, variant(used), mode, devices, paced.repeats, paced.warmups, paced.pass_s
         )
-        stolen_pct, (passes, delivered) = calmest(measure, self.config.point_budget_s)
+        stolen_pct, (passes, carried) = calmest(measure, self.config.point_budget_s)
         common = self._row(point, mode) | {"steal_pct": stolen_pct}
-        wire = None if delivered is None else round(max(delivered))
+        wire = None if carried is None else round(carried)
         return [
             common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, stolen_pct)
             for repeat in range(paced.repeats)

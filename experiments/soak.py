@@ -21,6 +21,7 @@ import psutil
 from rich.table import Table
 
 from testbed.errors import EnvironmentFault
+from testbed.network.links import star
 from testbed.network.probe import choose_backend
 from testbed.network.sandbox import inside, scratch, supervise
 from testbed.progress import console, steps
@@ -79,9 +80,9 @@ def main() -> int:
     before = Counter[str]()
     with steps(f"{cycles} clusters of {DEVICES} devices", cycles) as shown:
         for cycle in range(1, cycles + 1):
-            with Session("mininet", "star", DEVICES) as session:
+            with Session("mininet", star(DEVICES)) as session:
                 session.shape(100)
-                session.collective("all_gather", 10_000, 3)
+                session.collective_s("all_gather", 10_000, 3)
             seen.append(Counters.now())
             values = ", ".join(f"{name} {value}" for name, value in asdict(seen[-1]).items())
             threads = _threads()

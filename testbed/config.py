@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from testbed.errors import ConfigError, nearest
+from testbed.link_checks import check_links
 from testbed.mix import check_mix, load_profiles, share_speeds
 from testbed.rows import ANALYTIC
 from testbed.schema import AUTO, CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
@@ -42,6 +43,8 @@ def load_config(overrides: list[str]) -> Config:
         for name, profile in config.profiles.items():
             _check_rules(profile, f"profiles.{name}.")
     _check_rules(config, "")
+    if config.emulates:
+        check_links(config)
     if isinstance(config, LatencyConfig):
         for name in config.methods:
             if name not in methods:

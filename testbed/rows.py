@@ -75,6 +75,8 @@ LATENCY = RowSchema(
         "heads": _COUNT,
         "model": _TEXT,
         "topology": _TEXT,
+        "collective": _TEXT,
+        "queue_kb": _NUMBER,
         "network": _TEXT,
         "device_profile": _TEXT,
         "compute_mode": _TEXT,
@@ -124,7 +126,9 @@ FIDELITY = RowSchema(
         "devices": _COUNT,
         "rate_mbps": _NUMBER,
         "size_bytes": _COUNT,
+        "queue_kb": _NUMBER,
         "topology": _TEXT,
+        "collective": _TEXT,
         "network": _TEXT,
         "time_scale": _NUMBER,
         "repeat": _COUNT,
@@ -142,7 +146,7 @@ FIDELITY = RowSchema(
         "status": _TEXT,
         "error": _TEXT,
     },
-    ("pattern", "shaper", "devices", "rate_mbps", "size_bytes"),
+    ("pattern", "shaper", "devices", "rate_mbps", "size_bytes", "queue_kb"),
 )
 ACCURACY = RowSchema(
     {

@@ -79,11 +79,13 @@ def _prepare(config: Config) -> RunFolder:
 
     The backend that was found becomes part of the configuration and so of the signature.
     """
+    from testbed.link_checks import check_links
     from testbed.network.probe import choose_backend
 
     requested = config.network.backend
     if config.emulates:
         config.network.backend = choose_backend(requested)
+        check_links(config)
     folder = _folder(config)
     if not config.resume:
         with folder.exclusive():

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.clock import Device
+from testbed.comm.schedule import AUTO, COLLECTIVES
 from testbed.corpora import CORPORA
+from testbed.network.links import LINE, LINES, SHARES, LinkGraph, is_share, link_graph
 from testbed.network.shaping import SHAPERS
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
 
 DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # of ``trained_on``
-AUTO = "auto"  # of time_scale: chosen for each point (experiments.pace)
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
@@ -124,9 +125,15 @@ class DeviceProfile:
 
 @dataclass
 class Topology:
-    """How the devices are linked."""
+    """How the devices are linked; testbed/network/links.py says how to write it."""
 
     name: str = named("topology")
+    links: list[str] = ruled(LINES, lambda line: bool(LINE.fullmatch(line)))
+    trunk_share: float = ruled(SHARES, is_share)
+
+    def graph(self, devices: int) -> LinkGraph:
+        """The links of so many devices. ConfigError where the description does not fit them."""
+        return link_graph(tuple(self.links), self.trunk_share, devices)
 
 
 @dataclass
@@ -149,6 +156,7 @@ class Config:
     devices: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     time_scale: Any = ruled("a number from 0.1 to 1000, or auto", scale)
     comm: str = one_of("tcp", "gloo")
+    collective: str = one_of(AUTO, *COLLECTIVES)
     repeats: int = count()
     point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
     timeout_s: float = ruled("a number from 0.1 to 86400 (seconds)", lambda value: 0.1 <= value <= 86400)
@@ -170,6 +178,7 @@ class LatencyConfig(Config):
     methods: list[str] = ruled("names in conf/method/, at least one")
     bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
     tokens: list[int] = ruled("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
+    queue_kb: float = ruled("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     checkpoint: str = ruled("a file, or nothing")
     mix: str = ruled("names in conf/device/ joined by +, or nothing")
@@ -206,8 +215,9 @@ class FidelityConfig(Config):
     sizes_bytes: list[int] = ruled(
         "multiples of 4 from 4 to 1000000000 (bytes), at least one", lambda value: 4 <= value <= 10**9 and not value % 4
     )
-    patterns: list[str] = one_of("one_way", "both_ways", "all_gather", "all_reduce")
+    patterns: list[str] = one_of("one_way", "both_ways", "all_gather", "all_reduce", "incast_all", "incast_ordered")
     shapers: list[str] = one_of(*SHAPERS)
+    queues_kb: list[float] = ruled("numbers from 4 to 1000000 (KB), at least one", lambda value: 4 <= value <= 1e6)
 
 
 @dataclass

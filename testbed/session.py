@@ -15,13 +15,15 @@ from testbed.clock import Device
 from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import Pass
 from testbed.comm.pacing import CreditHold
+from testbed.comm.schedule import AUTO
 from testbed.errors import ClusterError
 from testbed.methods.base import Output
 from testbed.models.weights import ModelChoice
 from testbed.network.backend import Network
+from testbed.network.links import Hop, LinkGraph
 from testbed.network.sandbox import scratch
-from testbed.network.shaping import SHAPERS
-from testbed.schema import AUTO, Config
+from testbed.network.shaping import QUEUE_KB, SHAPERS
+from testbed.schema import Config, LatencyConfig
 
 ANSWER_S = 5.0  # a rank's answer may take so much longer than the operation it reports on
 COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
@@ -29,41 +31,47 @@ LINE_UPS = 8
 QUIET_S = 0.5  # how long the data network is watched when it should be silent
 
 
-def make_network(backend: str, topology: str, devices: int) -> Network:
+def make_network(backend: str, graph: LinkGraph) -> Network:
     """The network backend of this name. Mininet is imported only where it is used: it needs Linux."""
     if backend == "mininet":
         from testbed.network.mininet import MininetNetwork
 
-        return MininetNetwork(topology, devices)
+        return MininetNetwork(graph)
     from testbed.network.loopback import LoopbackNetwork
 
-    return LoopbackNetwork(devices)
+    return LoopbackNetwork(graph)
 
 
 def open_session(config: Config, backend: str, devices: int) -> Session:
     """The session that an experiment's configuration asks for; to be entered."""
     scale = 1.0 if config.time_scale == AUTO else config.time_scale
-    return Session(backend, config.topology.name, devices, config.comm, scale, config.timeout_s)
+    queue_kb = config.queue_kb if isinstance(config, LatencyConfig) else QUEUE_KB
+    graph = config.topology.graph(devices)
+    return Session(backend, graph, config.comm, scale, config.timeout_s, config.collective, queue_kb)
 
 
 class Session:
-    """``devices`` actors joined by emulated links. A context manager.
+    """An actor on each device of a graph, joined by its emulated links. A context manager.
 
     comm: ``tcp`` or ``gloo``. time_scale: links run this many times slower than asked for, as the device's clock does.
-    timeout_s: the longest that joining, or one operation beyond what its bytes need on the link, may take.
+    timeout_s: the longest that joining, or one operation beyond what its bytes need on the link, may take. queue_kb: of
+    switches' ports. collective: how ranks gather (testbed.comm.schedule), or ``auto``: as it suits the links.
     """
 
     def __init__(
         self,
         backend: str,
-        topology: str,
-        devices: int,
+        graph: LinkGraph,
         comm: str = "tcp",
         time_scale: float = 1.0,
         timeout_s: float = 30.0,
+        collective: str = AUTO,
+        queue_kb: float = QUEUE_KB,
     ):
-        self.devices, self.comm, self.time_scale, self.timeout_s = devices, comm, time_scale, timeout_s
-        self.network = make_network(backend, topology, devices)
+        self.graph, self.devices, self.comm = graph, graph.devices, comm
+        self.time_scale, self.timeout_s, self.queue_kb = time_scale, timeout_s, queue_kb
+        self.collective = graph.suited if collective == AUTO else collective
+        self.network = make_network(backend, graph)
         self._stack = contextlib.ExitStack()
         self.start_s = self.reshape_s = 0.0
 
@@ -95,26 +103,35 @@ class Session:
                 "connect", addresses, token, self.timeout_s, timeout_s=self.timeout_s + ANSWER_S, phase="connect"
             )
 
-    def shape(self, bandwidth_mbps: float, shaper: str = SHAPERS[0]) -> None:
-        """Set all data links to a bandwidth (in the emulated device's time) while everything runs."""
+    def shape(self, bandwidth_mbps: float, shaper: str = SHAPERS[0], queue_kb: float | None = None) -> None:
+        """Set all data links to a bandwidth (in the emulated device's time) while everything runs.
+
+        queue_kb: another length of switches' queues than the session's.
+        """
         begin = time.monotonic()
         rate_bps = bandwidth_mbps * 1e6 / self.time_scale
-        self.network.shape(rate_bps, shaper)
-        self.cluster.call("set_link", self.network.pacing(), rate_bps, timeout_s=self.timeout_s, phase="shape")
+        self.network.shape(rate_bps, shaper, self.queue_kb if queue_kb is None else queue_kb)
+        links = [(self.network.links_of(rank, self.collective),) for rank in range(self.devices)]
+        self.cluster.call_each("set_links", links, timeout_s=self.timeout_s, phase="shape")
+        pacings = [route.pacing for (of_rank,) in links for route in of_rank.routes.values()]
+        self._pays_bucket = self.comm == "tcp" and all(isinstance(pacing, CreditHold) for pacing in pacings)
         self.reshape_s = time.monotonic() - begin
 
     @property
     def free_burst_bytes(self) -> int:
         """What an idle link lets through at once and nobody pays for: nothing, unless a transport cannot hold back."""
-        held_back = self.comm == "tcp" and isinstance(self.network.pacing(), CreditHold)
-        return 0 if held_back else self.network.bucket_bytes
+        return 0 if self._pays_bucket else self.network.bucket_bytes
+
+    def relative_rate(self, kinds: tuple[str, ...]) -> float:
+        """``LinkGraph.relative_rate`` of what communicates so over this session's links."""
+        return self.graph.relative_rate(kinds, self.collective)
 
     def idle_bytes(self) -> int | None:
         """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""
-        before = self.network.delivered_bytes()
+        before = self.network.carried_bytes()
         time.sleep(QUIET_S)
-        after = self.network.delivered_bytes()
-        return None if before is None or after is None else sum(after) - sum(before)
+        after = self.network.carried_bytes()
+        return None if before is None or after is None else sum(after.values()) - sum(before.values())
 
     def load(self, choice: ModelChoice, tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
         """Give every actor the model of these files (``load_model``) and the input, in place of what it had."""
@@ -133,43 +150,47 @@ class Session:
 
     def measure(
         self, key: str, mode: str, devices: Sequence[Device], repeats: int, warmups: int, expected_s: float
-    ) -> tuple[list[list[Pass]], list[float] | None]:
-        """Timed passes, [rank][repeat], and the bytes that the links delivered to each device per pass.
+    ) -> tuple[list[list[Pass]], float | None]:
+        """Timed passes, [rank][repeat], and the bytes that a pass puts on the link, one way, that carries most.
 
         devices: what each rank plays. expected_s: what one pass should take on this machine's clock; the call fails
         after ten times that and a minute.
         """
         own = self._start_line_bytes()
-        before = self.network.delivered_bytes()
+        before = self.network.carried_bytes()
         limit = 60 + 10 * expected_s * (repeats + warmups)
         arguments = [(key, mode, device, self.time_scale, repeats, warmups) for device in devices]
         passes = self.cluster.call_each("measure", arguments, timeout_s=limit, phase=f"measure {key}")
-        after = self.network.delivered_bytes()
+        after = self.network.carried_bytes()
         if before is None or after is None or own is None:
             return passes, None
-        rates = zip(before, after, own, strict=True)
-        return passes, [(end - begin) / (repeats + warmups) - extra for begin, end, extra in rates]
+        return passes, max(((after[hop] - before[hop]) / (repeats + warmups) - own[hop] for hop in own), default=0.0)
 
-    def _start_line_bytes(self) -> list[float] | None:
-        """Bytes that lining up for a pass brings to each device; they are the instrument's, not the method's."""
-        before = self.network.delivered_bytes()
+    def _start_line_bytes(self) -> dict[Hop, float] | None:
+        """Bytes that lining up for a pass puts on each link; they are the instrument's, not the method's."""
+        before = self.network.carried_bytes()
         if before is None:
             return None
         self.cluster.call("collective", "nothing", 0, LINE_UPS, timeout_s=self.timeout_s, phase="line up")
-        after = self.network.delivered_bytes() or before
-        return [(end - begin) / LINE_UPS for begin, end in zip(before, after, strict=True)]
+        after = self.network.carried_bytes() or before
+        return {hop: (after[hop] - before[hop]) / LINE_UPS for hop in before}
 
-    def rank_times(self, operation: str, payload_bytes: int, repeats: int) -> list[list[tuple[float, float]]]:
-        """When each rank began and ended one collective alone, [rank][repeat], in seconds of the machine's clock."""
-        return self.cluster.call(
-            "collective", operation, payload_bytes, repeats, timeout_s=COMPUTE_TIMEOUT_S, phase=operation
-        )
+    def rank_times(
+        self, operation: str, payload_bytes: int, repeats: int, peers: Sequence[Sequence[int]] | None = None
+    ) -> list[list[tuple[float, float]]]:
+        """When each rank began and ended one collective alone, [rank][repeat], in seconds of the machine's clock.
+
+        peers: of each rank, for operation ``exchange``.
+        """
+        of_ranks = [()] * self.devices if peers is None else peers
+        arguments = [(operation, payload_bytes, repeats, of) for of in of_ranks]
+        return self.cluster.call_each("collective", arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=operation)
 
     def retransmits(self) -> int:
         """Segments that the ranks' data connections have sent twice so far."""
         return sum(self.cluster.call("retransmits", timeout_s=self.timeout_s, phase="counters"))
 
-    def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
+    def collective_s(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
         """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
         calls = self.rank_times(operation, payload_bytes, repeats)
         return [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*calls, strict=True)]

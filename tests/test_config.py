@@ -34,6 +34,14 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("model=vit_bse", "model=vit_bse: unknown; did you mean vit_base"),
     ("model=3", "model=3: unknown"),
     ("topology=stra", "topology=stra: unknown; did you mean star?"),
+    ("topology.trunk_share=0", "topology.trunk_share=0: must be a number above 0"),
+    ("topology=ring network=loopback", "topology=ring: needs network=mininet: loopback paces one link of each device"),
+    ("collective=rings", "collective=rings: must be one of auto, pairwise"),
+    ("collective=hierarchical", "collective=hierarchical: needs devices behind two switches at least; topology=star"),
+    ("collective=ring comm=gloo", "collective=ring: must be auto with comm=gloo"),
+    ("queue_kb=1", "queue_kb=1: must be a number from 4 to 1000000 (KB)"),
+    ("topology=mesh queue_kb=16", "queue_kb=16: must be 1000: it is of switches' ports"),
+    ("devices=254", "devices=254: must be from 1 to 253"),
     ("network=minnet", "network=minnet: unknown; did you mean mininet?"),
     ("network.backend=minnet", "network.backend=minnet:"),
     ("mix=gtx1660ti+gtx", "mix=gtx: unknown; did you mean gtx1660ti"),
@@ -231,3 +239,11 @@ def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_config(["+experiment=smoke", "methods=novel", "novel.groups=x"])
     with pytest.raises(ConfigError, match="methods=novel"):
         load_config(["+experiment=smoke", "methods=novel", "novel.groups=8"])
+
+
+def test_links_on_the_command_line() -> None:
+    config = load_config(["+experiment=smoke", "topology.links=[h* d0,h1 d0 0.5]"])
+    assert config.topology.graph(2).share["d0", "h1"] == 0.5
+    for line, reason in (("h9 d0", "must name devices from h0 to h1"), ("x d0", "must be lines as")):
+        with pytest.raises(ConfigError, match=rf"topology\.links={line}: {reason}"):
+            load_config(["+experiment=smoke", f"topology.links=[{line}]"])

@@ -44,7 +44,7 @@ def python(folder: Path, *words: str, **more: str) -> subprocess.CompletedProces
 
 
 def test_the_page_has_files_and_commands() -> None:
-    assert len(FILES) == 7 and len(COMMANDS) == 6
+    assert len(FILES) == 8 and len(COMMANDS) == 7
 
 
 def test_commands_are_accepted(copy: Path) -> None:
@@ -60,15 +60,13 @@ def test_the_methods_test_passes(copy: Path) -> None:
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
-def test_the_topology_has_the_names_that_the_testbed_looks_for(copy: Path) -> None:
+def test_the_topology_is_what_the_page_says(copy: Path) -> None:
     script = (
-        "from topologies.star import Star; from topologies.two_rooms import TwoRooms\n"
-        "def names(topology):\n"
-        "    links = topology(devices=3, private_dirs=['/x']).links(withInfo=True)\n"
-        "    return {link[2][key] for link in links for key in ('intfName1', 'intfName2')}\n"
-        "print(sorted(names(TwoRooms) - names(Star)), sorted(names(Star) - names(TwoRooms)))"
+        "from testbed.config import load_config\n"
+        "links = load_config(['+experiment=smoke', 'topology=two_rooms', 'devices=4']).topology.graph(4)\n"
+        "print(links.rooms, links.suited, links.routes[0, 1], links.share['h0', 'd0'], links.share['d0', 'd1'])"
     )
-    assert python(copy, "-c", script).stdout == "['d0-d1', 'd1-d0'] []\n"
+    assert python(copy, "-c", script).stdout == "((0, 1), (2, 3)) hierarchical (('h0', 'h1'),) 0.5 0.1\n"
 
 
 def test_the_pages_code_is_in_the_style_of_the_rest(copy: Path) -> None:

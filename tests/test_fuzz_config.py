@@ -29,7 +29,7 @@ KEYS = """
 methods devices bandwidths tokens compute_mode time_scale comm repeats point_budget_s seed results_dir resume
 runner experiment model model.name model.layers model.hidden model.heads model.pretrained topology topology.name device
 device.name device.reference_model device.reference_model.tokens device.reference_s network network.backend single
-device.memory_gb checkpoint
+device.memory_gb checkpoint topology.links topology.links.0 topology.trunk_share collective queue_kb
 astra astra.groups astra.groups.0 astra.codebook_size astra.speedups pipeline bandwidths.x settings
 settings.astra method
 _target_ model._target_ hydra hydra.run.dir hydra/launcher hydra.searchpath defaults tokens.x a.b.c
@@ -41,6 +41,7 @@ ${hydra:runtime.cwd} ${python_version:} ${oc.decode:"[1]"} ${oc.create:{a:1}} ${
 {_target_:os.system} {_target_:os.system,command:exit} os.system !!python/object/apply:os.system [a:b] {a:1,a:2} {1:2}
 {null:1} {[1]:2} ${a}${b} choice(1,2) range(1,9) shuffle([1,2]) sort(3,1) glob(*) int(3) float(x) str([1]) tag(a,b)
 extend_list(1) ../x /dev/null single astra smoke vit_base star mininet latency __init__ assets 1 2 64 768
+ring mesh hierarchical h*
 """
 LONG = ["9" * 400, "9" * 5000, "[" * 99 + "]" * 99, "{a:" * 99, "a\nb", "'a\nb'", "\x00", "\x1b[2J", "\udcff", "é"]
 WORDS = [*NASTY.split(), *LONG]

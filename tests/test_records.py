@@ -42,7 +42,8 @@ def test_rows_come_back_with_their_types(folder: RunFolder) -> None:
 
 def test_columns_are_the_design_cards() -> None:
     text = """experiment signature method codec groups codebook_size speedups settings devices shares
-    bandwidth_mbps delay_ms loss_pct tokens layers hidden heads model topology network device_profile compute_mode
+    bandwidth_mbps delay_ms loss_pct tokens layers hidden heads model topology collective queue_kb network
+    device_profile compute_mode
     time_scale speedups_used full_precision_pct repeat latency_ms compute_ms encode_ms wire_ms wait_ms decode_ms
     straggler_wait_pct speedup payload_bytes
     formula_bytes messages wire_bytes wire_floor_ms free_burst_bytes paper_bytes paper_latency_ms verified max_abs_err

@@ -24,7 +24,6 @@ SHELLS = {"sh", "bash", "/bin/sh", "/bin/bash"}
 LEGITIMATE = {
     ("testbed/run.py", "importlib.import_module"): "config.runner: load_config allows names in conf/runner/ only",
     ("testbed/methods/__init__.py", "importlib.import_module"): "the names of this package's own files only",
-    ("testbed/network/mininet.py", "import_module"): "topology.name: load_config allows names in conf/topology/ only",
     ("testbed/network/mininet.py", "host.cmd"): "fixed commands, with names and addresses that this module makes",
     ("testbed/network/sandbox.py", "sh"): "JANITOR, fixed; the folder is an argument of it",
     ("testbed/network/init.py", "sh"): "PREPARE, fixed",

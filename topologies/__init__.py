@@ -1,1 +1,1 @@
-"""Emulated networks as Mininet topologies, one per file. ``data_topology(devices)`` returns the data network."""
+"""Emulated networks as Mininet topologies."""

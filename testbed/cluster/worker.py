@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from testbed.astra.codebooks import load_codebooks
 from testbed.clock import Device, DeviceClock
 from testbed.cluster.priority import realtime
 from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
-from testbed.comm.pacing import Pacing
+from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 from testbed.methods import load_method
@@ -88,10 +89,10 @@ class DeviceWorker:
         self._listener.close()
         self._group = GlooGroup(self.rank, self.world, interface_address, store, timeout_s)
 
-    def set_link(self, pacing: Pacing, rate_bps: float) -> None:
-        """The data links now run at ``rate_bps``."""
+    def set_links(self, links: RankLinks) -> None:
+        """The data links now are like this."""
         if isinstance(self._group, TcpGroup):
-            self._group.set_link(pacing, rate_bps)
+            self._group.set_links(links)
 
     def load(self, choice: ModelChoice, tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
         """Load the model (weights mapped from files that all actors share) and keep the input picture."""
@@ -171,14 +172,19 @@ class DeviceWorker:
             raise RuntimeError(f"rank {self.rank} is not connected")
         return self._group
 
-    def collective(self, operation: str, payload_bytes: int, repeats: int) -> list[tuple[float, float]]:
+    def collective(
+        self, operation: str, payload_bytes: int, repeats: int, peers: Sequence[int] = ()
+    ) -> list[tuple[float, float]]:
         """Time one operation alone: (begin, end) of each repeat. payload_bytes: what each rank contributes.
 
         one_way, both_ways: between ranks 0 and 1, 2 and 3, ... at once; a last rank without a partner only waits.
+        incast_all: all others to rank 0, at once; incast_ordered: the same, each when rank 0 asks for it.
+        exchange: with these peers both ways, all at once.
         """
         group = self._connected()
         local = torch.zeros(payload_bytes, dtype=torch.uint8)
-        partner = self.rank ^ 1
+        partner, others = self.rank ^ 1, range(1, self.world)
+        from_peers = dict.fromkeys(peers, payload_bytes)
         run: dict[str, Callable[[], object]] = {
             "all_gather": lambda: group.all_gather(local, [payload_bytes] * self.world),
             "all_reduce": lambda: group.all_reduce(local.view(torch.float32)),
@@ -187,6 +193,13 @@ class DeviceWorker:
                 group.recv([payload_bytes], torch.uint8, partner) if self.rank % 2 else group.send(local, partner)
             ),
             "both_ways": lambda: group.sendrecv(local, partner, [payload_bytes], torch.uint8, partner),
+            "incast_all": lambda: (
+                group.send(local, 0)
+                if self.rank
+                else group.exchange_async({}, dict.fromkeys(others, payload_bytes)).wait()
+            ),
+            "incast_ordered": lambda: _answer(group, local) if self.rank else _ask(group, others, payload_bytes),
+            "exchange": lambda: group.exchange_async(dict.fromkeys(peers, local), from_peers).wait(),
         }
         if operation in ("one_way", "both_ways") and partner >= self.world:
             operation = "nothing"
@@ -202,3 +215,16 @@ class DeviceWorker:
     def retransmits(self) -> int:
         """Segments that this rank's data connections have sent twice; 0 on transports that do not tell."""
         return self._group.retransmits() if isinstance(self._group, TcpGroup) else 0
+
+
+def _ask(group: Group, peers: Iterable[int], payload_bytes: int) -> None:
+    """Receive from one peer after another, each when the one before is done."""
+    for peer in peers:
+        group.send(torch.zeros(1, dtype=torch.uint8), peer)
+        group.recv([payload_bytes], torch.uint8, peer)
+
+
+def _answer(group: Group, local: Tensor) -> None:
+    """Send to rank 0 when it asks."""
+    group.recv([1], torch.uint8, 0)
+    group.send(local, 0)

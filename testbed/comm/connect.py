@@ -21,7 +21,7 @@ from testbed.comm.frame import GREETING_BYTES, pack_greeting, read_greeting
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 
-PRIORITY_INTERACTIVE = 6  # TC_PRIO_INTERACTIVE: the first band of pfifo_fast
+LOW_DELAY = 0x10  # IPTOS_LOWDELAY: the first band of pfifo_fast, also in hosts that forward
 STRANGERS_WAITING = 64  # connections beyond the ranks' own whose greeting is awaited; then the oldest is closed
 STRANGERS_NAMED = 3
 
@@ -114,8 +114,7 @@ def _accept(
                 with contextlib.suppress(OSError):  # gone again
                     connection, (host, port) = listener.accept()
                     connection.setblocking(False)
-                    if hasattr(socket, "SO_PRIORITY"):
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY_INTERACTIVE)
+                    connection.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOW_DELAY)
                     newcomers[connection] = _Newcomer(connection, f"{host}:{port}")
             if len(newcomers) > len(peers) + STRANGERS_WAITING:
                 turn_away(newcomers.pop(next(iter(newcomers))))

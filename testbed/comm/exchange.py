@@ -18,7 +18,8 @@ from collections import deque
 
 from testbed.comm.frame import HEADER_BYTES, check_header, pack_header
 from testbed.comm.group import Timing, Traffic
-from testbed.comm.pacing import Pacing, Unpaced
+from testbed.comm.pacing import Pacing
+from testbed.comm.routes import RankLinks, Route
 from testbed.errors import CommError
 
 SMALL_BYTES = 1 << 14  # payloads up to this travel in one buffer with their header
@@ -30,6 +31,7 @@ AHEAD_BYTES = (1 << 13, 1 << 18)  # the least and the most of it
 # delays those and starves the other direction, less stalls this one.
 SEND_BUFFER_S = 10e-3
 SEND_BUFFER_BYTES = (1 << 15, 1 << 18)
+ALONE = ("send", "barrier")  # operations in which a rank may be the only one that sends
 
 
 class Operation:
@@ -102,31 +104,33 @@ class Exchange:
         self._sent = dict.fromkeys(to, 0)  # sequence numbers
         self._seen = dict.fromkeys(source, 0)
         self._queued: deque[Operation] = deque()
-        self._outgoing: deque[_Outgoing] = deque()
+        self._lanes: dict[Pacing, deque[_Outgoing]] = {}  # messages that queue at the same link, one after another
         self._incoming: dict[socket.socket, deque[_Incoming]] = {}
         self._bell, self._listener = socket.socketpair()  # rung when an operation is queued by another thread
         for connection in (*to.values(), *source.values(), self._bell, self._listener):
             connection.setblocking(False)
-        self.set_link(Unpaced(), float("inf"))
 
-    def set_link(self, pacing: Pacing, rate_bps: float) -> None:
-        """From now on the links run at ``rate_bps`` bits/s and bytes are handed to the kernel as ``pacing`` says."""
-        self._pacing, self._rate_bps = pacing, rate_bps
-        least, most = AHEAD_BYTES
-        self._ahead_bytes = int(min(max(rate_bps / 8 * AHEAD_S, least), most))
-        least, most = SEND_BUFFER_BYTES
-        send_buffer = int(min(max(rate_bps / 8 * SEND_BUFFER_S, least), most))
-        for connection in self._to.values():
+    def set_links(self, links: RankLinks) -> None:
+        """From now on bytes are handed to the kernel as these routes say."""
+        self._routes, self._slowest_bps = links.routes, links.slowest_bps
+        self._ahead_bytes: dict[int, int] = {}
+        for peer, connection in self._to.items():
+            rate_bps = links.routes[peer].rate_bps
+            self._ahead_bytes[peer] = ahead_bytes = _clamped(rate_bps, AHEAD_S, AHEAD_BYTES)
+            send_buffer = _clamped(rate_bps, SEND_BUFFER_S, SEND_BUFFER_BYTES)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             if hasattr(socket, "TCP_NOTSENT_LOWAT") and connection.family == socket.AF_INET:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._ahead_bytes)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, ahead_bytes)
 
     def is_brief(self, payload_bytes: int) -> bool:
-        """Whether the link carries this much in so short a time that who sends when does not matter."""
-        return 8 * payload_bytes <= BRIEF_S * self._rate_bps
+        """Whether the slowest route carries this much in so short a time that who sends when does not matter."""
+        return _is_brief(payload_bytes, self._slowest_bps)
 
     def run(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Timing:
         """Send the messages in this order while receiving all of ``receives``; over when both are done.
+
+        Messages that queue at different links go side by side. In an operation of all ranks, what this rank sends over
+        a link that others use too counts as often as there are such ranks, since they send alike.
 
         sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload.
         """
@@ -146,7 +150,7 @@ class Exchange:
         """Carry on with all queued operations until this one is done. In one thread at a time, in queueing order."""
         now = time.monotonic()
         # All senders may share one link for a while, and both ends of it.
-        deadline = now + self.timeout_s + 16 * (len(self._to) + 1) * operation.volume / self._rate_bps
+        deadline = now + self.timeout_s + 16 * (len(self._to) + 1) * operation.volume / self._slowest_bps
         while True:
             self._take_up(now)
             full = self._send(now)
@@ -155,11 +159,8 @@ class Exchange:
             if now > deadline:
                 self._time_out(operation)
             wake = deadline if operation.messages else operation.done_s
-            if self._outgoing and not full:
-                wake = min(wake, self._outgoing[0].release_s)
-            writers = [self._outgoing[0].connection] if full else []
-            readers = [*self._incoming, self._listener]
-            readable, _, _ = select.select(readers, writers, [], max(0.0, wake - now))
+            wake = min([wake, *(lane[0].release_s for lane in self._lanes.values() if lane[0].release_s > now)])
+            readable, _, _ = select.select([*self._incoming, self._listener], full, [], max(0.0, wake - now))
             now = time.monotonic()
             for connection in readable:
                 if connection is self._listener:
@@ -176,22 +177,32 @@ class Exchange:
         """Line up the messages of what has been queued."""
         while self._queued:
             operation = self._queued.popleft()
-            outgoing = []
+            lanes: dict[Pacing, list[_Outgoing]] = {}
             for peer, payload in operation.sends.items():
                 header = pack_header(operation.name, self.rank, self._sent[peer], len(payload))
-                outgoing.append(_Outgoing(operation, peer, self._to[peer], header, payload))
+                message = _Outgoing(operation, peer, self._to[peer], header, payload)
+                lanes.setdefault(self._routes[peer].pacing, []).append(message)
                 self._sent[peer] += 1
                 self.traffic.sent_bytes += len(payload)
             for peer, payload in operation.receives.items():
                 self._expect(_Incoming(operation, peer, self._source[peer], payload))
                 self.traffic.received_bytes += len(payload)
             self.traffic.operations += 1
-            if outgoing and self.is_brief(total := sum(message.left for message in outgoing)):
-                # One wake-up for all: the last of them arrives when it would have if each had waited for its turn.
-                release_s = self._pacing.release(total, now)
-                for message in outgoing:
-                    message.released, message.release_s = message.left, release_s
-            self._outgoing.extend(outgoing)
+            for pacing, messages in lanes.items():
+                if _is_brief(left := sum(message.left for message in messages), self._route(messages[0]).rate_bps):
+                    # One wake-up for all: the last of them arrives when it would have if each had waited for its turn.
+                    release_s = self._release_s(messages[0], left, now)
+                    for message in messages:
+                        message.released, message.release_s = message.left, release_s
+                self._lanes.setdefault(pacing, deque()).extend(messages)
+
+    def _route(self, message: _Outgoing) -> Route:
+        return self._routes[message.peer]
+
+    def _release_s(self, message: _Outgoing, size: int, now: float) -> float:
+        """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
+        route = self._route(message)
+        return route.pacing.release(size * (1 if message.operation.name in ALONE else route.payers), now)
 
     def _expect(self, message: _Incoming) -> None:
         """Receive it after what else is to come on its connection."""
@@ -200,26 +211,36 @@ class Exchange:
         if len(line) == 1:
             message.listen()
 
-    def _send(self, now: float) -> bool:
-        """Hand over all that the pacing lets go; True if it is the kernel that will take no more now."""
-        while self._outgoing:
-            message = self._outgoing[0]
+    def _send(self, now: float) -> list[socket.socket]:
+        """Hand over all that the pacing lets go. Returns the connections on which the kernel takes no more now."""
+        full = []
+        for pacing, lane in list(self._lanes.items()):
+            if connection := self._send_lane(lane, now):
+                full.append(connection)
+            if not lane:
+                del self._lanes[pacing]
+        return full
+
+    def _send_lane(self, lane: deque[_Outgoing], now: float) -> socket.socket | None:
+        """``_send`` for what queues at one link."""
+        while lane:
+            message = lane[0]
             if not message.released:
-                message.released = min(self._pacing.chunk_bytes, message.left)
-                message.release_s = self._pacing.release(message.released, now)
+                message.released = min(self._route(message).pacing.chunk_bytes, message.left)
+                message.release_s = self._release_s(message, message.released, now)
             if now < message.release_s:
-                return False
+                return None
             try:
                 message.advance(message.connection.send(message.parts[0][: message.released]))
             except BlockingIOError:
-                return True
+                return message.connection
             except OSError as error:
                 reason = f"rank {message.peer} is gone: {message.operation.name} to it: {error.strerror}"
                 raise CommError(reason, [message.peer]) from error
             if not message.parts:
-                self._outgoing.popleft()
+                lane.popleft()
                 message.operation.end_message(now)
-        return False
+        return None
 
     def _receive(self, message: _Incoming, now: float) -> None:
         """Read what has come of the next message of its connection."""
@@ -239,9 +260,9 @@ class Exchange:
                 check_header(header, operation.name, peer, self._seen[peer], len(message.payload))
         if message.got > before:
             operation.first_s = operation.first_s or now
-            operation.arrived_s = max(operation.arrived_s, self._pacing.arrive(message.got - before, now))
+            operation.arrived_s = max(operation.arrived_s, self._routes[peer].pacing.arrive(message.got - before, now))
         if message.got < message.size:
-            _wake_at(message.connection, min(message.size - message.got, self._ahead_bytes))
+            _wake_at(message.connection, min(message.size - message.got, self._ahead_bytes[peer]))
             return
         if message.small:
             message.payload[:] = message.front[HEADER_BYTES:]
@@ -258,8 +279,8 @@ class Exchange:
         """CommError: of a peer that sent something else, or naming all that are missing."""
         for line in list(self._incoming.values()):
             self._receive(line[0], time.monotonic())  # a wrong message may be too short to have woken this rank
-        messages = (*self._outgoing, *(message for line in self._incoming.values() for message in line))
-        missing = sorted({message.peer for message in messages if message.operation is operation})
+        lines = (*self._lanes.values(), *self._incoming.values())
+        missing = sorted({message.peer for line in lines for message in line if message.operation is operation})
         reason = f"rank {self.rank} waited {self.timeout_s:g} s in {operation.name} for ranks {missing}"
         raise CommError(reason, missing)
 
@@ -267,3 +288,13 @@ class Exchange:
 def _wake_at(connection: socket.socket, size: int) -> None:
     """Count a connection as readable once this much has come (or it is closed)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
+
+def _is_brief(size: int, rate_bps: float) -> bool:
+    return 8 * size <= BRIEF_S * rate_bps
+
+
+def _clamped(rate_bps: float, seconds: float, limits: tuple[int, int]) -> int:
+    """Bytes of so much time at a rate, within limits."""
+    least, most = limits
+    return int(min(max(rate_bps / 8 * seconds, least), most))

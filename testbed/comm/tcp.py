@@ -4,7 +4,8 @@ Order matters on a star of equal links: if everybody sends to rank 0 first, its 
 the others idle (incast, 1.2 to 1.8 times the ideal). Here rank n sends to n+1, n+2, ... in turn while it receives
 from n-1, n-2, ..., so at any time each link carries one sender's data. Large messages go in rounds, a round for each
 distance (pairwise exchange, Thakur et al. 2005): a rank that ran ahead would take half of somebody's link, and leave
-another idle. Small ones, which a link carries in a moment, go all at once. Sums go round a ring.
+another idle. Small ones, which a link carries in a moment, go all at once. Sums go round a ring. Other topologies have
+other ways to gather: testbed.comm.schedule.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from torch import Tensor
 
 from testbed.comm.exchange import Exchange
 from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
-from testbed.comm.pacing import Pacing
+from testbed.comm.pacing import Unpaced
+from testbed.comm.routes import RankLinks
+from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
 
+Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: what is sent, and where what comes goes
 TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags, then the 24th 32-bit number
 
 
@@ -58,10 +62,12 @@ class TcpGroup(Group):
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, list[Timing]]] | None = None
         self._stepwise: Future[tuple[Tensor, list[Timing]]] | None = None  # the last that has messages yet to queue
+        self.set_links(RankLinks.one(rank, world, Unpaced(), float("inf")))
 
-    def set_link(self, pacing: Pacing, rate_bps: float) -> None:
-        """From now on the links run at ``rate_bps`` bits/s and bytes are handed to the kernel as ``pacing`` says."""
-        self._wire.set_link(pacing, rate_bps)
+    def set_links(self, links: RankLinks) -> None:
+        """From now on bytes go, and ranks gather, as these links say."""
+        self._links = links
+        self._wire.set_links(links)
 
     def all_gather(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         self._settle()
@@ -70,11 +76,10 @@ class TcpGroup(Group):
         return result
 
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
-        result, payload, slots = self._slots(local, rows)
-        sends = dict.fromkeys(self._others, payload)
-        if self._at_once(sends, slots):
-            return self._queue("all_gather", sends, slots, result)
-        return self._submit(lambda: (result, self._rounds("all_gather", sends, slots)))
+        result, stages = self._stages(local, rows)
+        if len(stages) == 1:
+            return self._queue("all_gather", *stages[0], result)
+        return self._submit(lambda: (result, self._run_stages("all_gather", stages)))
 
     def share_sum_async(self, local: Tensor) -> Handle:
         return self._submit(lambda: self._share_sum(local))
@@ -159,18 +164,25 @@ class TcpGroup(Group):
             connection.close()
 
     def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
-        result, payload, slots = self._slots(local, rows)
-        return result, self._rounds("all_gather", dict.fromkeys(self._others, payload), slots)
+        result, stages = self._stages(local, rows)
+        return result, self._run_stages("all_gather", stages)
 
-    def _slots(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, memoryview, dict[int, memoryview]]:
-        """Of an all-gather: the result with the own rows in it, what to send, and where the others' rows go."""
+    def _stages(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Stage]]:
+        """Of an all-gather: the result with the own rows in it, and what is sent and received to fill the rest."""
         result = local.new_empty((sum(rows), *local.shape[1:]))
-        payload, whole = as_bytes(local.contiguous()), as_bytes(result)
-        ends = list(itertools.accumulate(rows))
+        result.split(list(rows))[self.rank].copy_(local)
+        whole, ends = as_bytes(result), [0, *itertools.accumulate(rows)]
         row_bytes = len(whole) // max(1, ends[-1])
-        slots = {p: whole[(ends[p] - rows[p]) * row_bytes : ends[p] * row_bytes] for p in self._others}
-        result[ends[self.rank] - rows[self.rank] : ends[self.rank]] = local
-        return result, payload, slots
+        blocks = [whole[first * row_bytes : end * row_bytes] for first, end in itertools.pairwise(ends)]
+        collective = self._links.collective
+        if collective == PAIRWISE and self._wire.is_brief(max(map(len, blocks))):
+            collective = AT_ONCE
+        stages = []
+        for sent, received in stages_of(self.rank, collective, self.world, self._links.rooms):
+            outgoing = {transfer.target: transfer.cut(blocks[transfer.owner]) for transfer in sent}
+            incoming = {transfer.source: transfer.cut(blocks[transfer.owner]) for transfer in received}
+            stages.append((outgoing, incoming))
+        return result, stages
 
     def _reduce(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
         parts = local.contiguous().split(list(rows))
@@ -211,16 +223,17 @@ class TcpGroup(Group):
 
     def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
         """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
-        if self._at_once(sends, receives):
-            return [self._wire.run(operation, sends, receives)]
-        timings = []
+        at_once = self._links.collective == AT_ONCE
+        if at_once or self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
+            return self._run_stages(operation, [(sends, receives)])
+        stages = []
         for step in range(1, self.world):
             to, source = (self.rank + step) % self.world, (self.rank - step) % self.world
-            timings.append(self._wire.run(operation, {to: sends[to]}, {source: receives[source]}))
-        return timings
+            stages.append(({to: sends[to]}, {source: receives[source]}))
+        return self._run_stages(operation, stages)
 
-    def _at_once(self, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> bool:
-        return self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0))
+    def _run_stages(self, operation: str, stages: list[Stage]) -> list[Timing]:
+        return [self._wire.run(operation, sends, receives) for sends, receives in stages]
 
     def _exchange(self, operation: str, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> None:
         self._book(self._wire.run(operation, _views(sends), _views(receives)))

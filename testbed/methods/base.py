@@ -60,6 +60,11 @@ class Method(ABC):
         """The name with the settings that distinguish variants, for tables and plots."""
         return self.name
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """How its bits travel, an equal part of them in each of these ways (testbed.comm.schedule.traffic)."""
+        return ("gather",)
+
     def shares(self, total: int, world: int) -> list[int]:
         """Each rank's of ``total`` items (rows, heads, layers): as even as whole ones allow, or by ``speeds``."""
         return list(shares_by_speed(total, self.speeds)) if self.speeds else even_shares(total, world)

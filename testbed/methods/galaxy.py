@@ -52,6 +52,11 @@ class Galaxy(MegatronSequenceParallel):
 
     name: ClassVar[str] = "galaxy"
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """Tiles and sums to the right."""
+        return ("ring",)
+
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""

@@ -43,6 +43,11 @@ class MegatronSequenceParallel(CodedMethod):
 
     name: ClassVar[str] = "megatron_sp"
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """Terms to be summed, and rows."""
+        return ("pairs", "gather")
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a row and a head; shares may differ by one."""
         most = min(shape.sequence, shape.heads, shape.mlp_hidden)

@@ -49,6 +49,11 @@ class Pipeline(CodedMethod):
 
     name: ClassVar[str] = "pipeline"
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """One hop at a time."""
+        return ("chain",)
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a layer."""
         if world > shape.layers:

@@ -47,6 +47,11 @@ class RingAttention(CodedMethod):
     def _variant(self) -> list[str]:
         return ["both ways"] if self.directions == 2 else []
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """To the right, or to both sides."""
+        return ("both_ways",) if self.directions == 2 else ("ring",)
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a row."""
         check_rows(self.name, shape, world)

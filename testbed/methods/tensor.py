@@ -103,6 +103,13 @@ class TensorParallel(CodedMethod):
     def _variant(self) -> list[str]:
         return [] if self.sync == "ring" else [self.sync]
 
+    @property
+    def traffic(self) -> tuple[str, ...]:
+        """Chunks round a ring, or terms and sums as ``sync`` and codec say."""
+        if self.sync == "ring":
+            return ("pairs", "gather") if self.codec.lossy else ("ring",)
+        return ("root",) if self.sync == "star" else ("gather",)
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Each device needs a head and a column; shares may differ."""
         most = min(shape.heads, shape.mlp_hidden)

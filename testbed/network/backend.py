@@ -7,17 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.comm.pacing import Pacing
+from testbed.comm.routes import RankLinks
+from testbed.network.links import Hop, LinkGraph
+from testbed.network.shaping import QUEUE_KB
 
 
 class Network(ABC):
     """Hosts joined by links whose rate can be changed while everything runs. A context manager: leaving it ends it.
 
-    control_ip: address of the driver. device_control_ips, device_data_ips: addresses of each device on the two
-    networks.
+    graph: the data links. control_ip: address of the driver. device_control_ips, device_data_ips: addresses of each
+    device on the two networks.
     """
 
     name: str
+    graph: LinkGraph
     control_ip: str
     device_control_ips: list[str]
     device_data_ips: list[str]
@@ -33,21 +36,24 @@ class Network(ABC):
         """Start a process on a device, with its output in ``log``."""
 
     @abstractmethod
-    def shape(self, rate_bps: float, shaper: str) -> None:
-        """Set every data link to ``rate_bps`` bits/s both ways with one of ``testbed.network.shaping.SHAPERS``."""
+    def shape(self, rate_bps: float, shaper: str, queue_kb: float = QUEUE_KB) -> None:
+        """Set every data link both ways to its share of ``rate_bps`` bits/s, and switches' ports to a queue length.
+
+        shaper: one of ``testbed.network.shaping.SHAPERS``.
+        """
 
     @abstractmethod
-    def pacing(self) -> Pacing:
-        """How ranks must hand bytes to the links as they are now."""
+    def links_of(self, rank: int, collective: str) -> RankLinks:
+        """How a rank must hand bytes to the links as they are now, and how it gathers."""
 
     @property
     @abstractmethod
     def bucket_bytes(self) -> int:
-        """What a link that was idle lets through at once."""
+        """What a link that was idle lets through at once; of the link with the largest bucket."""
 
     @abstractmethod
-    def delivered_bytes(self) -> list[int] | None:
-        """Bytes that each device's link has delivered to it so far, with packet headers; None if uncounted."""
+    def carried_bytes(self) -> dict[Hop, int] | None:
+        """Bytes that each link has carried so far, each way, with packet headers; None if uncounted."""
 
     @abstractmethod
     def dropped_packets(self) -> int | None:

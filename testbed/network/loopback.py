@@ -10,20 +10,23 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.comm.pacing import Pacing, TransportPacing
+from testbed.comm.pacing import TransportPacing
+from testbed.comm.routes import RankLinks
 from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
-from testbed.network.shaping import SHAPERS
+from testbed.network.links import LinkGraph
+from testbed.network.shaping import QUEUE_KB, SHAPERS
 
 
 class LoopbackNetwork(Network):
-    """``devices`` devices on 127.0.0.1."""
+    """Devices on 127.0.0.1, each with one link; only a star can be paced so."""
 
     name = "loopback"
     control_ip = "127.0.0.1"
 
-    def __init__(self, devices: int):
-        self.device_control_ips = self.device_data_ips = ["127.0.0.1"] * devices
+    def __init__(self, graph: LinkGraph):
+        self.graph = graph
+        self.device_control_ips = self.device_data_ips = ["127.0.0.1"] * graph.devices
 
     def __enter__(self) -> LoopbackNetwork:
         return self
@@ -35,20 +38,23 @@ class LoopbackNetwork(Network):
         with log.open("wb") as output:
             return subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
 
-    def shape(self, rate_bps: float, shaper: str) -> None:
-        """Ranks pace themselves by ``pacing``."""
+    def shape(self, rate_bps: float, shaper: str, queue_kb: float = QUEUE_KB) -> None:
+        """Ranks pace themselves by ``links_of``."""
         if shaper != SHAPERS[0]:
             raise EnvironmentFault(f"loopback links are paced in the transport; {shaper} needs network=mininet")
+        if queue_kb != QUEUE_KB:
+            raise EnvironmentFault(f"loopback links have no queue; one of {queue_kb:g} KB needs network=mininet")
         self._rate_bps = rate_bps
 
-    def pacing(self) -> Pacing:
-        return TransportPacing(self._rate_bps)
+    def links_of(self, rank: int, collective: str) -> RankLinks:
+        rate_bps = self._rate_bps
+        return RankLinks.one(rank, self.graph.devices, TransportPacing(rate_bps), rate_bps, collective)
 
     @property
     def bucket_bytes(self) -> int:
         return 0
 
-    def delivered_bytes(self) -> None:
+    def carried_bytes(self) -> None:
         return None
 
     def dropped_packets(self) -> None:

@@ -1,12 +1,16 @@
-"""The Mininet backend: a network namespace per device, Linux bridges, kernel-shaped links. Runs in the sandbox."""
+"""The Mininet backend: a network namespace per device, Linux bridges, kernel-shaped links. Runs in the sandbox.
+
+Each device has one data address, on its loopback interface, and a route to each other device by the link that
+LinkGraph says; devices forward for others where a description has no shorter way. Neighbours' hardware addresses are
+set, so that nothing but tensors is on a data link.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +19,100 @@ from mininet.net import Mininet
 from mininet.nodelib import LinuxBridge
 
 from testbed.comm.pacing import Pacing
+from testbed.comm.routes import RankLinks, Route
 from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
+from testbed.network.links import Hop, LinkGraph
 from testbed.network.probe import kernel_qdiscs
 from testbed.network.sandbox import scratch
-from testbed.network.shaping import LinkPolicy
+from testbed.network.shaping import QUEUE_KB, LinkPolicy
+from topologies.described import Described
 
 FORWARDING_TIMEOUT_S = 10.0
 UNSHAPED_BPS = 1e10  # before the first shape()
-HOST_SETUP = (
-    "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
+SYSCTLS = (
+    "net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
     # Connections live as long as the run and rest between layers: they must not start slowly each time.
-    "sysctl -qw net.ipv4.tcp_slow_start_after_idle=0",
-    "ip route change 10.2.0.0/24 dev {name}-data initcwnd 64",
+    "net.ipv4.tcp_slow_start_after_idle=0",
     # Offloaded bundles larger than the token bucket would be cut into packets again, at the price of a core.
-    "sysctl -qw net.ipv4.tcp_tso_rtt_log=0",
-    "ip link set dev {name}-data gso_max_size 25000",
+    "net.ipv4.tcp_tso_rtt_log=0",
+    "net.ipv4.ip_forward=1",
+    "net.ipv4.conf.all.rp_filter=0",  # there and back need not be the same way
 )
+LINK_SYSCTL = "net.ipv4.conf.{}.rp_filter=0"
+LINK = "gso_max_size 25000"  # see SYSCTLS
+ROUTE = "initcwnd 64"
 
 
 class MininetNetwork(Network):
-    """``devices`` hosts of a topology from topologies/, addresses 10.1.0.x (control) and 10.2.0.x (data)."""
+    """The hosts and switches of a LinkGraph, addresses 10.1.0.x (control) and 10.2.0.x (data)."""
 
     name = "mininet"
 
-    def __init__(self, topology: str, devices: int):
-        self.topology, self.devices = topology, devices
+    def __init__(self, graph: LinkGraph):
+        self.graph = graph
         self.control_ip = "10.1.0.254"
-        self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(devices)]
-        self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(devices)]
-        self._policy = LinkPolicy(UNSHAPED_BPS)
+        self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(graph.devices)]
+        self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(graph.devices)]
+        self._link = LinkPolicy(UNSHAPED_BPS)  # of a link whose share is 1
 
     def __enter__(self) -> MininetNetwork:
         setLogLevel("error")
         Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls for good
-        topology = getattr(import_module(f"topologies.{self.topology}"), self.topology.title().replace("_", ""))
         self._net = Mininet(
-            topology(devices=self.devices, private_dirs=[str(scratch() / "ray")]),
+            Described(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
             switch=LinuxBridge,  # pyright: ignore[reportArgumentType] any Switch will do
             controller=None,
             autoSetMacs=True,
-            autoStaticArp=True,
         )
         self._net.start()
         self._net["ctl"].setIP(f"{self.control_ip}/24", intf="ctl-control")
-        self._hosts = [self._net[f"h{rank}"] for rank in range(self.devices)]
+        self._hosts = [self._net[f"h{rank}"] for rank in range(self.graph.devices)]
+        # Each namespace: how to enter it, and the hops that begin in it. The switches are in our own.
+        self._spaces: list[tuple[list[str], list[Hop]]] = [([], self._hops("d"))]
         for rank, host in enumerate(self._hosts):
             host.setIP(f"{self.device_control_ips[rank]}/24", intf=f"h{rank}-control")
-            host.setIP(f"{self.device_data_ips[rank]}/24", intf=f"h{rank}-data")
-            for line in HOST_SETUP:
-                host.cmd(line.format(name=host.name))
+            hops = self._hops(f"{host.name}-")
+            settings = [*SYSCTLS, *(LINK_SYSCTL.format(_interface(hop)) for hop in hops)]
+            host.cmd(f"sysctl -qw {' '.join(settings)}")
+            enter = ["mnexec", "-a", str(host.pid)]
+            self._spaces.append((enter, hops))
+            lines = [*(f"link set dev {_interface(hop)} {LINK}" for hop in hops), *self._addresses(rank)]
+            _run([*enter, "ip", "-batch", "-"], "\n".join(lines))
         self._await_forwarding()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._net.stop()
 
+    def _hops(self, prefix: str) -> list[Hop]:
+        """Hops whose interface's name begins so."""
+        return [hop for hop in self.graph.share if _interface(hop).startswith(prefix)]
+
+    def _addresses(self, rank: int) -> Iterator[str]:
+        """Lines for ``ip -batch -``: a host's data address, its routes and its neighbours."""
+        own = self.device_data_ips[rank]
+        yield f"address add {own}/32 dev lo"
+        for peer in range(self.graph.devices):
+            if peer == rank:
+                continue
+            hops = self.graph.routes[rank, peer]
+            before, following = next(hop for hop in hops if hop[1].startswith("h"))  # the first host on the way
+            to, via = self.device_data_ips[peer], self.device_data_ips[int(following[1:])]
+            out = _interface(hops[0])
+            if via != to:
+                yield f"route replace {to}/32 via {via} dev {out} onlink src {own} {ROUTE}"
+                continue
+            yield f"route replace {to}/32 dev {out} src {own} {ROUTE}"
+            mac = self._net[following].intf(f"{following}-{before}").MAC()
+            yield f"neighbour replace {to} lladdr {mac} dev {out} nud permanent"
+
     def _await_forwarding(self) -> None:
         """A bridge port drops packets until it forwards; the first lost packet would cost a TCP second."""
         deadline = time.monotonic() + FORWARDING_TIMEOUT_S
-        for host in self._hosts:
-            for address in (self.control_ip, self.device_data_ips[0]):
+        following = [*self.device_data_ips[1:], self.device_data_ips[0]]  # every port is on the way of some pair
+        for host, peer in zip(self._hosts, following, strict=True):
+            for address in (self.control_ip, peer):
                 while "1 received" not in host.cmd(f"ping -c 1 -W 1 -q {address}"):
                     if time.monotonic() > deadline:
                         raise EnvironmentFault(f"host {host.name} cannot reach {address}: bridge ports do not forward")
@@ -84,60 +121,93 @@ class MininetNetwork(Network):
         with log.open("wb") as output:
             return self._hosts[device].popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
 
-    def shape(self, rate_bps: float, shaper: str) -> None:
+    def shape(self, rate_bps: float, shaper: str, queue_kb: float = QUEUE_KB) -> None:
         if shaper == "netem" and shaper not in kernel_qdiscs():
             raise EnvironmentFault("this kernel has no netem (module sch_netem)")
-        policy = LinkPolicy(rate_bps, shaper)
-        for enter, interfaces in self._link_ends():
-            lines = "\n".join(line for interface in interfaces for line in policy.commands(interface))
-            done = subprocess.run([*enter, "tc", "-batch", "-"], input=lines, capture_output=True, text=True)
-            if done.returncode:
-                raise EnvironmentFault(
-                    f"tc refused {rate_bps:g} bit/s on {', '.join(interfaces)}: {done.stderr.strip()}"
-                )
-        self._policy = policy
+        self._link = LinkPolicy(rate_bps, shaper, queue_kb)
 
-    def _link_ends(self) -> list[tuple[list[str], list[str]]]:
-        """Both ends of each data link: how to enter their namespace, and their names in it; the switch first."""
-        hosts = [(["mnexec", "-a", str(host.pid)], [f"{host.name}-data"]) for host in self._hosts]
-        return [([], [f"d0-{host.name}" for host in self._hosts]), *hosts]
+        def commands(hops: list[Hop]) -> str:
+            return "\n".join(line for hop in hops for line in self._commands(hop))
 
-    def pacing(self) -> Pacing:
-        return self._policy.pacing()
+        self._in_each_space(["tc", "-batch", "-"], commands)
+
+    def _policy(self, hop: Hop) -> LinkPolicy:
+        return LinkPolicy(self._link.rate_bps * self.graph.share[hop], self._link.shaper, self._link.queue_kb)
+
+    def _commands(self, hop: Hop) -> list[str]:
+        return self._policy(hop).commands(_interface(hop), host=hop[0].startswith("h"))
+
+    def _in_each_space(self, command: list[str], text: Callable[[list[Hop]], str] = lambda hops: "") -> list[str]:
+        """Run a command in every namespace with data links, in all of them at once; what it says in each.
+
+        text: its input, from the hops that begin there. EnvironmentFault if it fails.
+        """
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        running = [
+            (hops, subprocess.Popen([*enter, *command], **pipes, text=True)) for enter, hops in self._spaces if hops
+        ]
+        ended = [(hops, process, *process.communicate(text(hops))) for hops, process in running]
+        said = []
+        for hops, process, output, errors in ended:
+            if process.returncode:
+                reason = errors.strip().partition("\n")[0]
+                raise EnvironmentFault(f"{' '.join(command)} failed on {', '.join(map(_interface, hops))}: {reason}")
+            said.append(output)
+        return said
+
+    def links_of(self, rank: int, collective: str) -> RankLinks:
+        pacings: dict[Hop, Pacing] = {}
+        routes: dict[int, Route] = {}
+        for peer in range(self.graph.devices):
+            if peer != rank:
+                hop = self.graph.slowest(rank, peer)
+                policy = self._policy(hop)
+                pacing = pacings.setdefault(hop, policy.pacing())
+                routes[peer] = Route(pacing, policy.rate_bps, self.graph.payers[hop])
+        return RankLinks(routes, collective, self.graph.rooms)
 
     @property
     def bucket_bytes(self) -> int:
-        return self._policy.bucket_bytes
+        return max((self._policy(hop).bucket_bytes for hop in self.graph.share), default=0)
 
-    def delivered_bytes(self) -> list[int]:
-        # The switch port's qdisc counts every packet of an offloaded bundle with its headers; interface counters do
-        # not.
-        sent = {entry["dev"]: entry["bytes"] for entry in _root_qdiscs([])}
-        return [sent.get(f"d0-h{rank}", 0) for rank in range(self.devices)]
+    def carried_bytes(self) -> dict[Hop, int]:
+        # The qdisc counts every packet of an offloaded bundle with its headers; interface counters do not.
+        return self._counters("bytes")
 
     def dropped_packets(self) -> int:
-        return sum(
-            entry["drops"]
-            for enter, interfaces in self._link_ends()
-            for entry in _root_qdiscs(enter)
-            if entry["dev"] in interfaces
-        )
+        return sum(self._counters("drops").values())
+
+    def _counters(self, name: str) -> dict[Hop, int]:
+        """A counter of the outermost qdisc of each hop."""
+        found = {}
+        for shown in self._in_each_space(["tc", "-s", "-j", "qdisc", "show"]):
+            found |= {entry["dev"]: entry[name] for entry in json.loads(shown) if entry.get("root")}
+        return {hop: found.get(_interface(hop), 0) for hop in self.graph.share}
 
     def describe(self) -> dict[str, object]:
+        # One hop stands for all that are alike.
+        kinds = {(share, hop[0][0]): hop for hop, share in self.graph.share.items()}
         return {
             "backend": self.name,
-            "topology": self.topology,
+            "links": [f"{a} {b} {share:g}" for a, b, share in self.graph.shares],
             "data_addresses": self.device_data_ips,
             "control_addresses": self.device_control_ips,
             "kernel_qdiscs": kernel_qdiscs(),
             "shaper": "on both ends of each data link; tbf's bucket is charged by hold-back before idle links send",
             "bucket_bytes": self.bucket_bytes,
-            "tcp": {"congestion_control": "cubic", "host_setup": HOST_SETUP},
-            "tc": self._policy.commands("d0-h0"),
+            "queue_kb": self._link.queue_kb,
+            "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "link": LINK, "route": ROUTE},
+            "tc": {_interface(hop): self._commands(hop) for hop in kinds.values()},
         }
 
 
-def _root_qdiscs(enter: list[str]) -> list[dict[str, Any]]:
-    """Counters of the outermost qdisc of each interface in a namespace."""
-    shown = subprocess.run([*enter, "tc", "-s", "-j", "qdisc", "show"], capture_output=True, text=True, check=True)
-    return [entry for entry in json.loads(shown.stdout) if entry.get("root")]
+def _interface(hop: Hop) -> str:
+    """The interface by which a hop begins."""
+    return "-".join(hop)
+
+
+def _run(command: list[str], text: str) -> None:
+    """A command with this input; EnvironmentFault if it fails."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentFault(f"{' '.join(command)} failed: {done.stderr.strip().partition(chr(10))[0]}")

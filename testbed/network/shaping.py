@@ -18,42 +18,64 @@ from testbed.comm.pacing import CreditHold, Pacing, Unpaced
 
 SHAPERS = ("tbf", "tclink", "netem")
 BUCKET_S = 2e-3  # of the link's time
+BUCKET_SHARE = 4  # of its queue a bucket is at most one in so many: it would stand for a queue of its size
 PACKET_BYTES = 1600  # one full Ethernet packet with room for encapsulation
-QUEUE_BYTES = 1_000_000
-QUEUE_PACKETS = 1000  # netem counts packets
+QUEUE_KB = 1000.0  # of a switch's port, unless an experiment asks for another length
+HOST_PACKETS = 1000  # of a host's own queue, which its sockets' buffers bound much earlier
 TCLINK_BUCKET_BYTES = 15 * 1024
 
 
 @dataclass(frozen=True)
 class LinkPolicy:
-    """A symmetric link. rate_bps: bits/s that the kernel lets through (already divided by time_scale)."""
+    """One direction of a link. rate_bps: bits/s that the kernel lets through (already divided by time_scale).
+
+    queue_kb: what waits at a switch's port at most, in thousands of bytes; what comes then is dropped.
+    """
 
     rate_bps: float
     shaper: str = SHAPERS[0]
+    queue_kb: float = QUEUE_KB
+
+    @property
+    def queue_bytes(self) -> int:
+        """The queue in bytes."""
+        return round(1000 * self.queue_kb)
 
     @property
     def bucket_bytes(self) -> int:
-        """What passes at once after an idle time. tbf: two milliseconds of the link, at least one packet."""
-        tbf = max(PACKET_BYTES, round(self.rate_bps / 8 * BUCKET_S))
-        return {"tbf": tbf, "tclink": TCLINK_BUCKET_BYTES, "netem": 0}[self.shaper]
+        """What passes at once after an idle time.
+
+        tbf: two milliseconds of the link, a part of its queue at most, a packet at least. An offloaded bundle of
+        packets that is larger is cut up before it queues, so that short queues count packets, not bundles.
+        """
+        share = min(self.rate_bps / 8 * BUCKET_S, self.queue_bytes / BUCKET_SHARE)
+        return {"tbf": max(PACKET_BYTES, round(share)), "tclink": TCLINK_BUCKET_BYTES, "netem": 0}[self.shaper]
 
     def pacing(self) -> Pacing:
         """How ranks hand bytes to the link: our bucket is paid for, the others are taken as they are."""
         return CreditHold(self.rate_bps, self.bucket_bytes) if self.shaper == "tbf" else Unpaced()
 
-    def commands(self, interface: str) -> list[str]:
-        """The lines for ``tc -batch`` that put this policy on an interface, replacing an earlier one."""
+    def commands(self, interface: str, host: bool) -> list[str]:
+        """The lines for ``tc -batch`` that put this policy on an interface, replacing an earlier one.
+
+        host: whether it is a host's end, where sockets set priorities. A switch's port knows none: packets that cross
+        from one namespace to another lose theirs.
+        """
         root = f"qdisc replace dev {interface} root"
         if self.shaper == "tclink":
             # Another kind of qdisc first: an HTB that is there cannot be changed.
-            return [f"{root} pfifo limit {QUEUE_PACKETS}", *self._tclink(interface)]
+            return [f"{root} pfifo limit {HOST_PACKETS}", *self._tclink(interface)]
         if self.shaper == "netem":
-            return [f"{root} handle 1: netem rate {round(self.rate_bps)}bit limit {QUEUE_PACKETS}"]
-        return [
-            f"{root} handle 1: tbf rate {round(self.rate_bps)}bit burst {self.bucket_bytes}b limit {QUEUE_BYTES}b",
-            # Packets of sockets with SO_PRIORITY 6 go first: acknowledgements, see testbed.comm.connect.
-            f"qdisc replace dev {interface} parent 1: handle 10: pfifo_fast",
+            packets = HOST_PACKETS if host else max(1, self.queue_bytes // PACKET_BYTES)
+            return [f"{root} handle 1: netem rate {round(self.rate_bps)}bit limit {packets}"]
+        lines = [
+            f"{root} handle 1: tbf rate {round(self.rate_bps)}bit burst {self.bucket_bytes}b limit {self.queue_bytes}b"
         ]
+        if host:
+            # Packets of sockets with IP_TOS low delay go first: acknowledgements, see testbed.comm.connect. The queue
+            # is then pfifo_fast's, of the interface's length in packets, and tbf's limit is void.
+            lines.append(f"qdisc replace dev {interface} parent 1: handle 10: pfifo_fast")
+        return lines
 
     def _tclink(self, interface: str) -> list[str]:
         """Mininet's own commands for this bandwidth."""

@@ -50,6 +50,8 @@ def row(method: str = "astra", groups: int = 0, **changes: Any) -> dict[str, Any
         "heads": 12,
         "model": "vit_base",
         "topology": "star",
+        "collective": "pairwise",
+        "queue_kb": 1000.0,
         "network": "mininet",
         "device_profile": "gtx1660ti",
         "compute_mode": "replay",

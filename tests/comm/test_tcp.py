@@ -15,6 +15,7 @@ from testbed.comm.connect import connect, listen
 from testbed.comm.frame import pack_header
 from testbed.comm.group import Handle, even_shares
 from testbed.comm.pacing import CreditHold, TransportPacing, Unpaced, wire_bytes
+from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 from tests.conftest import run_ranks
@@ -158,7 +159,7 @@ def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -
     pauses = data.draw(st.lists(st.sampled_from([0.0, 0.002]), min_size=world, max_size=world))
 
     def main(group: TcpGroup) -> None:
-        group.set_link(Unpaced(), 100e6)  # so that the large ones go in rounds
+        group.set_links(RankLinks.one(group.rank, world, Unpaced(), 100e6))  # so that the large ones go in rounds
         under_way: list[tuple[Handle, torch.Tensor]] = []
         for step, kind in enumerate(program):
             time.sleep(pauses[group.rank])
@@ -245,7 +246,7 @@ def test_transport_pacing_takes_the_time_of_the_link() -> None:
     rate = 50e6
 
     def main(group: TcpGroup) -> float:
-        group.set_link(TransportPacing(rate), rate)
+        group.set_links(RankLinks.one(group.rank, 3, TransportPacing(rate), rate))
         group.barrier()
         begin = time.monotonic()
         group.all_gather(torch.zeros(100_000, dtype=torch.uint8), [100_000] * 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def actor(below: psutil.Process, rank: int) -> psutil.Process:
     """The actor of a rank, among the processes below one: the one whose host has the rank's data address."""
     for process in below.children(recursive=True):
         routes = Path(f"/proc/{process.pid}/net/fib_trie")
-        if process.name().startswith("ray::DeviceW") and f"-- 10.2.0.{rank + 1}\n" in routes.read_text():
+        if process.name().startswith("ray::DeviceW") and re.search(
+            rf"-- 10\.2\.0\.{rank + 1}\n +/32 host LOCAL", routes.read_text()
+        ):
             return process
     raise AssertionError(f"no actor of rank {rank}")

@@ -8,6 +8,7 @@ import sys
 import psutil
 
 from testbed.errors import TestbedError
+from testbed.network.links import star
 from testbed.network.sandbox import inside, supervise
 from testbed.session import Session
 from tests.emulation.machine import actor
@@ -17,7 +18,7 @@ def main() -> int:
     """Print what joining says without and with the rank; exit code 0."""
     if not inside():
         return supervise([], "mininet", module="tests.emulation.never_joins")
-    with Session("mininet", "star", 2, timeout_s=3.0) as session:
+    with Session("mininet", star(2), timeout_s=3.0) as session:
         rank_1 = actor(psutil.Process(), 1)
         rank_1.send_signal(signal.SIGSTOP)
         try:

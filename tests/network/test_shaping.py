@@ -20,14 +20,28 @@ from testbed.network.shaping import LinkPolicy
     ],
 )
 def test_golden_tc_lines(mbps: float, line: str) -> None:
-    assert LinkPolicy(mbps * 1e6).commands("d0-h1") == [line, "qdisc replace dev d0-h1 parent 1: handle 10: pfifo_fast"]
+    policy = LinkPolicy(mbps * 1e6)
+    assert policy.commands("d0-h1", host=False) == [line]
+    first = "qdisc replace dev d0-h1 parent 1: handle 10: pfifo_fast"  # acknowledgements leave a host first
+    assert policy.commands("d0-h1", host=True) == [line, first]
 
 
-@given(st.floats(1e5, 1e10))
-def test_bucket_holds_a_packet_and_never_more_than_two_milliseconds_beyond_it(rate_bps: float) -> None:
-    bucket = LinkPolicy(rate_bps).bucket_bytes
+def test_a_short_queue_has_a_bucket_that_is_shorter_still() -> None:
+    line = "qdisc replace dev d0-h1 root handle 1: tbf rate 20000000bit burst 2000b limit 8000b"
+    assert LinkPolicy(20e6, queue_kb=8).commands("d0-h1", host=False) == [line]
+    netem = LinkPolicy(20e6, "netem", queue_kb=8)
+    assert netem.commands("d0-h1", host=False) == [
+        "qdisc replace dev d0-h1 root handle 1: netem rate 20000000bit limit 5"
+    ]
+
+
+@given(st.floats(1e5, 1e10), st.floats(4, 1e6))
+def test_bucket_holds_a_packet_and_beyond_it_neither_two_milliseconds_nor_the_queue(
+    rate_bps: float, queue: float
+) -> None:
+    bucket = LinkPolicy(rate_bps, queue_kb=queue).bucket_bytes
     assert bucket >= 1600
-    assert bucket == 1600 or bucket * 8 / rate_bps == pytest.approx(2e-3, rel=1e-3)
+    assert bucket == 1600 or bucket == pytest.approx(min(2e-3 * rate_bps / 8, 250 * queue), rel=1e-3)
 
 
 @given(st.integers(0, 10**7))

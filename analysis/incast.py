@@ -1,0 +1,144 @@
+"""Incast: what the length of a queue and the order of senders make of many devices that send to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: there may be no display
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, PercentFormatter
+
+from analysis.cells import DEGRADED, TextTable
+from analysis.fidelity import fidelity_tables, messages
+from analysis.figures import STYLE, save
+from analysis.words import short_modes
+
+ORDERS: dict[str, tuple[Any, ...]] = {  # words, colour, marker, dash
+    "incast_all": ("all at once", "#D55E00", "s", "--"),
+    "incast_ordered": ("one after another", "#0072B2", "o", "-"),
+}
+CLIFF = 0.8  # of the rate: below it, a queue is too short
+
+
+def incasts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The points of ``messages`` in which all others send to device 0."""
+    table = messages(frame)
+    return table[table["pattern"].isin(ORDERS)].sort_values(["devices", "rate_mbps", "size_bytes", "queue_kb"])
+
+
+def link_tables(frame: pd.DataFrame) -> list[TextTable]:
+    """Everything that is said of links: whether they keep their promise, and incast."""
+    table = incast_table(frame)
+    return [*([table] if table.rows else []), *fidelity_tables(frame)]
+
+
+def incast_table(frame: pd.DataFrame) -> TextTable:
+    """Time over ideal, dropped and resent packets by length of the queue, the orders beside each other."""
+    table, rows = incasts(frame), []
+    for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "queue_kb"]):
+        devices, rate, size, queue = cast(tuple[float, ...], key)
+        cells = [cell for order in ORDERS for cell in _cells(points[points["pattern"] == order])]
+        rows.append([f"{devices - 1:g} x {size:,.0f} B, {rate:g} Mbps", f"{queue:g}", *cells])
+    names = [words for words, *_ in ORDERS.values()]
+    columns = [name for words in names for name in (f"{words}: x ideal", "goodput", "dropped", "resent")]
+    notes = [
+        "x ideal: time over that of the bytes at the receiver's rate; goodput: payload over time, of the rate",
+        "dropped: packets at full queues, resent: segments; in all repeats of a point together",
+    ]
+    return TextTable("Incast: many devices send to one", ["messages", "queue, KB", *columns], rows, notes)
+
+
+def _cells(points: pd.DataFrame) -> list[str]:
+    """What the table says of one point, if there is one."""
+    if points.empty:
+        return ["-"] * 4
+    point = points.iloc[0]
+    mark = DEGRADED if point["degraded"] else ""
+    counts = ["-" if pd.isna(point[name]) else f"{point[name]:,.0f}" for name in ("drops", "retransmits")]
+    return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", *counts]
+
+
+def cliffs(frame: pd.DataFrame) -> list[str]:
+    """For each order, devices, rate and size the shortest queue from which on the receiver's link is well used."""
+    sentences = []
+    table = incasts(frame)
+    for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "pattern"]):
+        devices, rate, size, pattern = cast(tuple[Any, ...], key)
+        worst = points.iloc[0]
+        short = points[points["goodput"] < CLIFF]["queue_kb"].max()
+        enough = points[points["queue_kb"] > short]["queue_kb"].min() if pd.notna(short) else points["queue_kb"].min()
+        reached = f"{CLIFF:.0%} of the rate from queues of {enough:g} KB on" if pd.notna(enough) else "never enough"
+        sentences.append(
+            f"{devices - 1:g} devices send {size:,.0f} B each to one at {rate:g} Mbps, {ORDERS[pattern][0]}: "
+            f"{reached}; {worst['goodput']:.0%} with {worst['queue_kb']:g} KB, the shortest."
+        )
+    return sentences
+
+
+def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """incast.png and incast.pdf: goodput against the length of the queue, a line for each order; or no files."""
+    table = incasts(frame)
+    if table.empty:
+        return []
+    links = sorted(set(zip(table["devices"], table["rate_mbps"], strict=True)))
+    sizes = sorted(table["size_bytes"].unique())
+    with plt.style.context(STYLE):
+        figure, grid = plt.subplots(
+            len(links),
+            len(sizes),
+            figsize=(3.4 * len(sizes) + 1.8, 2.6 * len(links) + 0.9),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for row, (devices, rate) in zip(grid, links, strict=True):
+            for axes, size in zip(row, sizes, strict=True):
+                here = table[(table["devices"] == devices) & (table["rate_mbps"] == rate)]
+                _lines(axes, here[here["size_bytes"] == size])
+                axes.set_title(f"{devices - 1:g} x {size / 1000:g} KB to one, {rate:g} Mbps")
+                _axes(axes, table["queue_kb"])
+        handles = [
+            Line2D([], [], color=colour, marker=marker, linestyle=dash, label=words)
+            for words, colour, marker, dash in ORDERS.values()
+        ]
+        if table["degraded"].any():
+            handles.append(
+                Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="", label="degraded")
+            )
+        figure.legend(handles=handles, loc="outside right upper")
+        figure.supylabel("goodput, of the receiver's rate")
+        caption = f"Queue of a switch's port, KB; median over repeats, bars: fastest to slowest. {short_modes(frame)}."
+        figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
+        return save(figure, out_dir / "incast")
+
+
+def _lines(axes: Axes, table: pd.DataFrame) -> None:
+    for order, (_, colour, marker, dash) in ORDERS.items():
+        points = table[table["pattern"] == order]
+        x, y = points["queue_kb"].to_numpy(), points["goodput"].to_numpy()
+        payload = points["payload_ms"].to_numpy()
+        bars = np.array([y - payload / points["slowest"].to_numpy(), payload / points["fastest"].to_numpy() - y])
+        axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+        axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.3)
+        for degraded in (False, True):
+            which = points["degraded"].to_numpy() == degraded
+            face = "white" if degraded else colour
+            axes.plot(x[which], y[which], linestyle="", marker=marker, color=colour, markerfacecolor=face)
+
+
+def _axes(axes: Axes, queues: pd.Series) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(queues.unique()), [f"{queue:g}" for queue in sorted(queues.unique())])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))

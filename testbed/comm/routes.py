@@ -1,0 +1,42 @@
+"""What a rank knows of the links between it and the others: how fast they are, and when bytes may be handed to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed.comm.pacing import Pacing
+from testbed.comm.schedule import PAIRWISE, Rooms
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of one rank's bytes to a peer, by its slowest link, which is where they queue.
+
+    pacing: of that link. Peers that lie behind the same one share the object, and messages to them go one after
+    another. rate_bps: of that link. payers: ranks whose messages cross it in a collective, this one included.
+    """
+
+    pacing: Pacing
+    rate_bps: float
+    payers: int = 1
+
+
+@dataclass(frozen=True)
+class RankLinks:
+    """One rank's routes by peer, how the ranks gather (testbed.comm.schedule), and the ranks of each room."""
+
+    routes: Mapping[int, Route]
+    collective: str = PAIRWISE
+    rooms: Rooms = ()
+
+    @classmethod
+    def one(cls, rank: int, world: int, pacing: Pacing, rate_bps: float, collective: str = PAIRWISE) -> RankLinks:
+        """A single link towards all others."""
+        route = Route(pacing, rate_bps)
+        return cls({peer: route for peer in range(world) if peer != rank}, collective)
+
+    @property
+    def slowest_bps(self) -> float:
+        """The least rate of all routes; infinite without any."""
+        return min((route.rate_bps for route in self.routes.values()), default=float("inf"))

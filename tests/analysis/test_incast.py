@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.headlines import headlines
+from analysis.incast import incast_figures, incasts, link_tables
+from analysis.report import write_report
+from tests.analysis.test_fidelity import frame, rows
+
+
+def cliff() -> list[list]:
+    """All at once, a short queue costs 9 tenths of the goodput; one after another, nothing. Nothing was measured."""
+    made = []
+    for queue, time_ms, drops in ((8.0, 100.0, 90), (64.0, 10.0, 0)):
+        made.append(rows(pattern="incast_all", times_ms=(time_ms, time_ms), queue_kb=queue, drops=drops))
+        made.append(rows(pattern="incast_ordered", times_ms=(10.0,), queue_kb=queue))
+    return made
+
+
+def test_the_table_has_both_orders_beside_each_other() -> None:
+    (table,) = link_tables(frame(*cliff()))
+    assert table.rows == [
+        ["3 x 100,000 B, 100 Mbps", "8", *("10.00", "10%", "90", "2"), *("1.00", "95%", "0", "2")],
+        ["3 x 100,000 B, 100 Mbps", "64", *("1.00", "95%", "0", "2"), *("1.00", "95%", "0", "2")],
+    ]
+
+
+def test_incasts_are_no_promise_of_links() -> None:
+    both = frame(*cliff(), rows(queue_kb=64.0))
+    promise, *others = link_tables(both)[1:]
+    assert promise.rows[0][2] == "1.00" and not others
+    assert len(incasts(both)) == 4
+
+
+def test_headlines_say_where_the_cliff_is() -> None:
+    said = headlines(frame(*cliff()))
+    text = "3 devices send 100,000 B each to one at 100 Mbps, "
+    assert said == [
+        f"{text}all at once: 80% of the rate from queues of 64 KB on; 10% with 8 KB, the shortest.",
+        f"{text}one after another: 80% of the rate from queues of 8 KB on; 95% with 8 KB, the shortest.",
+    ]
+
+
+@pytest.mark.parametrize("orders", [("incast_all",), ("incast_all", "incast_ordered")])
+def test_the_report_shows_it(tmp_path: Path, orders: tuple[str, ...]) -> None:
+    shown = frame(*cliff())
+    shown = shown[shown["pattern"].isin(orders)]
+    shown.to_csv(tmp_path / "results.csv", index=False)
+    assert {"incast.png", "incast.pdf"} <= {path.name for path in write_report(tmp_path)}
+    assert "Incast: many devices send to one" in (tmp_path / "report" / "tables.md").read_text()
+
+
+def test_without_incast_nothing_is_drawn(tmp_path: Path) -> None:
+    assert incast_figures(frame(rows()), tmp_path) == []

@@ -1,0 +1,150 @@
+"""Ways to gather: as data, what must hold of each; over real TCP, the same result and the same received bytes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.comm.pacing import TransportPacing, Unpaced, wire_bytes
+from testbed.comm.routes import RankLinks, Route
+from testbed.comm.schedule import AT_ONCE, COLLECTIVES, HIERARCHICAL, PAIRWISE, RING, WHOLE, Rooms, all_gather
+from testbed.comm.tcp import TcpGroup
+from tests.conftest import run_ranks
+
+
+@st.composite
+def rooms_of(draw: st.DrawFn) -> Rooms:
+    """Any ranks in any rooms."""
+    ranks = draw(st.permutations(range(draw(st.integers(1, 9)))))
+    cuts = sorted(draw(st.sets(st.integers(1, len(ranks) - 1))) if len(ranks) > 1 else [])
+    ends = [0, *cuts, len(ranks)]
+    return tuple(tuple(ranks[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+
+
+@given(st.sampled_from(COLLECTIVES), rooms_of())
+def test_each_rank_gets_each_other_block_once_from_who_has_it(collective: str, rooms: Rooms) -> None:
+    world = sum(map(len, rooms))
+    held = {(rank, rank, WHOLE) for rank in range(world)}
+    got: Counter[tuple[int, int]] = Counter()
+    for stage in all_gather(collective, world, rooms):
+        pairs = [(transfer.source, transfer.target) for transfer in stage]
+        assert len(pairs) == len(set(pairs)) and all(source != target for source, target in pairs)
+        for transfer in stage:
+            assert {(transfer.source, transfer.owner, part) for part in (WHOLE, transfer.part)} & held
+            got[transfer.target, transfer.owner] += 2 * transfer.share
+        held |= {(transfer.target, transfer.owner, transfer.part) for transfer in stage}
+    assert got == {(rank, owner): 2 for rank in range(world) for owner in range(world) if rank != owner}
+
+
+@pytest.mark.parametrize("world", range(2, 10))
+def test_a_ring_uses_neighbours_only_and_both_ways_alike(world: int) -> None:
+    stages = all_gather(RING, world)
+    assert len(stages) == world // 2
+    carried: Counter[tuple[int, int]] = Counter()
+    for transfer in (transfer for stage in stages for transfer in stage):
+        assert (transfer.target - transfer.source) % world in (1, world - 1)
+        carried[transfer.source, transfer.target] += transfer.share
+    assert set(carried.values()) == ({1.0} if world == 2 else {(world - 1) / 2})
+
+
+@given(rooms_of())
+def test_a_block_crosses_to_another_room_once(rooms: Rooms) -> None:
+    room_of = {rank: room for room in rooms for rank in room}
+    entered = Counter(
+        (transfer.owner, room_of[transfer.target])
+        for stage in all_gather(HIERARCHICAL, len(room_of), rooms)
+        for transfer in stage
+        if room_of[transfer.source] != room_of[transfer.target]
+    )
+    assert entered == {(rank, room): 1 for rank in room_of for room in rooms if rank not in room}
+
+
+def in_rooms(world: int) -> Rooms:
+    return tuple(filter(None, (tuple(range((world + 1) // 2)), tuple(range((world + 1) // 2, world)))))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("collective", COLLECTIVES)
+@pytest.mark.parametrize("rate_bps", [float("inf"), 1e6])  # small messages go at once where links are fast
+def test_all_ways_gather_the_same_and_receive_the_same(collective: str, world: int, rate_bps: float) -> None:
+    rows = [3, 1, 0, 5, 2][:world]
+    full = torch.randn(sum(rows), 601)
+
+    def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor, int]:
+        route = Route(Unpaced(), rate_bps)
+        peers = [peer for peer in range(world) if peer != group.rank]
+        group.set_links(RankLinks(dict.fromkeys(peers, route), collective, in_rooms(world)))
+        mine = full.split(rows)[group.rank].clone()
+        gathered = group.all_gather(mine, rows)
+        counted = group.traffic.received_bytes
+        return gathered, group.all_gather_async(mine, rows).wait(), counted
+
+    for rank, (sync, later, counted) in enumerate(run_ranks(world, main)):
+        assert torch.equal(sync, full) and torch.equal(later, full)
+        assert counted == 4 * 601 * (sum(rows) - rows[rank])
+
+
+@pytest.mark.parametrize("collective", [PAIRWISE, AT_ONCE])
+def test_other_collectives_mean_the_same_at_once(collective: str) -> None:
+    parts = [torch.randn(9, 1000) for _ in range(4)]
+
+    def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        group.set_links(RankLinks.one(group.rank, 4, Unpaced(), 1e6, collective))
+        total = group.reduce_scatter(parts[group.rank], [3, 3, 2, 1])
+        return total, group.all_to_all(parts[group.rank][:8], [2] * 4, [2] * 4)
+
+    results = run_ranks(4, main)
+    torch.testing.assert_close(torch.cat([total for total, _ in results]), torch.stack(parts).sum(0))
+    for rank, (_, swapped) in enumerate(results):
+        assert torch.equal(swapped, torch.cat([part[2 * rank : 2 * rank + 2] for part in parts]))
+
+
+class Recorder(Unpaced):
+    """Notes what it is asked to release."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def release(self, payload_bytes: int, now_s: float) -> float:
+        self.asked.append(payload_bytes)
+        return now_s
+
+
+def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_once() -> None:
+    def main(group: TcpGroup) -> list[int]:
+        near, trunk = Recorder(), Recorder()
+        routes = {peer: Route(near, 1e9) if peer // 2 == group.rank // 2 else Route(trunk, 1e9, 2) for peer in range(4)}
+        group.set_links(RankLinks(routes, AT_ONCE))
+        group.all_gather(torch.zeros(100, dtype=torch.uint8), [100] * 4)
+        assert near.asked == [116]  # with the frame's header
+        if group.rank == 0:
+            group.send(torch.zeros(100, dtype=torch.uint8), 2)
+        elif group.rank == 2:
+            group.recv([100], torch.uint8, 0)
+        return trunk.asked
+
+    both = 2 * 2 * 116  # two messages over the trunk, and the room's other rank has as many
+    assert run_ranks(4, main) == [[both, 116], [both], [both], [both]]
+
+
+@pytest.mark.parametrize(("shared", "messages"), [(False, 1), (True, 2)])
+def test_links_of_their_own_are_used_side_by_side(shared: bool, messages: int) -> None:
+    size, rate_bps = 100_000, 2e7
+
+    def main(group: TcpGroup) -> float:
+        one = Route(TransportPacing(rate_bps), rate_bps)
+        peers = [peer for peer in range(3) if peer != group.rank]
+        routes = {peer: one if shared else Route(TransportPacing(rate_bps), rate_bps) for peer in peers}
+        group.set_links(RankLinks(routes, AT_ONCE))
+        group.barrier()
+        begin = time.monotonic()
+        group.all_gather(torch.zeros(size, dtype=torch.uint8), [size] * 3)
+        return time.monotonic() - begin
+
+    ideal_s = 8 * messages * wire_bytes(size) / rate_bps
+    assert all(0.98 * ideal_s <= seconds < 1.7 * ideal_s for seconds in run_ranks(3, main))

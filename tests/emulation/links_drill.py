@@ -1,0 +1,59 @@
+"""Run by a test: clusters on links of several kinds; what each link carries, and what a short queue drops."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from omegaconf import OmegaConf
+
+from testbed.comm.pacing import wire_bytes
+from testbed.network.links import link_graph
+from testbed.network.sandbox import inside, supervise
+from testbed.schema import CONF
+from testbed.session import Session
+
+DEVICES, MBPS, SIZE, REPEATS = 4, 20.0, 100_000, 3
+SMALL, SMALL_REPEATS = 320, 9  # ASTRA's codes of a layer at G = 1
+SHORT_KB = 8.0
+
+
+def main(names: list[str]) -> int:
+    """Print a line of JSON for each topology of conf/topology/ that is named."""
+    if not inside():
+        return supervise(names, "mininet", module="tests.emulation.links_drill")
+    for name in names:
+        described = OmegaConf.load(CONF / "topology" / f"{name}.yaml")
+        graph = link_graph(tuple(described.links), described.trunk_share, DEVICES)
+        with Session("mininet", graph) as session:
+            session.shape(MBPS)
+            loads = [load for stage in graph.gather_loads(session.collective, SIZE) for load in stage]
+            payload = {hop: seconds * graph.share[hop] for hop, seconds in graph.busy_s(loads, 8.0).items()}
+            idle, before = session.idle_bytes(), session.network.carried_bytes()
+            seconds = session.collective_s("all_gather", SIZE, REPEATS)
+            after = session.network.carried_bytes()
+            brief = session.collective_s("all_gather", SMALL, SMALL_REPEATS)
+            if graph.switches:
+                session.shape(MBPS, queue_kb=SHORT_KB)
+            dropped = {}
+            for pattern in ("incast_ordered", "incast_all"):
+                drops = session.network.dropped_packets() or 0
+                session.rank_times(pattern, SIZE, 1)
+                dropped[pattern] = (session.network.dropped_packets() or 0) - drops
+            found = {
+                "topology": name,
+                "collective": session.collective,
+                "idle": idle,
+                "ideal_s": graph.stages_s(graph.gather_loads(session.collective, SIZE), 1e6 * MBPS),
+                "seconds": min(seconds),
+                "small_ideal_s": graph.stages_s(graph.gather_loads(session.collective, wire_bytes(SMALL)), 1e6 * MBPS),
+                "small_seconds": min(brief),
+                "carried": {"-".join(h): [(after[h] - before[h]) / REPEATS, payload[h]] for h in payload},
+                "dropped": dropped,
+            }
+            print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

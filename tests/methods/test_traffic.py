@@ -1,0 +1,62 @@
+"""What cost models take other links than a star's for is what methods really put on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from testbed.clock import Device, DeviceClock
+from testbed.comm.exchange import Exchange
+from testbed.comm.group import Timing
+from testbed.comm.pacing import Unpaced
+from testbed.comm.routes import RankLinks, Route
+from testbed.comm.tcp import TcpGroup
+from testbed.methods import load_method
+from testbed.network.links import link_graph, star
+from tests.conftest import run_ranks
+from tests.methods.passes import EXACT
+from tests.methods.small import pixels, random_codebooks, small_model
+
+WORLD = 4
+SLOW_TRUNK = link_graph(("h1/2 d0", "h2/2 d1", "d0 d1"), 1e-4, WORLD)  # so slow that it decides alone
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{label: method for label, method in EXACT.items() if label != "single"},
+    "tensor int8": ("tensor", {"codec": "int8"}),
+    "prism": ("prism", {"segments": 4}),
+    "block": ("block", {"blocks": 2}),
+    "astra": ("astra", {"groups": 48, "codebook_size": 64}),
+}
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, settings = METHODS[label]
+    method, model = load_method(name, **settings), small_model("layer_scale")
+    inputs = pixels(model)
+    if method.codebook_size:
+        method.attach(random_codebooks(model, method.groups, method.codebook_size))
+    sent: Counter[tuple[int, int]] = Counter()
+    run = Exchange.run
+
+    def counted(wire: Exchange, operation: str, sends: dict[int, memoryview], receives: Any) -> Timing:
+        sent.update({(wire.rank, peer): len(payload) for peer, payload in sends.items()})
+        return run(wire, operation, sends, receives)
+
+    monkeypatch.setattr(Exchange, "run", counted)
+
+    def rank_main(group: TcpGroup) -> None:
+        routes = {peer: Route(Unpaced(), 1e6) for peer in range(WORLD) if peer != group.rank}
+        group.set_links(RankLinks(routes, SLOW_TRUNK.suited, SLOW_TRUNK.rooms))
+        method.forward(inputs, method.shard(model, group.rank, WORLD), group, DeviceClock())
+
+    run_ranks(WORLD, rank_main)
+    busy_s = SLOW_TRUNK.busy_s([(*pair, size) for pair, size in sent.items()], 1.0)
+    there, back = busy_s["d0", "d1"], busy_s["d1", "d0"]
+    rate_bps = SLOW_TRUNK.relative_rate(method.traffic, SLOW_TRUNK.suited)
+    modelled_s = method.predicted_s(model.shape, WORLD, Device(), rate_bps)
+    # Terms to the root and sums from it follow each other; otherwise both ways are used at once.
+    carried_s = there + back if "root" in method.traffic else max(there, back)
+    assert modelled_s == pytest.approx(carried_s, rel=0.1)  # shares differ by a row
+    assert star(WORLD).relative_rate(method.traffic, "pairwise") == pytest.approx(1)
