@@ -2,8 +2,8 @@
 
 What is made once and kept, such as a thread of a pool that is first needed in the tenth cycle, is no leak; a leak goes
 on. So no count of the second half of the cycles may be above the highest of the first. Memory may, a little:
-allocators keep what they once had. Ray keeps one or two dead connections of each cluster, which are counted apart. Threads that come later than the
-first cycles are named.
+allocators keep what they once had. Ray keeps one or two dead connections of each cluster, which are counted apart.
+Threads that come later than the first cycles are named.
 """
 
 from __future__ import annotations
