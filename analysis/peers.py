@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cells import TextTable
+from analysis.cells import TextTable, signed_pct
 from analysis.tables import points
 from analysis.words import MODEL, is_analytic, short_modes
 
@@ -44,26 +44,26 @@ def peers_table(latency: list[pd.DataFrame]) -> TextTable:
     notes = [
         "theirs: as they publish them; bytes are the method's formula, which every run checks against its counters"
     ]
-    return TextTable(
-        "Peers' figures beside ours", COLUMNS, found + missing, notes, left=frozenset(COLUMNS) - {"theirs"}
-    )
+    left = frozenset({"figure", "what ours is", "source"})
+    return TextTable("Peers' figures beside ours", COLUMNS, found + missing, notes, left=left)
 
 
 def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
     """[ours, difference, what ours is] of the first point that is in a figure's setting, if any."""
     measure = QUANTITIES.get(figure["quantity"])
-    here = table[(table["codec"] == figure["codec"]) & (table["settings"] == figure["settings"])]
-    here = here[here["method"] == figure["method"]]
+    if measure is None:
+        return []
+    here = table[(table["method"] == figure["method"]) & (table["codec"] == figure["codec"])]
+    here = here[here["settings"] == figure["settings"]]
     for name in ("devices", "layers", "hidden", "tokens"):
         here = here[here[name] == float(figure[name])] if figure[name] != "" else here
-    for _, point in here.iterrows() if measure is not None else ():
+    for _, point in here.iterrows():
         base = _against(table, point, figure)
         if base is not None:
-            assert measure is not None
             ours = measure(point, base)
             how = MODEL if is_analytic(frame) else short_modes(frame)
             what = "; ".join(filter(None, [f"{point['devices']:g} devices", how, figure["remark"]]))
-            return [[f"{ours:.4g} {figure['unit']}", f"{100 * (ours / figure['value'] - 1):+.1f}%", what]]
+            return [[f"{ours:.4g} {figure['unit']}", signed_pct(100 * (ours / figure["value"] - 1)), what]]
     return []
 
 

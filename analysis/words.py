@@ -99,11 +99,16 @@ def modes(frame: pd.DataFrame) -> list[str]:
         )
     else:
         lines += [
-            f"time scale {scale:g}: run {scale:g} times slower, links and slots alike; results divided by it"
+            f"time scale {scale:g}: run {_slower(scale)}, links and slots alike; results divided by it"
             for scale in scales
             if scale != 1
         ]
     return lines
+
+
+def _slower(scale: float) -> str:
+    """``8 times slower``, ``4 times faster``."""
+    return f"{scale:g} times slower" if scale > 1 else f"{1 / scale:g} times faster"
 
 
 def short_modes(frame: pd.DataFrame) -> str:
@@ -116,9 +121,6 @@ def short_modes(frame: pd.DataFrame) -> str:
     return ", ".join(part for part in parts if part)
 
 
-_DISTURBANCES = {"delay_ms": "link delay {} ms", "loss_pct": "packet loss {}%"}
-
-
 def is_analytic(frame: pd.DataFrame) -> bool:
     """Whether all rows with a result come from the cost model; then nothing in them was measured."""
     return values(frame, "compute_mode") == [ANALYTIC]
@@ -127,3 +129,6 @@ def is_analytic(frame: pd.DataFrame) -> bool:
 def statistic(frame: pd.DataFrame) -> str:
     """What one number of a table is, or one marker of a figure."""
     return MODEL if is_analytic(frame) else "median over repeats"
+
+
+_DISTURBANCES = {"delay_ms": "link delay {} ms", "loss_pct": "packet loss {}%"}

@@ -24,4 +24,4 @@ def test_every_key_and_choice_is_on_it() -> None:
 
 def test_a_key_has_its_default_its_rule_and_its_meaning() -> None:
     (line,) = (line for line in reference.document().splitlines() if line.startswith("| `time_scale` "))
-    assert "| `1.0` | a number from 0.1 to 1000 | slots of computation longer" in line
+    assert "| `1.0` | a number from 0.1 to 1000, or auto | slots longer, links slower" in line
