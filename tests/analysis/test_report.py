@@ -17,7 +17,7 @@ from tests.analysis import synthetic
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
 TEXTS = {"report.html", "tables.md", "tables.tex"}
-DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "break_even_map")
+DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "break_even_map", "unequal_plot")
 PARTIAL = {
     "one bandwidth": synthetic.sweep(bandwidths=(10.0,), repeats=1),
     "one method": synthetic.frame([synthetic.row("astra", 1, speedup=None)]),
@@ -159,14 +159,14 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"https?://|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", text))
     anchors = set(re.findall(r'id="([^"]+)"', text))
-    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 12
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 13
 
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):
     _, text = html_of(folder)
-    assert text.count("(nothing yet)") == 7
+    assert text.count("(nothing yet)") == 8
     said = re.findall(r"Run: \.venv/bin/python -m testbed\.run ([^<]*)", unescape(text))
-    assert len(said) == 6
+    assert len(said) == 7
     for words in said:  # commands that exist, with keys that exist
         for command in words.split(", then .venv/bin/python -m testbed.run "):
             assert load_config([*command.split(), "network=loopback"])
