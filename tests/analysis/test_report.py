@@ -19,7 +19,7 @@ from tests.analysis import synthetic
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
 TEXTS = {"report.html", "tables.md", "tables.tex"}
-DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "tokens_plot", "break_even_map")
+DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "tokens_plot", "break_even_map", "unequal_plot")
 PARTIAL = {
     "one bandwidth": synthetic.sweep(bandwidths=(10.0,), repeats=1),
     "one method": synthetic.frame([synthetic.row("astra", 1, speedup=None)]),
@@ -174,7 +174,7 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"https?://|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", text))
     anchors = set(re.findall(r'id="([^"]+)"', text))
-    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 14
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 15
 
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):

@@ -12,12 +12,12 @@ MIX = {"device_profile": "gtx1660ti+half_gtx1660ti"}
 
 
 def unequal(**changes) -> pd.DataFrame:
-    rows = [synthetic.row("single", bandwidth_mbps=mbps, **MIX) for mbps in (20.0, 100.0)]
+    rows = [synthetic.row("single", bandwidth_mbps=mbps) | MIX for mbps in (20.0, 100.0)]
     for shares, wait, faster in (("equal", 20.0, 1), ("speed", 4.0, 2)):
         for method, groups in (("sequence", 0), ("astra", 1)):
             for mbps in (20.0, 100.0):
-                values = {"shares": shares, "straggler_wait_pct": wait, "speedup": 1.5 * faster, **MIX, **changes}
-                made = synthetic.row(method, groups, bandwidth_mbps=mbps, **values)
+                made = synthetic.row(method, groups, bandwidth_mbps=mbps)
+                made |= {"shares": shares, "straggler_wait_pct": wait, "speedup": 1.5 * faster} | MIX | changes
                 rows.append(made | {"latency_ms": made["latency_ms"] / faster})
     return synthetic.frame(rows)
 

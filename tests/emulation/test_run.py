@@ -77,6 +77,22 @@ def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
     assert len(cluster["calibration"][0]["rate_error_pct"]) > 2  # every rate that links really ran at
 
 
+def test_each_device_of_a_mix_has_its_own_speed(tmp_path: Path) -> None:
+    words = ["mix=gtx1660ti+quarter_gtx1660ti", "shares=[equal,speed]", "methods=[single,tensor,astra]", "devices=2"]
+    words += ["astra.groups=1", "astra.speedups=paper", "compute_mode=replay", "network=mininet", "repeats=2"]
+    words += ["bandwidths=20000", "time_scale=500"]  # slots of this small model become milliseconds
+    done = subprocess.run(command(tmp_path, *words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv")
+    assert (rows.status == "ok").all() and rows.verified.all()
+    assert set(rows.device_profile) == {"gtx1660ti+quarter_gtx1660ti"}
+    of_astra = rows[rows.method == "astra"].groupby("shares").full_precision_pct.first()
+    assert of_astra["equal"] == 50 and of_astra["speed"] == pytest.approx(68, abs=0.5)
+    waiting = rows[rows.method != "single"].groupby(["method", "shares"]).straggler_wait_pct.median()
+    for method in ("tensor", "astra"):  # the slower one computes four times as long, or about as long as the other
+        assert waiting[method, "equal"] > 25 > 2 * waiting[method, "speed"]
+
+
 PHASES = {"bring-up": "cluster of", "measuring": "[1/"}
 
 
