@@ -22,8 +22,8 @@ from analysis.figures import STYLE, save
 from analysis.words import short_modes
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, colour, marker, dash
-    "incast_all": ("all at once", "#D55E00", "s", "--"),
-    "incast_ordered": ("one after another", "#0072B2", "o", "-"),
+    "incast_all": ("at once", "#D55E00", "s", "--"),
+    "incast_ordered": ("in turn", "#0072B2", "o", "-"),
 }
 CLIFF = 0.8  # of the rate: below it, a queue is too short
 
@@ -46,12 +46,13 @@ def incast_table(frame: pd.DataFrame) -> TextTable:
     for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "queue_kb"]):
         devices, rate, size, queue = cast(tuple[float, ...], key)
         cells = [cell for order in ORDERS for cell in _cells(points[points["pattern"] == order])]
-        rows.append([f"{devices - 1:g} x {size:,.0f} B, {rate:g} Mbps", f"{queue:g}", *cells])
+        rows.append([f"{devices - 1:g} x {size / 1000:g} KB, {rate:g} Mbps", f"{queue:g}", *cells])
     names = [words for words, *_ in ORDERS.values()]
-    columns = [name for words in names for name in (f"{words}: x ideal", "goodput", "dropped", "resent")]
+    columns = [f"{words}: {name}" for words in names for name in ("x ideal", "goodput", "lost")]
     notes = [
         "x ideal: time over that of the bytes at the receiver's rate; goodput: payload over time, of the rate",
-        "dropped: packets at full queues, resent: segments; in all repeats of a point together",
+        "lost: packets dropped at full queues / segments sent again, in all repeats of a point together",
+        "at once: all send as they like; in turn: each when the one before is done",
     ]
     return TextTable("Incast: many devices send to one", ["messages", "queue, KB", *columns], rows, notes)
 
@@ -59,11 +60,11 @@ def incast_table(frame: pd.DataFrame) -> TextTable:
 def _cells(points: pd.DataFrame) -> list[str]:
     """What the table says of one point, if there is one."""
     if points.empty:
-        return ["-"] * 4
+        return ["-"] * 3
     point = points.iloc[0]
     mark = DEGRADED if point["degraded"] else ""
     counts = ["-" if pd.isna(point[name]) else f"{point[name]:,.0f}" for name in ("drops", "retransmits")]
-    return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", *counts]
+    return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", " / ".join(counts)]
 
 
 def cliffs(frame: pd.DataFrame) -> list[str]:
