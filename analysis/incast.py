@@ -22,8 +22,8 @@ from analysis.figures import STYLE, save
 from analysis.words import short_modes
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, colour, marker, dash
-    "incast_all": ("all at once", "#D55E00", "s", "--"),
-    "incast_ordered": ("one after another", "#0072B2", "o", "-"),
+    "incast_all": ("at once", "#D55E00", "s", "--"),
+    "incast_ordered": ("in turn", "#0072B2", "o", "-"),
 }
 CLIFF = 0.8  # of the rate: below it, a queue is too short
 
@@ -46,24 +46,24 @@ def incast_table(frame: pd.DataFrame) -> TextTable:
     for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "queue_kb"]):
         devices, rate, size, queue = cast(tuple[float, ...], key)
         cells = [cell for order in ORDERS for cell in _cells(points[points["pattern"] == order])]
-        rows.append([f"{devices - 1:g} x {size:,.0f} B, {rate:g} Mbps", f"{queue:g}", *cells])
-    names = [words for words, *_ in ORDERS.values()]
-    columns = [name for words in names for name in (f"{words}: x ideal", "goodput", "dropped", "resent")]
+        rows.append([f"{devices - 1:g} x {size / 1000:g} KB, {rate:g} Mbps", f"{queue:g}", *cells])
+    columns = [name for words, *_ in ORDERS.values() for name in (words, "goodput", "lost")]
     notes = [
-        "x ideal: time over that of the bytes at the receiver's rate; goodput: payload over time, of the rate",
-        "dropped: packets at full queues, resent: segments; in all repeats of a point together",
+        "at once: all send as they like; in turn: each when the one before is done; times over that of the bytes alone",
+        "KB: queue of the receiver's port; goodput: payload over time, of its rate",
+        "lost: packets dropped at full queues / segments sent again, in all repeats of a point together",
     ]
-    return TextTable("Incast: many devices send to one", ["messages", "queue, KB", *columns], rows, notes)
+    return TextTable("Incast: many devices send to one", ["messages", "KB", *columns], rows, notes)
 
 
 def _cells(points: pd.DataFrame) -> list[str]:
     """What the table says of one point, if there is one."""
     if points.empty:
-        return ["-"] * 4
+        return ["-"] * 3
     point = points.iloc[0]
     mark = DEGRADED if point["degraded"] else ""
     counts = ["-" if pd.isna(point[name]) else f"{point[name]:,.0f}" for name in ("drops", "retransmits")]
-    return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", *counts]
+    return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", " / ".join(counts)]
 
 
 def cliffs(frame: pd.DataFrame) -> list[str]:
@@ -75,7 +75,11 @@ def cliffs(frame: pd.DataFrame) -> list[str]:
         worst = points.iloc[0]
         short = points[points["goodput"] < CLIFF]["queue_kb"].max()
         enough = points[points["queue_kb"] > short]["queue_kb"].min() if pd.notna(short) else points["queue_kb"].min()
-        reached = f"{CLIFF:.0%} of the rate from queues of {enough:g} KB on" if pd.notna(enough) else "never enough"
+        reached = (
+            f"{CLIFF:.0%} of the rate from queues of {enough:g} KB on"
+            if pd.notna(enough)
+            else f"{CLIFF:.0%} of the rate with none of these queues"
+        )
         sentences.append(
             f"{devices - 1:g} devices send {size:,.0f} B each to one at {rate:g} Mbps, {ORDERS[pattern][0]}: "
             f"{reached}; {worst['goodput']:.0%} with {worst['queue_kb']:g} KB, the shortest."

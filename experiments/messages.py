@@ -92,5 +92,6 @@ class Message:
     def slack_s(self) -> float:
         """What hosts and transport may take beyond the links' time: a moment for each message that a device gets."""
         others = self.devices - 1
-        messages = {"all_gather": others, "all_reduce": 2 * others, **dict.fromkeys(INCASTS, others)}
+        messages = {"all_gather": others, "all_reduce": 2 * others, "incast_all": others}
+        messages["incast_ordered"] = 2 * others  # each is asked for
         return max(SLACK_S, MESSAGE_SLACK_S * messages.get(self.pattern, 1))

@@ -63,7 +63,7 @@ def test_the_methods_test_passes(copy: Path) -> None:
 def test_the_topology_is_what_the_page_says(copy: Path) -> None:
     script = (
         "from testbed.config import load_config\n"
-        "links = load_config(['+experiment=smoke', 'topology=two_rooms', 'devices=4']).topology.graph(4)\n"
+        "links = load_config(['+experiment=bandwidth_sweep', 'topology=two_rooms', 'devices=4']).topology.graph(4)\n"
         "print(links.rooms, links.suited, links.routes[0, 1], links.share['h0', 'd0'], links.share['d0', 'd1'])"
     )
     assert python(copy, "-c", script).stdout == "((0, 1), (2, 3)) hierarchical (('h0', 'h1'),) 0.5 0.1\n"

@@ -11,7 +11,7 @@ from tests.analysis.test_fidelity import frame, rows
 
 
 def cliff() -> list[list]:
-    """All at once, a short queue costs 9 tenths of the goodput; one after another, nothing. Nothing was measured."""
+    """At once, a short queue costs 9 tenths of the goodput; in turn, nothing. Nothing was measured."""
     made = []
     for queue, time_ms, drops in ((8.0, 100.0, 90), (64.0, 10.0, 0)):
         made.append(rows(pattern="incast_all", times_ms=(time_ms, time_ms), queue_kb=queue, drops=drops))
@@ -22,8 +22,8 @@ def cliff() -> list[list]:
 def test_the_table_has_both_orders_beside_each_other() -> None:
     (table,) = link_tables(frame(*cliff()))
     assert table.rows == [
-        ["3 x 100,000 B, 100 Mbps", "8", *("10.00", "10%", "90", "2"), *("1.00", "95%", "0", "2")],
-        ["3 x 100,000 B, 100 Mbps", "64", *("1.00", "95%", "0", "2"), *("1.00", "95%", "0", "2")],
+        ["3 x 100 KB, 100 Mbps", "8", *("10.00", "10%", "90 / 2"), *("1.00", "95%", "0 / 2")],
+        ["3 x 100 KB, 100 Mbps", "64", *("1.00", "95%", "0 / 2"), *("1.00", "95%", "0 / 2")],
     ]
 
 
@@ -38,8 +38,8 @@ def test_headlines_say_where_the_cliff_is() -> None:
     said = headlines(frame(*cliff()))
     text = "3 devices send 100,000 B each to one at 100 Mbps, "
     assert said == [
-        f"{text}all at once: 80% of the rate from queues of 64 KB on; 10% with 8 KB, the shortest.",
-        f"{text}one after another: 80% of the rate from queues of 8 KB on; 95% with 8 KB, the shortest.",
+        f"{text}at once: 80% of the rate from queues of 64 KB on; 10% with 8 KB, the shortest.",
+        f"{text}in turn: 80% of the rate from queues of 8 KB on; 95% with 8 KB, the shortest.",
     ]
 
 
