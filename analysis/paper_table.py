@@ -6,6 +6,7 @@ A quality is compared by its change against the uncompressed model, because mode
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -18,9 +19,12 @@ from analysis.reported import (
     in_paper_setting,
     latency_differences,
     paper_comparison,
+    paper_configs,
     reported_figures,
 )
+from analysis.runs import CONDITIONS
 from analysis.tables import points
+from analysis.tradeoff import FLOAT_BITS
 from analysis.words import data_of, joined
 
 METRICS = {"accuracy": "accuracy_pct", "perplexity": "perplexity"}  # the paper's name -> ours
@@ -42,26 +46,33 @@ WAYS = {
 }
 UNITS = {"x": "x", "%": "%", "ppl": ""}
 KNOBS = {"lambda": "noise", "beta": "commitment"}
-NOT_MEASURED = {  # a word of the setting, or a metric -> why nothing stands beside it
-    "bit": "weights are not quantised here",
+NOT_MEASURED = {  # a word of a figure's table, setting or metric -> why nothing stands beside it
+    "8-bit": "weights are not quantised here",
+    "4-bit": "weights are not quantised here",
     "loss": "quality under packet loss is not measured here",
     "train_val_gap": "rows have no accuracy on training examples",
+    "table7": "the weights of this model are 32 GB in fp32",
+    "table10": "classification of text is not measured here",
 }
-COLUMNS = ["figure", "setting", "paper", "ours", "difference", "our spread", "conditions that differ"]
+ZERO_SHOT = "zero-shot"  # of the paper's tasks: judged on another text than the one that codebooks were made of
+COLUMNS = ["figure", "setting", "paper", "ours", "difference", "our spread", "why"]
+# Of a run: what its conditions are, ``paper_comparison``, ``points``.
+Measured: TypeAlias = tuple[tuple[str, ...], pd.DataFrame, pd.DataFrame]
 
 
 def paper_table(latency: list[pd.DataFrame], quality: list[pd.DataFrame]) -> TextTable:
     """All reported figures; those that have something of ours beside them first.
 
-    latency, quality: rows of the runs at hand, each frame of one run or of one set of conditions.
+    latency, quality: rows of the runs at hand, one frame each, the oldest first. Both sides of a ratio are of one run; of
+    runs under the same conditions, the latest that has both.
     """
     judged = pd.concat(quality, ignore_index=True) if quality else None
-    measured = [(paper_comparison(frame), points(frame)) for frame in latency]
+    measured = [(_conditions(frame), paper_comparison(frame), points(frame)) for frame in reversed(latency)]
     found: list[list[str]] = []
     missing: list[list[str]] = []
     for index, figure in reported_figures().iterrows():
         name = _name(figure)
-        ours = [cells for of_frame in measured for cells in _of_latency(*of_frame, int(str(index)), figure)]
+        ours = _of_runs(measured, int(str(index)), figure)
         if judged is not None and figure["metric"] in METRICS:
             ours += _of_quality(judged, figure)
         found += [[*name, *cells] for cells in ours]
@@ -73,6 +84,19 @@ def paper_table(latency: list[pd.DataFrame], quality: list[pd.DataFrame]) -> Tex
     ]
     left = frozenset({COLUMNS[1], COLUMNS[-1]})
     return TextTable("Paper, ours, difference, why", COLUMNS, found + missing, notes, left=left)
+
+
+def _conditions(frame: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(joined(frame, name) for name in CONDITIONS)
+
+
+def _of_runs(measured: list[Measured], index: int, figure: pd.Series) -> list[list[str]]:
+    """Cells of every match, for each set of conditions of the first run that has any."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for conditions, beside, table in measured:
+        if not found.get(conditions):
+            found[conditions] = _of_latency(beside, table, index, figure)
+    return [cells for of_conditions in found.values() for cells in of_conditions]
 
 
 def _name(figure: pd.Series) -> list[str]:
@@ -93,10 +117,21 @@ def _value(value: float, unit: str) -> str:
     return f"{value:.2f}{UNITS.get(unit, f' {unit}')}"
 
 
+def _never(figure: pd.Series) -> str:
+    """Why there is nothing of ours for a figure whatever is run; "" where there may be."""
+    words = f"{figure['table']} {figure['setting']} {figure['metric']}".split()
+    return next((why for word, why in NOT_MEASURED.items() if word in words), "")
+
+
 def _why_not(figure: pd.Series) -> str:
-    for word, why in NOT_MEASURED.items():
-        if word in str(figure["setting"]) or word == figure["metric"]:
-            return why
+    if why := _never(figure):
+        return why
+    configs = paper_configs()
+    able = [not {figure["table"], figure["task"]}.isdisjoint(words.split()) for words in configs["figures"]]
+    return _missing(figure) + "".join(f"; run +experiment={config}" for config in configs.loc[able, "config"].head(1))
+
+
+def _missing(figure: pd.Series) -> str:
     if figure["metric"] in METRICS:
         groups = "" if pd.isna(figure["groups"]) else f" with G={figure['groups']:g}"
         which = (
@@ -157,21 +192,34 @@ def _seconds(table: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
 
 def _of_quality(rows: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
     """What quality experiments say of one figure, for each model and data set of ours."""
-    if any(word in str(figure["setting"]) for word in NOT_MEASURED):
+    if _never(figure):
         return []
     rows = rows[(rows["status"] == "ok") & (rows["metric"] == METRICS[figure["metric"]])]
     rows = rows[rows["model"].map(_family) == _family(figure["model"])]
     found = []
     for _, of in rows.groupby(["model", "data", *(["corpus"] if "corpus" in rows else [])], sort=False):
+        if "corpus" in of and _is_zero_shot(of) != (ZERO_SHOT in figure["task"]):
+            continue
         model, data = joined(of, "model"), data_of(of)
         original = of[of["stage"] == ORIGINAL]["value"].mean()
-        other = [f"model {model}"] if _plain(model) != _plain(figure["model"]) else []
+        other = [f"model {model} ({_size(of)})"] if _plain(model) != _plain(figure["model"]) else []
         other += [f"data {data}"] if _plain(data) != _plain(figure["task"]) else []
         if figure["method"] == "single" and pd.notna(original) and not other:  # else it is another model's own figure
             found.append(_absolute(figure, original))
         elif figure["method"] == "astra" and (ours := _like_the_papers(of, figure)) is not None:
             found.append(_change(figure, ours, original, other))
     return found
+
+
+def _is_zero_shot(rows: pd.DataFrame) -> bool:
+    """Whether a language model is judged on another text than the one that its codebooks are of."""
+    return bool(joined(rows, "corpus")) and joined(rows, "corpus") != joined(rows, "data")
+
+
+def _size(rows: pd.DataFrame) -> str:
+    """What rows of quality tell of a model's sizes."""
+    hidden = (rows["compression"] * rows["bits_per_token"] / FLOAT_BITS).round().median()
+    return f"D={hidden:g}, {joined(rows, 'tokens')} tokens"
 
 
 def _like_the_papers(rows: pd.DataFrame, figure: pd.Series) -> pd.Series | None:
