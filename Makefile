@@ -40,7 +40,7 @@ sweep: $(READY) ## The bandwidth sweep: table, plot, results/latest
 smoke: $(READY) ## A small sweep that touches every part, in about a minute
 	@$(PY) -m testbed.run +experiment=smoke $(ARGS)
 
-paper: $(READY) ## Everything of the paper that runs here, and the table: preset=quick, 15 minutes; else most of a day
+paper: $(READY) ## Everything of the paper that runs here, and the table: preset=quick, 15 minutes; else 10 hours
 	@$(PY) -m experiments.paper $(if $(preset),preset=$(preset)) $(ARGS)
 
 report: $(READY) ## One page about all results, or some: make report ARGS=results/latest
