@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from analysis.cells import LATEX_PACKAGES
 from analysis.sections import Section
 
 TEMPLATE = "page.html.j2"
@@ -62,7 +63,10 @@ def latex(sections: list[Section]) -> str:
         for part in section.parts
         for table in part.tables
     ]
-    return "\n".join(["% In the preamble: \\usepackage{booktabs}", *tables])
+    packages = [
+        f"% \\usepackage{f'[{options}]' if options else ''}{{{name}}}" for name, options in LATEX_PACKAGES.items()
+    ]
+    return "\n".join(["% In the preamble; wide tables need a page in landscape:", *packages, "", *tables])
 
 
 def print_pdf(html: Path) -> tuple[Path | None, str]:

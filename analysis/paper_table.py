@@ -63,8 +63,8 @@ Measured: TypeAlias = tuple[tuple[str, ...], pd.DataFrame, pd.DataFrame]
 def paper_table(latency: list[pd.DataFrame], quality: list[pd.DataFrame]) -> TextTable:
     """All reported figures; those that have something of ours beside them first.
 
-    latency, quality: rows of the runs at hand, one frame each, the oldest first. Both sides of a ratio are of one run; of
-    runs under the same conditions, the latest that has both.
+    latency, quality: rows of the runs at hand, one frame each, the oldest first. Both sides of a ratio are of one run;
+    of runs under the same conditions, the latest that has both.
     """
     judged = pd.concat(quality, ignore_index=True) if quality else None
     measured = [(_conditions(frame), paper_comparison(frame), points(frame)) for frame in reversed(latency)]
@@ -80,9 +80,10 @@ def paper_table(latency: list[pd.DataFrame], quality: list[pd.DataFrame]) -> Tex
             missing.append([*name, _reported(figure["value"], figure["unit"]), "-", "-", "-", _why_not(figure)])
     notes = ["paper: as it reports them; their network is bits divided by bandwidth"]
     notes += [
-        "accuracy and perplexity: change against the uncompressed model of the same experiment, value in brackets"
+        "accuracy: change in points against the uncompressed model of the same experiment; perplexity: in percent; "
+        "value in brackets"
     ]
-    left = frozenset({COLUMNS[1], COLUMNS[-1]})
+    left = frozenset({*COLUMNS[:2], COLUMNS[-1]})
     return TextTable("Paper, ours, difference, why", COLUMNS, found + missing, notes, left=left)
 
 
@@ -260,7 +261,7 @@ def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str])
         return 100 * (value / of - 1) if relative else value - of
 
     paper, own = change(figure["value"], base), change(ours["value"], original)
-    word = "%" if relative else " points"
+    word = "%" if relative else ""
     why = why + ([f"K={ours['codebook_size']:g}"] if ours["codebook_size"] != CODEWORDS else [])
     why += [f"G={ours['groups']:g}, the paper's is not known to us"] if pd.isna(figure["groups"]) else []
     why += ["codebooks of k-means, not adapted"] if ours["stage"] != TRAINED else []

@@ -36,8 +36,9 @@ def reported_figures(reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
 def paper_configs() -> pd.DataFrame:
     """The experiments that measure what the paper reports, in the order in which ``make paper`` runs them.
 
-    Columns: config (+experiment=NAME), figures (tables or tasks of ``reported_figures``, separated by spaces; none where the
-    paper's figures are not known to us), minutes and quick_minutes (about, on two cores; quick: with preset=quick), what.
+    Columns: config (+experiment=NAME), figures (tables or tasks of ``reported_figures``, separated by spaces; none
+    where the paper's figures are not known to us), minutes and quick_minutes (about, on two cores; quick: with
+    preset=quick), what.
     """
     return pd.read_csv(CONFIGS_CSV).fillna({"figures": ""})
 

@@ -42,7 +42,7 @@ def summarize(folder: Path, console: Console | None = None) -> None:
 
 
 def print_comparison(folders: Sequence[Path]) -> None:
-    """The table of the paper's figures beside those of these results folders. Raises ResultsError if none can be read."""
+    """The table of the paper's figures beside those of these results folders. Raises ResultsError if it cannot."""
     runs, _ = find_runs(folders)
     _print(comparison(runs), _wide(Console()))
 
@@ -68,7 +68,7 @@ def _rich(table: TextTable) -> Table:
     for index, name in enumerate(table.columns):
         left = index == 0 or name in table.left
         wraps = name in table.left
-        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps)
+        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
     for row in table.rows:
         grid.add_row(*map(escape, row))
     return grid

@@ -1,7 +1,7 @@
-"""``make paper``: the experiments behind the paper's tables and figures, one after another, then all of it side by side.
+"""``make paper``: the experiments behind the paper's tables and figures, one after another, then all side by side.
 
 Each part is a command of its own (analysis/paper/configs.csv names them), which anybody can run alone: what it has
-finished is not measured again here, nor the other way round. A part that fails costs its rows of the table and no other.
+finished is not measured again here, nor the other way round. A part that fails costs its rows of the table, no other.
 """
 
 from __future__ import annotations
