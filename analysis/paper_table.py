@@ -268,7 +268,7 @@ def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str])
     written = {name: ours[name] for name in PAPER_WAY if name in ours and pd.notna(ours[name]) and ours[name] != ""}
     differs = [name for name, value in written.items() if value != PAPER_WAY[name]]
     why += [WAYS[name].format(ours[name]) for name in differs]
-    interval = "-" if relative else f"[{ours['change_low']:+.2f}, {ours['change_high']:+.2f}]"
+    interval = f"[{ours['change_low']:+.2f}, {ours['change_high']:+.2f}]"
     cells = [
         f"{paper:+.2f}{word} ({_reported(figure['value'], unit)})",
         f"{own:+.2f}{word} ({_value(ours['value'], unit)})",

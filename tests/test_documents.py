@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from analysis import compare, page, report
+from analysis.load import load_rows
+from analysis.tables import latency_table, speedup_table
 from experiments import paper
 from testbed.config import load_config
 from testbed.run import INFORMING, OK
@@ -98,6 +100,31 @@ def test_links_lead_somewhere(path: Path) -> None:
     for anchor in re.findall(r"\]\(#([\w-]+)\)", text):
         headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
         assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+
+
+def table_row(page: str, name: str) -> list[float]:
+    """The numbers of a table's row, without what stands behind them in a cell."""
+    (line,) = re.findall(rf"^\| {re.escape(name)}[^|]*\|(.*)\|$", (ROOT / page).read_text(), re.MULTILINE)
+    return [float(re.sub(r"[,~]|[ (\[].*", "", cell.strip())) for cell in line.split("|")]
+
+
+def test_latencies_are_those_of_the_sample() -> None:
+    table = latency_table(load_rows(ROOT / SAMPLE))
+    for name in ("single", "tensor", "sequence", "pipeline", "astra G=1", "astra G=16", "astra G=32"):
+        assert table_row("README.md", name) == pytest.approx(table.loc[name].to_list(), abs=0.6)
+    for name in ("single", "tensor", "sequence", "pipeline"):
+        assert table_row("ARTIFACT.md", name) == pytest.approx(table.loc[name, [10, 20, 100]].to_list(), abs=0.6)
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARTIFACT.md"])
+def test_speed_ups_and_accuracies_are_those_that_are_kept(page: str) -> None:
+    speedups = speedup_table(load_rows(ROOT / "docs/measured/ablation")).round(2)
+    for name in ("paper", "tables", "tables+overlap"):
+        assert table_row(page, f"{name} ") == speedups.loc[f"astra G=1 {name}"].to_list()
+    rows = load_rows(ROOT / "notebooks/sample/accuracy_vit")
+    for devices in (2, 4, 8):
+        changes = rows[rows["devices"] == devices].set_index("stage")["change"].round(2)
+        assert table_row(page, f"{devices} ") == [changes["k-means"], changes["trained"]]
 
 
 def test_the_readmes_python_runs_on_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
