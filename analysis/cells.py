@@ -20,8 +20,8 @@ NOTES = {
 }
 
 WRAP = 40  # characters: longer text wraps in LaTeX ...
-WRAPPED = r">{\raggedright\arraybackslash}p{48mm}"  # ... in a column of this kind
-PAGE_ROWS = 35  # more do not fit on a page
+WRAPPED = r">{\raggedright\arraybackslash}p{52mm}"  # ... in a column of this kind
+PAGE_LINES = 35  # of a table's rows; more may not fit on a page
 LATEX_PACKAGES = {"booktabs": "", "longtable": "", "array": "", "fontenc": "T1"}  # -> options; T1 has a < and a >
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -51,23 +51,19 @@ class TextTable:
 
     def latex(self) -> str:
         """The table in LaTeX, for LATEX_PACKAGES; long text wraps, and what is longer than a page goes on."""
-        frame = pd.DataFrame(self.rows, columns=pd.Index(self.columns)).map(_latex)
+        frame = pd.DataFrame(self.rows, columns=pd.Index(map(_latex, self.columns))).map(_latex)
         wide = {name for name in self.left if max(map(len, self._column(name)), default=0) > WRAP}
         text_columns = {self.columns[0], *self.left}
         kinds = [WRAPPED if name in wide else "l" if name in text_columns else "r" for name in self.columns]
         notes = "".join(f"\\par {_latex(note)}\n" for note in self.notes)
-        whole = len(self.rows) <= PAGE_ROWS
-        body = (
-            frame.style.hide(axis="index")
-            .format_index(_latex, axis=1)
-            .to_latex(
-                hrules=True,
-                column_format="".join(kinds),
-                caption=_latex(self.title),
-                environment="table" if whole else "longtable",
-                position="tbp" if whole else None,
-                position_float="centering" if whole else None,
-            )
+        whole = sum(math.ceil(max(map(len, row)) / WRAP) for row in self.rows) <= PAGE_LINES
+        body = frame.style.hide(axis="index").to_latex(
+            hrules=True,
+            column_format="".join(kinds),
+            caption=_latex(self.title),
+            environment="table" if whole else "longtable",
+            position="tbp" if whole else None,
+            position_float="centering" if whole else None,
         )
         small = f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n{body}"
         end = "\\end{table}\n"

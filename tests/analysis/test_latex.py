@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.cells import LATEX_PACKAGES, PAGE_ROWS, TextTable
+from analysis.cells import LATEX_PACKAGES, PAGE_LINES, TextTable
 from analysis.page import latex
 from analysis.sections import Part, Section
 
@@ -58,16 +58,17 @@ def check(text: str, columns: int) -> None:
             assert tokens(line).count("&") == columns - 1, line
 
 
+@settings(max_examples=40, deadline=None)
 @given(TEXT, TEXT, TEXT, TEXT)
 def test_no_text_becomes_a_command(first: str, cell: str, title: str, note: str) -> None:
     check(table(first, cell, title=title, note=note).latex(), 2)
 
 
-@pytest.mark.parametrize("rows", [1, PAGE_ROWS, PAGE_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, PAGE_LINES // 2, PAGE_LINES // 2 + 1])  # of two lines each
 def test_special_characters_stay_text_in_short_and_long_tables(rows: int) -> None:
     text = table(NASTY, NASTY, NASTY, rows=rows, title=NASTY, note=NASTY).latex()
     check(text, 3)
-    assert ("longtable" in text) == (rows > PAGE_ROWS)
+    assert ("longtable" in text) == (2 * rows > PAGE_LINES)
     assert text.count(r"100\% of \$x\_1\$ \& \{y\}") >= 3 * rows + 2
 
 
