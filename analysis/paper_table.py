@@ -220,7 +220,7 @@ def _is_zero_shot(rows: pd.DataFrame) -> bool:
 def _size(rows: pd.DataFrame) -> str:
     """What rows of quality tell of a model's sizes."""
     hidden = (rows["compression"] * rows["bits_per_token"] / FLOAT_BITS).round().median()
-    return f"D={hidden:g}, {joined(rows, 'tokens')} tokens"
+    return ", ".join(filter(None, [f"D={hidden:g}", joined(rows, "tokens", "{} tokens")]))
 
 
 def _like_the_papers(rows: pd.DataFrame, figure: pd.Series) -> pd.Series | None:
