@@ -156,10 +156,11 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
     all_mbps = frame["bandwidth_mbps"].dropna()
     lowest, highest = all_mbps.min(), max(all_mbps.max(), 1.01 * all_mbps.min())
     white_above = lowest**0.45 * highest**0.55  # a little beyond the middle of the logarithmic scale
-    colours = plt.get_cmap(COLOURS).reversed().with_extremes(bad="#F2F2F2")
+    colours = plt.get_cmap(COLOURS).reversed()
     with plt.style.context(STYLE):
         size = (2.6 + 1.7 * len(wide.columns), 1.5 + 0.42 * len(wide))
         figure, axes = plt.subplots(figsize=(max(6.4, size[0]), max(2.6, size[1])), layout="constrained")
+        axes.patch.set(facecolor="white", edgecolor="#D0D0D0", hatch="////")  # shows where there is no colour
         picture = axes.pcolormesh(
             np.ma.masked_invalid(wide.to_numpy()),
             cmap=colours,
@@ -185,7 +186,7 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
         bar.set_ticks(shown.tolist(), labels=[f"{mbps:g}" for mbps in shown])
         bar.minorticks_off()
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        text = f"Grey: {NEVER} among the bandwidths measured."
+        text = f"Hatched: {NEVER} among the bandwidths measured."
         text += f" {DEGRADED} degraded." if table["degraded"].any() else ""
         text += f" {MIXED} slower again at a higher bandwidth." if table["mixed"].any() else ""
         condition_caption(figure, frame, text, 90)

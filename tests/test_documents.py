@@ -102,6 +102,15 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
 
 
+def test_every_claim_says_all_that_a_reader_needs() -> None:
+    text = (ROOT / "ARTIFACT.md").read_text()
+    rows = re.findall(r"^\| \[(C\d+)\].*\| ([\w ]+) \| ([\w ]+) \|$", text, re.MULTILINE)
+    sections = dict(re.findall(r"^### (C\d+) .*\n((?:(?!^#).*\n)*)", text, re.MULTILINE))
+    assert [name for name, _, _ in rows] == list(sections) == [f"C{n}" for n in range(1, len(rows) + 1)]
+    for section in sections.values():
+        assert all(words in section for words in ("```bash\n", "**Expect**", "**Tolerance"))
+
+
 def table_row(page: str, name: str) -> list[float]:
     """The numbers of a table's row, without what stands behind them in a cell."""
     (line,) = re.findall(rf"^\| {re.escape(name)}(?!\S)[^|]*\|(.*)\|$", (ROOT / page).read_text(), re.MULTILINE)
