@@ -127,6 +127,8 @@ def _never(figure: pd.Series) -> str:
 def _why_not(figure: pd.Series) -> str:
     if why := _never(figure):
         return why
+    if figure["method"] == "single" and figure["metric"] in METRICS:
+        return "of a model that is not among these results; what another one is worth says nothing of it"
     configs = paper_configs()
     able = [not {figure["table"], figure["task"]}.isdisjoint(words.split()) for words in configs["figures"]]
     return _missing(figure) + "".join(f"; run +experiment={config}" for config in configs.loc[able, "config"].head(1))
@@ -135,12 +137,7 @@ def _why_not(figure: pd.Series) -> str:
 def _missing(figure: pd.Series) -> str:
     if figure["metric"] in METRICS:
         groups = "" if pd.isna(figure["groups"]) else f" with G={figure['groups']:g}"
-        which = (
-            f"{figure['model']} on {figure['task']}"
-            if figure["method"] == "single"
-            else f"a {_family(figure['model'])} model"
-        )
-        return f"no {figure['metric']} of {which}{groups} among these results"
+        return f"no {figure['metric']} of a {_family(figure['model'])} model{groups} among these results"
     if figure["metric"] == "latency":
         return f"no latency of {figure['model']} among these results"
     return "no point in this setting among these results"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +45,22 @@ def summarize(folder: Path, console: Console | None = None) -> None:
 def print_comparison(folders: Sequence[Path]) -> None:
     """The table of the paper's figures beside those of these results folders. Raises ResultsError if it cannot."""
     runs, _ = find_runs(folders)
-    _print(comparison(runs), _wide(Console()))
+    _print(_in_short(comparison(runs)), _wide(Console()))
+
+
+def _in_short(table: TextTable) -> TextTable:
+    """The table of the paper's figures with those that have none of ours beside them as one note for each reason."""
+    ours, setting_of, why = (table.columns.index(name) for name in ("ours", "setting", "why"))
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row[ours] == "-":
+            reasons.setdefault(row[why], []).append(row[setting_of].partition(":")[0])
+    notes = [
+        f"{len(figures)} of {', '.join(dict.fromkeys(figures))} without ours: {reason}"
+        for reason, figures in reasons.items()
+    ]
+    found = [row for row in table.rows if row[ours] != "-"]
+    return replace(table, rows=found, notes=[*table.notes, *notes, "each figure by itself: tables.md"])
 
 
 def _wide(console: Console) -> Console:
