@@ -14,7 +14,7 @@ from analysis.cells import LATEX_PACKAGES
 from analysis.sections import Section
 
 TEMPLATE = "page.html.j2"
-LONG = 40  # characters: longer cells wrap
+LONG = 24  # characters: longer cells wrap, so that a page of 1200 pixels has room for the widest table
 CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINT_S = 120
 PNG_DPI, CSS_DPI = 150, 96  # of figures (testbed.mplstyle), and of a page: text in figures is as large as beside them
