@@ -84,6 +84,25 @@ def test_knobs_of_training_are_those_of_the_figure():
     assert line["ours"] == "-3.00 (87.00%)" and "the paper's is not known to us" in line["why"]
 
 
+def test_a_figure_without_a_knob_takes_what_the_paper_trains_with():
+    rows = [quality_row("original")]
+    rows += [quality_row("trained", 32, commitment=beta, value=80.0 + beta) for beta in (0.0, 2e-4, 0.25)]
+    found = lines(rows=[judged(*rows)])
+    assert find(found, "astra accuracy", "table1: ViT-Base, CIFAR-100, G=32")["ours"].endswith("(80.00%)")
+    assert find(found, "astra accuracy", "beta=0.25")["ours"].endswith("(80.25%)")
+    rows.append(quality_row("trained", 1, value=70.0))
+    assert find(lines(rows=[judged(*rows)]), "astra accuracy", "lambda=0")["ours"].endswith("(70.00%)")
+
+
+def test_a_variant_and_its_original_are_of_one_run():
+    paper_like = judged(quality_row("original"), quality_row("trained", 1, value=89.0))
+    small = {"codebook_size": 64, "compression": 32 * 128 / 10}
+    noises = [quality_row("trained", 1, noise=noise, value=80.0 + noise, **small) for noise in (0.0, 1.0)]
+    found = lines(rows=[judged(quality_row("original", value=85.0, compression=1), *noises), paper_like])
+    assert find(found, "astra accuracy", "CIFAR-100, G=1")["ours"] == "-1.00 (89.00%)"
+    assert find(found, "astra accuracy", "lambda=0")["ours"] == "-5.00 (80.00%)"  # of the run that has lambda=1 as well
+
+
 def test_the_most_similar_variant_is_taken_and_its_difference_told():
     rows = [quality_row("original"), quality_row("trained", 1, codebook_size=64, objective="distill", trained_on="1-8")]
     line = find(lines(rows=[judged(*rows)]), "astra accuracy", "CIFAR-100, G=1")
