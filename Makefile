@@ -1,6 +1,7 @@
 # Everything from a bare clone: `make sweep` and `make test` need no step before them.
 #   PYTHON=python3.12 make setup    another interpreter for .venv (3.11 or newer)
 #   make sweep ARGS='devices=2'     arguments for the command behind a target
+#   make paper preset=quick         the same as ARGS='preset=quick'
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -16,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg:
 # mininet is there for mnexec; its Python part comes from the Python package index.
 DEBIAN := mininet iproute2 bridge-utils ethtool net-tools iputils-ping iptables dataset-fashion-mnist
 
-.PHONY: help setup debian test lint sweep smoke report bench soak docs clean
+.PHONY: help setup debian test lint sweep smoke paper report bench soak docs clean
 
 help: ## List the targets
 	@echo "Targets (each sets up what it needs):"
@@ -38,6 +39,9 @@ sweep: $(READY) ## The bandwidth sweep: table, plot, results/latest
 
 smoke: $(READY) ## A small sweep that touches every part, in about a minute
 	@$(PY) -m testbed.run +experiment=smoke $(ARGS)
+
+paper: $(READY) ## Everything of the paper that runs here, and the table: preset=quick, 15 minutes; else 10 hours
+	@$(PY) -m experiments.paper $(if $(preset),preset=$(preset)) $(ARGS)
 
 report: $(READY) ## One page about all results, or some: make report ARGS=results/latest
 	@$(PY) -m analysis.report $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,6 +21,7 @@ from analysis.words import joined, values
 
 ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
 MARKERS = {KMEANS: ("s", "--"), TRAINED: ("o", "-")}
+BESIDE = 1.04  # factor between two series on the axis of bits
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexity", "%")}  # in words; unit of changes
 OF_CODEBOOKS = {
@@ -112,10 +114,12 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
     colours = dict(zip(lines, cycle(COLOURS), strict=False))
     with plt.style.context(STYLE):
         size = (3.3 * len(panels) + 1.5, 3.6)
-        figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        shared: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+        figure, grid = plt.subplots(1, len(panels), figsize=size, **shared)
         for axes, (corpus, devices) in zip(grid[0], panels, strict=True):
             _lines(axes, table[(table["corpus"] == corpus) & (table["devices"] == devices)], colours)
             axes.set_title(_head(corpus, devices))
+        grid[0][0].set_xlim(table["bits_per_token"].min() / 2, table["bits_per_token"].max() * 2)
         name, unit = METRICS.get(_metric(frame), (_metric(frame), ""))
         grid[0][0].set_ylabel(f"change of {name.removesuffix(' (%)')} ({unit})")
         grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -125,15 +129,16 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
 
 
 def _lines(axes: Axes, table: pd.DataFrame, colours: dict[tuple[str, str], str]) -> None:
-    """A panel: a line for each stage and series."""
-    for (stage, series), colour in colours.items():
+    """A panel: a line for each stage and series, a little beside each other where they have as many bits."""
+    for number, ((stage, series), colour) in enumerate(colours.items()):
         points = table[(table["stage"] == stage) & (table["series"] == series)]
         points = points.sort_values("bits_per_token")
         marker, dash = MARKERS[stage]
         bars = [points["change"] - points["change_low"], points["change_high"] - points["change"]]
         style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3}
         label = ", ".join(filter(None, [series, stage]))
-        axes.errorbar(points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
+        beside = BESIDE ** (number - (len(colours) - 1) / 2)
+        axes.errorbar(beside * points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
     axes.axhline(0, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:g}"))

@@ -120,10 +120,11 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
     all_mbps = frame["bandwidth_mbps"].dropna()
     lowest, highest = all_mbps.min(), max(all_mbps.max(), 1.01 * all_mbps.min())
     white_above = lowest**0.45 * highest**0.55  # a little beyond the middle of the logarithmic scale
-    colours = plt.get_cmap(COLOURS).reversed().with_extremes(bad="#F2F2F2")
+    colours = plt.get_cmap(COLOURS).reversed()
     with plt.style.context(STYLE):
         size = (2.6 + 1.7 * len(columns), 1.5 + 0.42 * len(variants))
         figure, axes = plt.subplots(figsize=(max(6.4, size[0]), max(2.6, size[1])), layout="constrained")
+        axes.patch.set(facecolor="white", edgecolor="#D0D0D0", hatch="////")  # shows where there is no colour
         values = np.ma.masked_invalid(wide.to_numpy(dtype=float))
         scale = LogNorm(lowest, highest)
         picture = axes.pcolormesh(values, cmap=colours, norm=scale, edgecolors="white", linewidth=2)
@@ -139,13 +140,13 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title(_title(frame))
+        figure.suptitle(_title(frame), x=0.01, ha="left", size=11, weight="bold")
         shown = np.unique(all_mbps)
         bar = figure.colorbar(picture, ax=axes, label="Mbps")
         bar.set_ticks(shown.tolist(), labels=[f"{mbps:g}" for mbps in shown])
         bar.minorticks_off()
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        text = f"Grey: {NEVER} among these bandwidths."
+        text = f"Hatched: {NEVER} among these bandwidths."
         text += f" {DEGRADED} degraded." if table["degraded"].any() else ""
         text += f" {MIXED} slower again at a higher bandwidth." if table["mixed"].any() else ""
         condition_caption(figure, frame, text, 90)

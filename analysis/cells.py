@@ -20,7 +20,10 @@ NOTES = {
     "one": "spread -: one repeat only, so nothing is known of the spread",
 }
 
-WRAP = 40  # characters: longer text wraps in LaTeX
+WRAP = 40  # characters: longer text wraps in LaTeX ...
+WRAPPED = r">{\raggedright\arraybackslash}p{52mm}"  # ... in a column of this kind
+PAGE_LINES = 35  # of a table's rows; more may not fit on a page
+LATEX_PACKAGES = {"booktabs": "", "longtable": "", "array": "", "fontenc": "T1"}  # -> options; T1 has a < and a >
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
@@ -48,20 +51,33 @@ class TextTable:
         return f"{'#' * level} {self.title}\n\n{body}\n{notes}\n"
 
     def latex(self) -> str:
-        """The table in LaTeX, for the package booktabs; long text wraps."""
-        frame = pd.DataFrame(self.rows, columns=pd.Index(self.columns))
-        styler = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        wide = {name for name in self.left if frame[name].str.len().max() > WRAP}
+        """The table in LaTeX, for LATEX_PACKAGES; long text wraps, and what is longer than a page goes on."""
+        frame = pd.DataFrame(self.rows, columns=pd.Index(map(_latex, self.columns))).map(_latex)
+        wide = {name for name in self.left if max(map(len, self._column(name)), default=0) > WRAP}
         text_columns = {self.columns[0], *self.left}
-        kinds = ["p{55mm}" if name in wide else "l" if name in text_columns else "r" for name in self.columns]
-        body = styler.to_latex(hrules=True, column_format="".join(kinds))
-        notes = "".join(f"\\par\\footnotesize {_latex(note)}\n" for note in self.notes)
-        return f"\\begin{{table}}[tbp]\n\\centering\n\\caption{{{_latex(self.title)}}}\n{body}{notes}\\end{{table}}\n"
+        kinds = [WRAPPED if name in wide else "l" if name in text_columns else "r" for name in self.columns]
+        notes = "".join(f"\\par {_latex(note)}\n" for note in self.notes)
+        whole = sum(math.ceil(max(map(len, row)) / WRAP) for row in self.rows) <= PAGE_LINES
+        body = frame.style.hide(axis="index").to_latex(
+            hrules=True,
+            column_format="".join(kinds),
+            caption=_latex(self.title),
+            environment="table" if whole else "longtable",
+            position="tbp" if whole else None,
+            position_float="centering" if whole else None,
+        )
+        small = f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n{body}"
+        end = "\\end{table}\n"
+        return f"{small.removesuffix(end)}{notes}{end}}}\n" if whole else f"{small}{notes}}}\n"
+
+    def _column(self, name: str) -> list[str]:
+        return [row[self.columns.index(name)] for row in self.rows]
 
 
 def _latex(text: str) -> str:
-    """Text in which LaTeX sees no command."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    """Text in which LaTeX sees no command, and no length where it follows the end of a row."""
+    escaped = "".join(LATEX.get(letter, letter) for letter in text)
+    return f"{{[}}{escaped[1:]}" if escaped.startswith("[") else escaped
 
 
 def number(value: float, unit: str = "") -> str:

@@ -105,10 +105,10 @@ def _from_intervals(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float, boo
 
 
 def comparison_table(table: pd.DataFrame, a: Run, b: Run) -> TextTable:
-    """``compare`` as text, what changed first."""
+    """``compare`` as text, what changed first, else in the order of the keys."""
     order = {CHANGED: 0, ONLY_A: 1, ONLY_B: 2, SAME: 3}
     keys = [name for name in _keys(a, b) if table[name].nunique(dropna=False) > 1] or list(_keys(a, b))[:1]
-    ranked = table.assign(order=table["verdict"].map(order)).sort_values("order", kind="stable")
+    ranked = table.assign(order=table["verdict"].map(order)).sort_values(["order", *keys])
     unit = UNITS[a.schema]
     rows = []
     for _, row in ranked.iterrows():

@@ -147,8 +147,9 @@ def _log_axes(axes: Axes, bandwidths: np.ndarray) -> None:
     axes.set_yscale("log")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     low, high = axes.get_ylim()
-    wide = high / low > 2000
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    decades = np.log10(high / low)
+    subs = (1.0,) if decades > 3.3 else (1.0, 2.0, 5.0) if decades > 1 else (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
         axis.set_minor_formatter(NullFormatter())

@@ -101,7 +101,7 @@ def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
     original = rows[rows["stage"] == ORIGINAL]
     if len(original):
         yield f"Without compression: {metric(frame)} {original['value'].mean():.2f} ({judged_on(frame)})."
-    unit = "%" if better_up(frame) < 0 else ""
+    unit = "%" if better_up(frame) < 0 else " points"
     adapted = rows[rows["stage"] == TRAINED]
     shown, how = (adapted, "adapted") if len(adapted) else (rows[rows["stage"] != ORIGINAL], "codebooks not adapted")
     for (groups, size), of in shown.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]

@@ -68,6 +68,7 @@ ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
 LEAST, MOST = 1e-9, 1e15
 # What older rows that lack a column could only have been.
 ONLY_CHOICE = {"shares": "equal"}
+SHOWN_COLUMNS = 6  # of a file that is none of ours
 # What tells points apart, without which rows say nothing. Older rows may lack settings that were added later.
 NEEDED = {
     LATENCY: ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens"),
@@ -108,13 +109,19 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
         reason = printable(str(fault).partition("\n")[0])
         raise ResultsError(f"{path}: cannot be read ({reason})") from fault
     if missing:
-        foreign = 2 * len(missing) > len(needed(schema))
-        whose = "not results of this testbed?" if foreign else "written by another version?"
-        raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; {whose}")
+        if 2 * len(missing) > len(needed(schema)):
+            raise ResultsError(f"{path}: not results of this testbed, by its columns: {_shown(raw)}")
+        raise ResultsError(f"{path}: lacks the columns {', '.join(missing)}; written by another version?")
     if rows.empty:
         raise ResultsError(f"{path}: has no rows; the run ended before its first point")
     _check_values(rows, path)
     return rows
+
+
+def _shown(raw: pd.DataFrame) -> str:
+    """The first names of a foreign file's columns."""
+    names = [printable(str(name)) for name in raw.columns[:SHOWN_COLUMNS]]
+    return ", ".join([*names, *(["..."] if len(raw.columns) > SHOWN_COLUMNS else [])])
 
 
 def results_file(folder: Path) -> Path | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jinja2
 
+from analysis.cells import LATEX_PACKAGES
 from analysis.sections import Section
 
 TEMPLATE = "page.html.j2"
-LONG = 40  # characters: longer cells wrap
+LONG = 24  # characters: longer cells wrap, so that a page of 1200 pixels has room for the widest table
 CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINT_S = 120
 PNG_DPI, CSS_DPI = 150, 96  # of figures (testbed.mplstyle), and of a page: text in figures is as large as beside them
@@ -62,7 +63,10 @@ def latex(sections: list[Section]) -> str:
         for part in section.parts
         for table in part.tables
     ]
-    return "\n".join(["% In the preamble: \\usepackage{booktabs}", *tables])
+    packages = [
+        f"% \\usepackage{f'[{options}]' if options else ''}{{{name}}}" for name, options in LATEX_PACKAGES.items()
+    ]
+    return "\n".join(["% In the preamble; wide tables need a page in landscape:", *packages, "", *tables])
 
 
 def print_pdf(html: Path) -> tuple[Path | None, str]:

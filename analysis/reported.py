@@ -10,6 +10,7 @@ from analysis.tables import points
 from testbed.rows import ANALYTIC
 
 REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
+CONFIGS_CSV = Path(__file__).parent / "paper" / "configs.csv"
 # The workload of the paper's latency figures: 12 layers of width 768, 1024 tokens, 4 devices, K = 1024.
 PAPER_SETTING = {"layers": 12, "hidden": 768, "tokens": 1024, "devices": 4, "codebook_size": 1024}
 PAPER_PROFILE = "gtx1660ti"
@@ -32,6 +33,16 @@ def reported_figures(reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
     """
     reported = pd.read_csv(reported_csv)
     return reported[reported["kind"] == "reported"]
+
+
+def paper_configs() -> pd.DataFrame:
+    """The experiments that measure what the paper reports, in the order in which ``make paper`` runs them.
+
+    Columns: config (+experiment=NAME), figures (tables or tasks of ``reported_figures``, separated by spaces; none
+    where the paper's figures are not known to us), minutes and quick_minutes (about, on two cores; quick: with
+    preset=quick), what.
+    """
+    return pd.read_csv(CONFIGS_CSV).fillna({"figures": ""})
 
 
 def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:

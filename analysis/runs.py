@@ -10,7 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.load import ResultsError, fact, load_rows, manifest_runs, results_file, schema_of, unwritten, with_labels
+from analysis.load import (
+    MEASURED,
+    ResultsError,
+    fact,
+    load_rows,
+    manifest_runs,
+    results_file,
+    schema_of,
+    unwritten,
+    with_labels,
+)
 from analysis.words import joined, values
 from testbed.rows import BASELINE, LATENCY, SAME_CONDITIONS, RowSchema
 
@@ -56,6 +66,9 @@ def read_run(folder: Path | str) -> Run:
     notes = []
     if missing := unwritten(frame):
         notes.append(f"no row has {', '.join(missing)}: written by another version; what they would show is left out")
+    measured = MEASURED[schema_of(frame)]
+    if blank := int(((frame["status"] == "ok") & frame[measured].isna()).sum()):
+        notes.append(f"{blank} of {len(frame)} rows have no {measured} that is a number, and are left out")
     if schema_of(frame) is LATENCY:
         frame, more = _checked(frame)
         notes += more

@@ -136,7 +136,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             [_trust(run, _title(run, runs)) for run in runs],
             "No run here kept a calibration, and no point is degraded or failed.",
         ),
-        Section("The paper's figures beside ours", [_paper(groups, quality)]),
+        Section("The paper's figures beside ours", [_paper(runs)]),
         Section("Peers' figures beside ours", [Part("", tables=[peers_table(groups)])]),
     ]
     for section in found:
@@ -247,9 +247,15 @@ def _trust(run: Run, title: str) -> Part:
     return Part(title, tables=tables + (troubles(run.frame) if run.schema is LATENCY else []))
 
 
-def _paper(latency: list[pd.DataFrame], quality: list[Run]) -> Part:
+def comparison(runs: list[Run]) -> TextTable:
+    """Every figure of the paper with ours beside it, or why there is none."""
+    latency, quality = ([run.frame for run in of_kind(runs, schema)] for schema in (LATENCY, ACCURACY))
+    return paper_table(latency, quality)
+
+
+def _paper(runs: list[Run]) -> Part:
     lines = ["Figures of arXiv 2505.19342 as it reports them; ours where these results have any beside them."]
-    return Part("", lines, tables=[paper_table(latency, [run.frame for run in quality])])
+    return Part("", lines, tables=[comparison(runs)])
 
 
 def _conditions(frame: pd.DataFrame) -> str:

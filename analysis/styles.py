@@ -25,7 +25,7 @@ _METHODS: dict[str, tuple[str, str, int]] = {
 _OTHER = ("#666666", "P", 0)
 _FURTHER = ("1", "2", "3", "4")  # markers of a method's fifth and later variants, four of each
 # astra's variants, from few groups to many: dark to light blue, so that the order shows in grey too.
-_ASTRA = (("#003F72", "o"), ("#0072B2", "^"), ("#56B4E9", "d"), ("#8CC9EE", "X"))
+_BLUES, _ASTRA_MARKERS = ("#003F72", "#0072B2", "#56B4E9", "#8CC9EE"), ("o", "^", "d", "X", "s", "v", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 # Parts of a latency, in the order in which they are stacked: name in the legend, colour, hatch.
@@ -42,20 +42,23 @@ PARTS: dict[str, tuple[str, str, str]] = {
 def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Keyword arguments of a line for each label of ``points``, distinct for up to twenty variants of a method.
 
-    astra's have a colour for each number of groups, where there are several, and a dash for each variant of it.
+    astra's have a colour and a marker for each number of groups, where there are several, and a dash for each variant
+    of it; with one number of groups up to 28 variants differ, and up to seven by their markers alone.
     """
     styles: dict[str, dict[str, Any]] = {}
     for method, rows in table.groupby("method", sort=False):
         groups = list(rows["groups"].drop_duplicates())
         for index, (label, variant) in enumerate(rows.drop_duplicates("label").set_index("label").iterrows()):
-            if method == "astra":
+            if method == "astra" and len(groups) > 1:
                 alike = rows.loc[rows["groups"] == variant["groups"], "label"].drop_duplicates()
-                first_dash = 0
-                shade, index = groups.index(variant["groups"]) if len(groups) > 1 else index, list(alike).index(label)
-                colour, marker = _ASTRA[shade % len(_ASTRA)]
+                shade, dash = groups.index(variant["groups"]), list(alike).index(label)
+                colour, marker = _BLUES[shade % len(_BLUES)], _ASTRA_MARKERS[shade % len(_ASTRA_MARKERS)]
+            elif method == "astra":
+                colour, marker = _BLUES[index % len(_BLUES)], _ASTRA_MARKERS[index % len(_ASTRA_MARKERS)]
+                dash = index // len(_BLUES)
             else:
                 colour, marker, first_dash = _METHODS.get(str(method), _OTHER)
                 marker = (marker, *_FURTHER)[index // len(_DASHES) % (1 + len(_FURTHER))]
-            dash = _DASHES[(first_dash + index) % len(_DASHES)]
-            styles[str(label)] = {"color": colour, "marker": marker, "linestyle": dash}
+                dash = first_dash + index
+            styles[str(label)] = {"color": colour, "marker": marker, "linestyle": _DASHES[dash % len(_DASHES)]}
     return styles

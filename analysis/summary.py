@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +14,8 @@ from rich.text import Text
 from analysis.cells import TextTable
 from analysis.contents import tables
 from analysis.report import write_report
-from analysis.runs import read_run
+from analysis.runs import find_runs, read_run
+from analysis.sections import comparison
 from analysis.words import modes, setting
 
 PLAIN_WIDTH = 140  # columns where there is no terminal that says how wide it is
@@ -25,9 +28,7 @@ def summarize(folder: Path, console: Console | None = None) -> None:
     """
     run = read_run(folder)
     frame, files = run.frame, write_report(folder, run)
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
+    console = _wide(console or Console())
     console.print()
     console.print(Text(f"{frame['experiment'].iloc[0]}: {setting(frame)}", style="bold"), soft_wrap=True)
     for line in modes(frame):
@@ -35,13 +36,45 @@ def summarize(folder: Path, console: Console | None = None) -> None:
     for note in run.notes:
         console.print(Text(f"  note: {note}"), soft_wrap=True)
     for table in tables(frame):
-        console.print()
-        console.print(_rich(table))
-        for note in table.notes:
-            console.print(Text(f"  {note}"), soft_wrap=True)
+        _print(table, console)
     console.print()
     for path in _places(folder, files):
         console.print(Text(f"  {path}"), soft_wrap=True)
+
+
+def print_comparison(folders: Sequence[Path]) -> None:
+    """The table of the paper's figures beside those of these results folders. Raises ResultsError if it cannot."""
+    runs, _ = find_runs(folders)
+    _print(_in_short(comparison(runs)), _wide(Console()))
+
+
+def _in_short(table: TextTable) -> TextTable:
+    """The table of the paper's figures with those that have none of ours beside them as one note for each reason."""
+    ours, setting_of, why = (table.columns.index(name) for name in ("ours", "setting", "why"))
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row[ours] == "-":
+            reasons.setdefault(row[why], []).append(row[setting_of].partition(":")[0])
+    notes = [
+        f"{len(figures)} of {', '.join(dict.fromkeys(figures))} without ours: {reason}"
+        for reason, figures in reasons.items()
+    ]
+    found = [row for row in table.rows if row[ours] != "-"]
+    return replace(table, rows=found, notes=[*table.notes, *notes, "each figure by itself: tables.md"])
+
+
+def _wide(console: Console) -> Console:
+    """The console, or one wide enough for tables where there is no terminal."""
+    if console.is_terminal:
+        return console
+    return Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
+
+
+def _print(table: TextTable, console: Console) -> None:
+    console.print()
+    console.print(_rich(table))
+    for note in table.notes:
+        console.print(Text(f"  {note}"), soft_wrap=True)
 
 
 def _rich(table: TextTable) -> Table:
@@ -51,7 +84,7 @@ def _rich(table: TextTable) -> Table:
     for index, name in enumerate(table.columns):
         left = index == 0 or name in table.left
         wraps = name in table.left
-        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps)
+        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
     for row in table.rows:
         grid.add_row(*map(escape, row))
     return grid

@@ -19,10 +19,9 @@ from analysis.cells import DEGRADED, NOTES, TextTable, number
 from analysis.figures import STYLE, condition_caption, save
 from analysis.styles import line_styles
 from analysis.tables import points
-from analysis.words import better_up, judged_on, metric
+from analysis.words import FLOAT_BITS, better_up, judged_on, metric
 from testbed.rows import BASELINE
 
-FLOAT_BITS = 32
 SAME = ["model", "hidden", "groups", "codebook_size", "devices"]  # of a latency and of a quality
 # What tells apart several ways to make one variant.
 WAYS = ("stage", "noise", "commitment", "class_tokens", "objective", "trained_on", "quantised", "anchors")

@@ -26,6 +26,7 @@ COMPUTE = {
 MODEL = "by the cost model: nothing was measured"
 METRICS = {"accuracy_pct": "accuracy (%)", "perplexity": "perplexity"}
 LESS_IS_BETTER = frozenset({"perplexity"})
+FLOAT_BITS = 32
 
 
 def values(frame: pd.DataFrame, column: str) -> list[Any]:
@@ -62,6 +63,12 @@ def by_corpus(frame: pd.DataFrame) -> list[pd.DataFrame]:
 def judged_on(frame: pd.DataFrame) -> str:
     """Model, data and number of examples of rows of quality."""
     return f"{joined(frame, 'model')} on {data_of(frame)}, {joined(frame, 'examples', '{} examples')}"
+
+
+def sizes_of(frame: pd.DataFrame) -> str:
+    """What rows of quality tell of a model's sizes: width and tokens."""
+    hidden = (frame["compression"] * frame["bits_per_token"] / FLOAT_BITS).round().median()
+    return ", ".join(filter(None, [f"D={hidden:g}", joined(frame, "tokens", "{} tokens")]))
 
 
 def data_of(frame: pd.DataFrame) -> str:

@@ -75,18 +75,9 @@ def _run(words: list[str]) -> int:
 
 
 def _prepare(config: Config) -> RunFolder:
-    """The folder to write to, with what the user wants done about earlier results in it.
-
-    The backend that was found becomes part of the configuration and so of the signature.
-    """
-    from testbed.link_checks import check_links
-    from testbed.network.probe import choose_backend
-
+    """The folder to write to, with what the user wants done about earlier results in it."""
     requested = config.network.backend
-    if config.emulates:
-        config.network.backend = choose_backend(requested)
-        check_links(config)
-    folder = _folder(config)
+    folder = results_folder(config)
     if not config.resume:
         with folder.exclusive():
             aside = folder.set_aside()
@@ -127,6 +118,21 @@ def _say_ended(code: int, folder: RunFolder) -> int:
         kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
         print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
     return code
+
+
+def results_folder(config: Config) -> RunFolder:
+    """Where a run of this configuration on this machine writes.
+
+    The backend that is found becomes part of the configuration and so of the signature. Raises ConfigError,
+    EnvironmentFault.
+    """
+    from testbed.link_checks import check_links
+    from testbed.network.probe import choose_backend
+
+    if config.emulates:
+        config.network.backend = choose_backend(config.network.backend)
+        check_links(config)  # again, as a backend that was found may not have these links
+    return _folder(config)
 
 
 def _folder(config: Config) -> RunFolder:

@@ -29,8 +29,9 @@ CONF = ROOT / "conf"
 
 
 def choices(group: str) -> list[str]:
-    """The names that ``group=NAME`` takes: the files of conf/GROUP/."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """The names that ``group=NAME`` takes: the files of conf/GROUP/ and, as FOLDER/NAME, of folders in it."""
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def ruled(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Any:

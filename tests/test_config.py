@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from testbed import config as config_module
 from testbed import mix, schema
@@ -103,9 +104,21 @@ BAD = [  # words after +experiment=smoke; what the message must contain
 ]
 
 
+PRESETS = [
+    (experiment, preset)
+    for experiment in choices("experiment")
+    for preset in OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").get("presets", {})
+]
+
+
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_is_valid(experiment: str) -> None:
-    assert load_config([f"+experiment={experiment}"]).experiment == experiment
+    assert load_config([f"+experiment={experiment}"]).experiment == experiment.replace("/", "_")
+
+
+@pytest.mark.parametrize(("experiment", "preset"), PRESETS)
+def test_every_preset_is_valid(experiment: str, preset: str) -> None:
+    assert load_config([f"+experiment={experiment}", f"preset={preset}"]).preset == preset
 
 
 @pytest.mark.parametrize("group", ["model", "topology", "device", "network"])

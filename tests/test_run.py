@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,8 +82,30 @@ def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
     part = command("--cfg", "job", "--package", "model", SMOKE, cwd=tmp_path)
     assert part.returncode == 0 and "hidden: 768" in part.stdout and "codebook_size" not in part.stdout
     helped = command("--help", cwd=tmp_path)
-    assert helped.returncode == 0 and f"experiment: {', '.join(choices('experiment'))}" in helped.stdout
+    assert helped.returncode == 0
+    for folder in {name.rpartition("/")[0] for name in choices("experiment")}:
+        names = [name.rpartition("/")[2] for name in choices("experiment") if name.rpartition("/")[0] == folder]
+        assert f"{'/'.join(filter(None, ['experiment', folder]))}: {', '.join(names)}" in helped.stdout
     assert not list(tmp_path.iterdir())
+
+
+def complete(line: str, cwd: Path) -> list[str]:
+    """What the shell would propose for a line; Hydra's completion asks by these variables."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    words = [sys.executable, "-m", "testbed.run", "-sc", "query=bash"]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True).stdout.split()
+
+
+def test_the_shell_completes_experiments_choices_and_keys(tmp_path: Path) -> None:
+    assert "+experiment=bandwidth_sweep" in complete("testbed +experiment=band", tmp_path)
+    assert complete("testbed +experiment=smoke topology=st", tmp_path) == ["topology=star"]
+    assert "astra.codebook_size=" in complete("testbed +experiment=smoke astra.code", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_console_script_is_the_command() -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="testbed")
+    assert script.value == "testbed.run:main"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = ("help", "setup", "test", "lint", "sweep", "smoke", "report", "bench", "docs", "clean")
+TARGETS = ("help", "setup", "test", "lint", "sweep", "smoke", "paper", "report", "bench", "soak", "docs", "clean")
 
 
 def canonical(name: str) -> str:

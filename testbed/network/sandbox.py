@@ -65,14 +65,14 @@ def supervise(argv: list[str], backend: str, module: str = "testbed.run") -> int
         namespaces = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
         command = ["unshare", *namespaces, sys.executable, "-m", "testbed.network.init", *command]
         environment = {**os.environ, _BACKEND: backend, _SCRATCH: "/dev/shm/run", "PATH": tool_path()}
-        return _run(command, environment, _first_child)
+        return run_child(command, environment, _first_child)
     # /tmp and not TMPDIR: Ray's socket paths must stay below 107 characters.
     folder = tempfile.mkdtemp(prefix="testbed-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
     janitor = subprocess.Popen(["sh", "-c", JANITOR, "janitor", folder], stdin=subprocess.PIPE, start_new_session=True)
     adopt_orphans()
     before = descendants()
     try:
-        return _run(command, {**os.environ, _BACKEND: backend, _SCRATCH: folder}, lambda pid: pid)
+        return run_child(command, {**os.environ, _BACKEND: backend, _SCRATCH: folder}, lambda pid: pid)
     finally:
         end_descendants(keep=before)
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,7 +104,7 @@ def _first_child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
-def _run(command: list[str], environment: dict[str, str], target: Callable[[int], int]) -> int:
+def run_child(command: list[str], environment: dict[str, str], target: Callable[[int], int]) -> int:
     """Run a child that cannot outlive us, pass signals on to ``target(its pid)``, return its exit code.
 
     A signal is passed on again while the child does not end, because an exception that a signal handler raises is lost

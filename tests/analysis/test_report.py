@@ -8,14 +8,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import page, report, sections
+from analysis.accuracy import accuracy_figures
 from analysis.drawing import Drawing
 from analysis.figures import latency_breakdown, save, speedup_plot
-from analysis.load import load_rows
+from analysis.load import load_rows, normalise
 from analysis.styles import line_styles
 from analysis.summary import summarize
 from analysis.tables import points
 from testbed.config import load_config
+from testbed.rows import ACCURACY
 from tests.analysis import synthetic
+from tests.analysis.synthetic_quality import quality
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
 TEXTS = {"report.html", "tables.md", "tables.tex"}
@@ -79,6 +82,36 @@ def test_every_line_has_its_own_look():
     styles = line_styles(points(synthetic.clock_check()))
     looks = {(look["color"], look["marker"], str(look["linestyle"])) for look in styles.values()}
     assert len(looks) == len(styles) == 15
+
+
+def test_variants_of_one_number_of_groups_differ_by_more_than_their_dash():
+    rows = [synthetic.row("astra", 1, speedups=f"split{n}") for n in range(2, 9)]
+    looks = line_styles(points(synthetic.frame(rows))).values()
+    assert len({(look["color"], look["marker"]) for look in looks}) == len({look["marker"] for look in looks}) == 7
+
+
+@pytest.fixture
+def tick_labels(monkeypatch):
+    """What the ticks of figures say, instead of pictures: a list of (x, y) for each panel."""
+    panels = []
+
+    def collect(self, _):
+        self.canvas.draw()
+        shown = [[ticks() for ticks in (axes.get_xticklabels, axes.get_yticklabels)] for axes in self.axes]
+        panels.extend([[text.get_text() for text in labels if text.get_text()] for labels in pair] for pair in shown)
+
+    monkeypatch.setattr(Figure, "savefig", collect)
+    return panels
+
+
+def test_narrow_ranges_have_ticks(tmp_path, tick_labels):
+    rows = [synthetic.row("astra", 1, bandwidth_mbps=mbps, speedup=2.1 + mbps / 100) for mbps in (10.0, 20.0)]
+    speedup_plot(synthetic.frame(rows), tmp_path)
+    assert {"1", "1.5", "2", "2.5"} <= set(tick_labels[0][1])
+    tick_labels.clear()
+    frame = normalise(quality(), ACCURACY)
+    accuracy_figures(frame.assign(bits_per_token=(frame["groups"] == 8).map({True: 320.0, False: 317.5})), tmp_path)
+    assert {"256", "512"} <= set(tick_labels[0][0])
 
 
 @pytest.mark.parametrize("name", PARTIAL)

@@ -50,6 +50,13 @@ def test_a_file_is_no_folder(tmp_path):
         read_run(tmp_path / "results.csv")
 
 
+def test_measurements_that_are_no_numbers_are_said(tmp_path):
+    frame = synthetic.sweep(bandwidths=(10.0,)).astype({"latency_ms": object})
+    frame.loc[frame["method"] == "tensor", "latency_ms"] = "fast"
+    (note,) = read_run(written(tmp_path, frame)).notes
+    assert note == "3 of 21 rows have no latency_ms that is a number, and are left out"
+
+
 def test_missing_single_is_said(tmp_path):
     frame = synthetic.sweep(bandwidths=(10.0,)).assign(speedup=None)
     (note,) = read_run(written(tmp_path, frame[frame["method"] != "single"])).notes

@@ -1,0 +1,113 @@
+"""``make paper``: the experiments behind the paper's tables and figures, one after another, then all side by side.
+
+Each part is a command of its own (analysis/paper/configs.csv names them), which anybody can run alone: what it has
+finished is not measured again here, nor the other way round. A part that fails costs its rows of the table, no other.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis import report
+from analysis.load import results_file
+from analysis.reported import paper_configs
+from analysis.summary import print_comparison
+from testbed.config import load_config
+from testbed.errors import TestbedError
+from testbed.network.sandbox import run_child
+from testbed.run import BAD_INPUT, FAILED, OK, SIGNALLED, results_folder
+
+NAME = "paper"
+WHOLE = "full"  # the report's folder where no preset is chosen
+
+
+@dataclass(frozen=True)
+class Part:
+    """One experiment. minutes: about, on two cores. folder: where its results belong, which depends on all settings."""
+
+    config: str
+    what: str
+    minutes: float
+    words: list[str]
+    folder: Path
+
+    @property
+    def command(self) -> str:
+        """What a user would type for this part alone."""
+        return f"python -m testbed.run {shlex.join(self.words)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: KEY=VALUE words, which are those of every part. Returns testbed.run's exit codes."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        parts, out = _parts(words)
+    except TestbedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    lost = []
+    for line, part in zip(_announced(parts), parts, strict=True):
+        print(line, flush=True)
+        begin = time.monotonic()
+        code = run_child([sys.executable, "-m", "testbed.run", *part.words], dict(os.environ), lambda pid: pid)
+        if code > SIGNALLED:
+            print(f"{NAME}: ended in {part.config}; the same command goes on from there", file=sys.stderr)
+            return code
+        lost += [part] if code else []
+        ended = f"ended with exit code {code}" if code else "done"
+        print(f"{part.config}: {ended} after {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
+    return _report(parts, lost, out)
+
+
+def _parts(words: list[str]) -> tuple[list[Part], Path]:
+    """Everything that is to be run, and where the report goes. Raises ConfigError before anything is started."""
+    rows = paper_configs().to_dict("records")
+    commands = [[f"+experiment={row['config']}", *words] for row in rows]
+    configs = [load_config(command) for command in commands]  # all are checked before a folder is made
+    preset = configs[0].preset
+    minutes = "quick_minutes" if preset else "minutes"
+    parts = [
+        Part(row["config"], row["what"], row[minutes], command, results_folder(config).path)
+        for row, command, config in zip(rows, commands, configs, strict=True)
+    ]
+    return parts, Path(configs[0].results_dir) / NAME / (preset or WHOLE)
+
+
+def _announced(parts: list[Part]) -> Iterator[str]:
+    """A line for each part, what lies before everybody first."""
+    total = sum(part.minutes for part in parts)
+    plan = [f"  {part.minutes:>4g} min  {part.command}" for part in parts]
+    print("\n".join([f"{len(parts)} experiments, about {_duration(total)} on two cores, less what is done:", *plan]))
+    left = total
+    for number, part in enumerate(parts, 1):
+        about = f"about {_duration(part.minutes)}, {_duration(left)} left"
+        yield f"\n[{number}/{len(parts)}] {part.config}: {part.what} ({about})"
+        left -= part.minutes
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:g} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+
+
+def _report(parts: list[Part], lost: list[Part], out: Path) -> int:
+    """One page about all parts that have rows, and its last table once more on the screen."""
+    folders = [part.folder for part in parts if results_file(part.folder)]
+    if not folders:
+        print(f"error: {NAME}: none of {len(parts)} experiments has a result", file=sys.stderr)
+        return FAILED
+    shown = report.main([*map(str, folders), "--out", str(out)])
+    if shown != BAD_INPUT:
+        print_comparison(folders)
+    for part in lost:
+        print(f"{NAME}: not all of {part.config} could be measured: {part.command}", file=sys.stderr)
+    return FAILED if lost or shown else OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

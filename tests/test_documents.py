@@ -1,0 +1,150 @@
+"""Commands that the documents tell people to type: those of experiments compose, those that only read are run.
+
+docs/extending.md, whose commands need its own files, has tests/test_extending.py.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from analysis import compare, page, report
+from analysis.load import load_rows
+from analysis.tables import latency_table, speedup_table
+from experiments import paper
+from testbed.config import load_config
+from testbed.run import INFORMING, OK
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "ARTIFACT.md", *(ROOT / "docs").glob("*.md"), ROOT / "docs/measured/README.md"]
+PAGES = [path for path in PAGES if path.name not in ("extending.md", "configuration.md")]
+TARGETS = dict(re.findall(r"^([a-z]+): .*## .*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+PYTHON = (".venv/bin/python", "python")
+SAMPLE = "notebooks/sample/bandwidth_sweep"
+PROFILE_ON = ("README.md", "docs/extending.md")
+OPEN = re.compile(r"\.\.\.|\b[A-Z]{3,}\b")  # to be filled in by the reader
+
+
+def commands(path: Path) -> list[str]:
+    """What a page's blocks and its text in typewriter say to type, without what the reader has to fill in."""
+    text = path.read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`((?:make|testbed|\.venv/bin/python -m|python -m) [^`\n]+)`", text)
+    return [line for line in lines if line and not line.startswith("#") and not OPEN.search(line.replace("ARGS", ""))]
+
+
+def words_of(line: str) -> list[str]:
+    """What is run in the end: MODULE and its arguments; a target of the Makefile stands for its last command."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "testbed":
+        return ["testbed.run", *words[1:]]
+    if words[0] == "make":
+        given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        (target,) = [word for word in words[1:] if "=" not in word] or ["help"]
+        recipe = TARGETS[target]
+        module = re.findall(r"\$\(PY\) -m ([\w.]+) ?(\S*=\w+)?", recipe)
+        preset = [f"preset={given['preset']}"] if "preset" in given else []
+        assert not preset or "$(preset)" in recipe
+        return [*filter(None, module[-1]), *preset, *shlex.split(given.get("ARGS", ""))] if module else []
+    assert words[0] in PYTHON and words[1] == "-m", f"{line}: neither make nor python -m"
+    return words[2:]
+
+
+ALL = [(path.relative_to(ROOT).as_posix(), line) for path in PAGES for line in commands(path)]
+
+
+def test_the_pages_have_commands() -> None:
+    of_page = {where: [line for other, line in ALL if other == where] for where, _ in ALL}
+    assert len(of_page["README.md"]) > 15 and len(of_page["ARTIFACT.md"]) > 8
+
+
+@pytest.mark.parametrize(("where", "line"), ALL)
+def test_a_command_exists_and_composes(where: str, line: str) -> None:
+    module, *words = words_of(line) or [""]
+    assert not module or find_spec(module), line
+    if module == "testbed.run" and not any(word in INFORMING for word in words):
+        load_config(words)
+    if module == "experiments.paper":
+        for config in paper.paper_configs()["config"]:
+            load_config([f"+experiment={config}", *words])
+
+
+READERS = {"analysis.report": report.main, "analysis.compare": compare.main}
+READING = sorted({tuple(words) for _, line in ALL if (words := words_of(line)) and words[0] in READERS})
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_a_command_that_only_reads_runs(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
+    monkeypatch.setattr(page, "CHROMIUM", ("no-such-browser",))
+    monkeypatch.chdir(ROOT)
+    module, *given = words
+    shown = [word if Path(word).exists() or word.startswith("-") else SAMPLE for word in given] or [SAMPLE]
+    assert READERS[module]([*shown, *(["--out", str(tmp_path)] if module == "analysis.report" else [])]) == OK
+
+
+@pytest.mark.parametrize("path", PAGES + [ROOT / "docs/extending.md"], ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+    for anchor in re.findall(r"\]\(#([\w-]+)\)", text):
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+
+
+def test_every_claim_says_all_that_a_reader_needs() -> None:
+    text = (ROOT / "ARTIFACT.md").read_text()
+    rows = re.findall(r"^\| \[(C\d+)\].*\| ([\w ]+) \| ([\w ]+) \|$", text, re.MULTILINE)
+    sections = dict(re.findall(r"^### (C\d+) .*\n((?:(?!^#).*\n)*)", text, re.MULTILINE))
+    assert [name for name, _, _ in rows] == list(sections) == [f"C{n}" for n in range(1, len(rows) + 1)]
+    for section in sections.values():
+        assert all(words in section for words in ("```bash\n", "**Expect**", "**Tolerance"))
+
+
+def table_row(page: str, name: str) -> list[float]:
+    """The numbers of a table's row, without what stands behind them in a cell."""
+    (line,) = re.findall(rf"^\| {re.escape(name)}(?!\S)[^|]*\|(.*)\|$", (ROOT / page).read_text(), re.MULTILINE)
+    return [float(re.sub(r"[,~]|[ (\[].*", "", cell.strip())) for cell in line.split("|")]
+
+
+def test_latencies_are_those_of_the_sample() -> None:
+    table = latency_table(load_rows(ROOT / SAMPLE))
+    for name in ("single", "tensor", "sequence", "pipeline", "astra G=1", "astra G=16", "astra G=32"):
+        assert table_row("README.md", name) == pytest.approx(table.loc[name].to_list(), abs=0.6)
+    for name in ("single", "tensor", "sequence", "pipeline"):
+        assert table_row("ARTIFACT.md", name) == pytest.approx(table.loc[name, [10, 20, 100]].to_list(), abs=0.6)
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARTIFACT.md"])
+def test_speed_ups_and_accuracies_are_those_that_are_kept(page: str) -> None:
+    speedups = speedup_table(load_rows(ROOT / "docs/measured/ablation")).round(2)
+    for name in ("paper", "tables", "tables+overlap"):
+        assert table_row(page, name) == speedups.loc[f"astra G=1 {name}"].to_list()
+    rows = load_rows(ROOT / "notebooks/sample/accuracy_vit")
+    for devices in (2, 4, 8):
+        changes = rows[rows["devices"] == devices].set_index("stage")["change"].round(2)
+        assert table_row(page, str(devices)) == [changes["k-means"], changes["trained"]]
+
+
+def test_the_readmes_python_runs_on_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    exec(code.replace("results/latest", str(ROOT / SAMPLE)), {})
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"speedup.png", "speedup.pdf"}
+
+
+def test_the_readmes_profile_is_the_one_that_is_tested() -> None:
+    blocks = [re.findall(r"^```yaml\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S) for name in PROFILE_ON]
+    readme, extending = (next(OmegaConf.create(text) for text in of if "reference_s" in text) for of in blocks)
+    assert readme == extending
