@@ -32,6 +32,7 @@ def main(names: list[str]) -> int:
             idle, before = session.idle_bytes(), session.network.carried_bytes()
             seconds = session.collective_s("all_gather", SIZE, REPEATS)
             after = session.network.carried_bytes()
+            assert before is not None and after is not None
             brief = session.collective_s("all_gather", SMALL, SMALL_REPEATS)
             dropped = []
             for queue_kb in QUEUES_KB if graph.switches else ():
