@@ -89,11 +89,8 @@ def test_each_device_of_a_mix_has_its_own_speed(tmp_path: Path) -> None:
     of_astra = rows[rows.method == "astra"].groupby("shares").full_precision_pct.first()
     assert of_astra["equal"] == 50 and of_astra["speed"] == pytest.approx(68, abs=0.5)
     waiting = rows[rows.method != "single"].groupby(["method", "shares"]).straggler_wait_pct.median()
-    for method in (
-        "tensor",
-        "astra",
-    ):  # what every device repeats is not shared out, so the slower one stays the slower
-        assert waiting[method, "equal"] > max(25, 2 * waiting[method, "speed"])
+    for method in ("tensor", "astra"):  # what every device repeats is not shared out: the slower one stays slower
+        assert waiting[method, "equal"] > max(25, 1.3 * waiting[method, "speed"])
 
 
 PHASES = {"bring-up": "cluster of", "measuring": "[1/"}
