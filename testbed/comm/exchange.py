@@ -106,6 +106,7 @@ class Exchange:
         self._queued: deque[Operation] = deque()
         self._lanes: dict[Pacing, deque[_Outgoing]] = {}  # messages that queue at the same link, one after another
         self._incoming: dict[socket.socket, deque[_Incoming]] = {}
+        self._carried_on = False  # whether a thread is in ``finish``
         self._bell, self._listener = socket.socketpair()  # rung when an operation is queued by another thread
         for connection in (*to.values(), *source.values(), self._bell, self._listener):
             connection.setblocking(False)
@@ -134,16 +135,15 @@ class Exchange:
 
         sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload.
         """
-        operation = Operation(name, sends, receives)
-        self._queued.append(operation)
-        return self.finish(operation)
+        return self.finish(self.queue(name, sends, receives))
 
     def queue(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
         """As ``run``, but returns at once: the thread that is in ``finish``, now or later, carries it on."""
         operation = Operation(name, sends, receives)
         self._queued.append(operation)
-        with contextlib.suppress(BlockingIOError):  # it has been rung often enough
-            self._bell.send(b"!")
+        if self._carried_on:
+            with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+                self._bell.send(b"!")
         return operation
 
     def finish(self, operation: Operation) -> Timing:
@@ -151,10 +151,12 @@ class Exchange:
         now = time.monotonic()
         # All senders may share one link for a while, and both ends of it.
         deadline = now + self.timeout_s + 16 * (len(self._to) + 1) * operation.volume / self._slowest_bps
+        self._carried_on = True
         while True:
             self._take_up(now)
             full = self._send(now)
             if not operation.messages and now >= operation.done_s:
+                self._carried_on = False
                 return Timing(operation.begin_s, operation.first_s or operation.begin_s, operation.done_s)
             if now > deadline:
                 self._time_out(operation)

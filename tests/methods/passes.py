@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from testbed.clock import DeviceClock
-from testbed.comm.group import Timing
+from testbed.comm.exchange import Operation
 from testbed.comm.tcp import TcpGroup
 from testbed.methods.astra import Astra
 from testbed.methods.base import Method, Output
@@ -89,17 +89,17 @@ def one_pass(method: Method, shard: Any, inputs: Tensor, group: TcpGroup, clock:
 def counted_messages(group: TcpGroup) -> Iterator[list[int]]:
     """The rank that each message comes from which this rank receives meanwhile."""
     messages: list[int] = []
-    run = group._wire.run
+    queue = group._wire.queue
 
-    def counting(operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Timing:
+    def counting(name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
         messages.extend(receives)
-        return run(operation, sends, receives)
+        return queue(name, sends, receives)
 
-    group._wire.run = counting
+    group._wire.queue = counting
     try:
         yield messages
     finally:
-        group._wire.run = run
+        group._wire.queue = queue
 
 
 def execute_and_replay(

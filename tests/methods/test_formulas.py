@@ -263,16 +263,6 @@ def test_all_ranks_together_receive_what_is_sent(shape: ModelShape, world: int) 
     assert sum(Astra(groups=1, codebook_size=256).received_bits(shape, world)) == code_bits + class_bits
 
 
-@given(shapes, st.integers(1, 8), st.sampled_from(["paper", "tables+overlap", "overlap+split2"]), st.floats(1e5, 1e9))
-def test_the_first_and_the_last_rank_tell_the_slowest(
-    shape: ModelShape, world: int, speedups: str, bits_per_s: float
-) -> None:
-    """Of ASTRA's cost model on a model that is not causal, whose ranks differ in their shares alone."""
-    method = Astra(groups=1, codebook_size=256, speedups=speedups)
-    paths = [method._of_rank(shape, rank, world).critical_path_s(Device(1e11), bits_per_s) for rank in range(world)]
-    assert method.predicted_s(shape, world, Device(1e11), bits_per_s) == max(paths)
-
-
 @given(shapes, st.integers(1, 8))
 def test_a_pipeline_splits_the_work_and_repeats_none(shape: ModelShape, world: int) -> None:
     pipeline = load_method("pipeline")

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from testbed.clock import Device, DeviceClock
-from testbed.comm.exchange import Exchange
-from testbed.comm.group import Timing
+from testbed.comm.exchange import Exchange, Operation
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.tcp import TcpGroup
@@ -38,13 +37,13 @@ def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pyt
     if method.codebook_size:
         method.attach(random_codebooks(model, method.groups, method.codebook_size))
     sent: Counter[tuple[int, int]] = Counter()
-    run = Exchange.run
+    queue = Exchange.queue
 
-    def counted(wire: Exchange, operation: str, sends: dict[int, memoryview], receives: Any) -> Timing:
+    def counted(wire: Exchange, name: str, sends: dict[int, memoryview], receives: Any) -> Operation:
         sent.update({(wire.rank, peer): len(payload) for peer, payload in sends.items()})
-        return run(wire, operation, sends, receives)
+        return queue(wire, name, sends, receives)
 
-    monkeypatch.setattr(Exchange, "run", counted)
+    monkeypatch.setattr(Exchange, "queue", counted)
 
     def rank_main(group: TcpGroup) -> None:
         routes = {peer: Route(Unpaced(), 1e6) for peer in range(WORLD) if peer != group.rank}
@@ -55,7 +54,7 @@ def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pyt
     busy_s = SLOW_TRUNK.busy_s([(*pair, size) for pair, size in sent.items()], 1.0)
     there, back = busy_s["d0", "d1"], busy_s["d1", "d0"]
     rate_bps = SLOW_TRUNK.relative_rate(method.traffic, SLOW_TRUNK.suited)
-    modelled_s = method.predicted_s(model.shape, WORLD, Device(), rate_bps)
+    modelled_s = method.predicted_s(model.shape, [Device()] * WORLD, rate_bps)
     # Terms to the root and sums from it follow each other; otherwise both ways are used at once.
     carried_s = there + back if "root" in method.traffic else max(there, back)
     assert modelled_s == pytest.approx(carried_s, rel=0.1)  # shares differ by a row
