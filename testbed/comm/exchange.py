@@ -18,12 +18,11 @@ from collections import deque
 
 from testbed.comm.frame import HEADER_BYTES, check_header, pack_header
 from testbed.comm.group import Timing, Traffic
+from testbed.comm.message import PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
 from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
 from testbed.errors import CommError
 
-SMALL_BYTES = 1 << 14  # payloads up to this travel in one buffer with their header
-PACKET_BYTES = 1448
 BRIEF_S = 4e-3  # of the link's time
 AHEAD_S = 2e-3  # of the link's time: what is handed to the kernel beyond what it has sent, and read at once
 AHEAD_BYTES = (1 << 13, 1 << 18)  # the least and the most of it
@@ -32,60 +31,6 @@ AHEAD_BYTES = (1 << 13, 1 << 18)  # the least and the most of it
 SEND_BUFFER_S = 10e-3
 SEND_BUFFER_BYTES = (1 << 15, 1 << 18)
 ALONE = ("send", "barrier")  # operations in which a rank may be the only one that sends
-
-
-class Operation:
-    """Messages that belong together. sends: peer -> payload, in sending order; receives: peer -> buffer."""
-
-    def __init__(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]):
-        self.name, self.sends, self.receives = name, sends, receives
-        self.volume = sum(map(len, (*sends.values(), *receives.values())))
-        self.messages = len(sends) + len(receives)  # that are not done
-        self.begin_s = self.done_s = time.monotonic()
-        self.first_s = self.arrived_s = 0.0
-
-    def end_message(self, now: float) -> None:
-        """One more has gone or come."""
-        self.messages -= 1
-        self.done_s = max(now, self.arrived_s)
-
-
-class _Outgoing:
-    """A message on its way out. From ``release_s`` on, ``released`` of its bytes may be handed to the kernel."""
-
-    def __init__(self, operation: Operation, peer: int, connection: socket.socket, header: bytes, payload: memoryview):
-        self.operation, self.peer, self.connection = operation, peer, connection
-        small = len(payload) <= SMALL_BYTES
-        self.parts = [memoryview(header + bytes(payload))] if small else [memoryview(header), payload]
-        self.left = HEADER_BYTES + len(payload)
-        self.released, self.release_s = 0, 0.0
-
-    def advance(self, sent: int) -> None:
-        """Forget what the kernel has taken."""
-        self.left -= sent
-        self.released -= sent
-        self.parts[0] = self.parts[0][sent:]
-        if not self.parts[0]:
-            self.parts.pop(0)
-
-
-class _Incoming:
-    """A message being received. The header is checked before the first payload byte is used."""
-
-    def __init__(self, operation: Operation, peer: int, connection: socket.socket, payload: memoryview):
-        self.operation, self.peer, self.connection, self.payload = operation, peer, connection, payload
-        self.size = HEADER_BYTES + len(payload)
-        self.small = len(payload) <= SMALL_BYTES
-        self.front = memoryview(bytearray(self.size if self.small else HEADER_BYTES))
-        self.got = 0
-
-    def target(self) -> memoryview:
-        """Where the next bytes go."""
-        return self.front[self.got :] if self.got < len(self.front) else self.payload[self.got - HEADER_BYTES :]
-
-    def listen(self) -> None:
-        """Wake up for its first packet: that tells waiting from wire."""
-        _wake_at(self.connection, min(self.size, PACKET_BYTES))
 
 
 class Exchange:
@@ -104,8 +49,8 @@ class Exchange:
         self._sent = dict.fromkeys(to, 0)  # sequence numbers
         self._seen = dict.fromkeys(source, 0)
         self._queued: deque[Operation] = deque()
-        self._lanes: dict[Pacing, deque[_Outgoing]] = {}  # messages that queue at the same link, one after another
-        self._incoming: dict[socket.socket, deque[_Incoming]] = {}
+        self._lanes: dict[Pacing, deque[Outgoing]] = {}  # messages that queue at the same link, one after another
+        self._incoming: dict[socket.socket, deque[Incoming]] = {}
         self._carried_on = False  # whether a thread is in ``finish``
         self._bell, self._listener = socket.socketpair()  # rung when an operation is queued by another thread
         for connection in (*to.values(), *source.values(), self._bell, self._listener):
@@ -179,15 +124,15 @@ class Exchange:
         """Line up the messages of what has been queued."""
         while self._queued:
             operation = self._queued.popleft()
-            lanes: dict[Pacing, list[_Outgoing]] = {}
+            lanes: dict[Pacing, list[Outgoing]] = {}
             for peer, payload in operation.sends.items():
                 header = pack_header(operation.name, self.rank, self._sent[peer], len(payload))
-                message = _Outgoing(operation, peer, self._to[peer], header, payload)
+                message = Outgoing(operation, peer, self._to[peer], header, payload)
                 lanes.setdefault(self._routes[peer].pacing, []).append(message)
                 self._sent[peer] += 1
                 self.traffic.sent_bytes += len(payload)
             for peer, payload in operation.receives.items():
-                self._expect(_Incoming(operation, peer, self._source[peer], payload))
+                self._expect(Incoming(operation, peer, self._source[peer], payload))
                 self.traffic.received_bytes += len(payload)
             self.traffic.operations += 1
             for pacing, messages in lanes.items():
@@ -198,15 +143,15 @@ class Exchange:
                         message.released, message.release_s = message.left, release_s
                 self._lanes.setdefault(pacing, deque()).extend(messages)
 
-    def _route(self, message: _Outgoing) -> Route:
+    def _route(self, message: Outgoing) -> Route:
         return self._routes[message.peer]
 
-    def _release_s(self, message: _Outgoing, size: int, now: float) -> float:
+    def _release_s(self, message: Outgoing, size: int, now: float) -> float:
         """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
         route = self._route(message)
         return route.pacing.release(size * (1 if message.operation.name in ALONE else route.payers), now)
 
-    def _expect(self, message: _Incoming) -> None:
+    def _expect(self, message: Incoming) -> None:
         """Receive it after what else is to come on its connection."""
         line = self._incoming.setdefault(message.connection, deque())
         line.append(message)
@@ -223,7 +168,7 @@ class Exchange:
                 del self._lanes[pacing]
         return full
 
-    def _send_lane(self, lane: deque[_Outgoing], now: float) -> socket.socket | None:
+    def _send_lane(self, lane: deque[Outgoing], now: float) -> socket.socket | None:
         """``_send`` for what queues at one link."""
         while lane:
             message = lane[0]
@@ -244,7 +189,7 @@ class Exchange:
                 message.operation.end_message(now)
         return None
 
-    def _receive(self, message: _Incoming, now: float) -> None:
+    def _receive(self, message: Incoming, now: float) -> None:
         """Read what has come of the next message of its connection."""
         before, peer, operation = message.got, message.peer, message.operation
         while message.got < message.size:
@@ -264,7 +209,7 @@ class Exchange:
             operation.first_s = operation.first_s or now
             operation.arrived_s = max(operation.arrived_s, self._routes[peer].pacing.arrive(message.got - before, now))
         if message.got < message.size:
-            _wake_at(message.connection, min(message.size - message.got, self._ahead_bytes[peer]))
+            wake_at(message.connection, min(message.size - message.got, self._ahead_bytes[peer]))
             return
         if message.small:
             message.payload[:] = message.front[HEADER_BYTES:]
@@ -285,11 +230,6 @@ class Exchange:
         missing = sorted({message.peer for line in lines for message in line if message.operation is operation})
         reason = f"rank {self.rank} waited {self.timeout_s:g} s in {operation.name} for ranks {missing}"
         raise CommError(reason, missing)
-
-
-def _wake_at(connection: socket.socket, size: int) -> None:
-    """Count a connection as readable once this much has come (or it is closed)."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
 
 def _is_brief(size: int, rate_bps: float) -> bool:

@@ -1,0 +1,70 @@
+"""Messages on their way: what has left and what has come of each, and the operation that they belong to."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from testbed.comm.frame import HEADER_BYTES
+
+SMALL_BYTES = 1 << 14  # payloads up to this travel in one buffer with their header
+PACKET_BYTES = 1448
+
+
+class Operation:
+    """Messages that belong together. sends: peer -> payload, in sending order; receives: peer -> buffer."""
+
+    def __init__(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]):
+        self.name, self.sends, self.receives = name, sends, receives
+        self.volume = sum(map(len, (*sends.values(), *receives.values())))
+        self.messages = len(sends) + len(receives)  # that are not done
+        self.begin_s = self.done_s = time.monotonic()
+        self.first_s = self.arrived_s = 0.0
+
+    def end_message(self, now: float) -> None:
+        """One more has gone or come."""
+        self.messages -= 1
+        self.done_s = max(now, self.arrived_s)
+
+
+class Outgoing:
+    """A message on its way out. From ``release_s`` on, ``released`` of its bytes may be handed to the kernel."""
+
+    def __init__(self, operation: Operation, peer: int, connection: socket.socket, header: bytes, payload: memoryview):
+        self.operation, self.peer, self.connection = operation, peer, connection
+        small = len(payload) <= SMALL_BYTES
+        self.parts = [memoryview(header + bytes(payload))] if small else [memoryview(header), payload]
+        self.left = HEADER_BYTES + len(payload)
+        self.released, self.release_s = 0, 0.0
+
+    def advance(self, sent: int) -> None:
+        """Forget what the kernel has taken."""
+        self.left -= sent
+        self.released -= sent
+        self.parts[0] = self.parts[0][sent:]
+        if not self.parts[0]:
+            self.parts.pop(0)
+
+
+class Incoming:
+    """A message being received. The header is checked before the first payload byte is used."""
+
+    def __init__(self, operation: Operation, peer: int, connection: socket.socket, payload: memoryview):
+        self.operation, self.peer, self.connection, self.payload = operation, peer, connection, payload
+        self.size = HEADER_BYTES + len(payload)
+        self.small = len(payload) <= SMALL_BYTES
+        self.front = memoryview(bytearray(self.size if self.small else HEADER_BYTES))
+        self.got = 0
+
+    def target(self) -> memoryview:
+        """Where the next bytes go."""
+        return self.front[self.got :] if self.got < len(self.front) else self.payload[self.got - HEADER_BYTES :]
+
+    def listen(self) -> None:
+        """Wake up for its first packet: that tells waiting from wire."""
+        wake_at(self.connection, min(self.size, PACKET_BYTES))
+
+
+def wake_at(connection: socket.socket, size: int) -> None:
+    """Count a connection as readable once this much has come (or it is closed)."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
