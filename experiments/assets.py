@@ -20,7 +20,8 @@ from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, build_model, load_model, save_model, save_tensors
 from testbed.network.sandbox import scratch
 from testbed.progress import counted
-from testbed.schema import ROOT, LatencyConfig
+from testbed.rules import ROOT
+from testbed.schema import LatencyConfig
 
 CACHE = ROOT / ".cache"
 POSITIONS = "position"  # the only tensor that depends on the number of tokens

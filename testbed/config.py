@@ -7,7 +7,6 @@ and units; methods then check that they can split the model. Every failure is on
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, get_origin, get_type_hints
@@ -18,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from testbed.checks import check_links, check_methods, check_together
 from testbed.errors import ConfigError, nearest
-from testbed.link_checks import check_links
-from testbed.mix import check_mix, load_profiles, share_speeds
-from testbed.rows import ANALYTIC
-from testbed.schema import AUTO, CONF, SCHEMAS, Config, FidelityConfig, LatencyConfig, choices
+from testbed.mix import load_profiles
+from testbed.rules import CONF, choices
+from testbed.schema import SCHEMAS, Config, LatencyConfig
 
 
 def load_config(overrides: list[str]) -> Config:
@@ -51,8 +50,8 @@ def load_config(overrides: list[str]) -> Config:
                 raise ConfigError("methods", name, nearest(name, methods))
         settings = {name: _method_settings(name, given) for name, given in methods.items()}
         config.settings = {name: settings[name] for name in config.methods}
-        _check_methods(config)
-    _check_together(config)
+        check_methods(config)
+    check_together(config)
     return config
 
 
@@ -248,55 +247,6 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
             raise ConfigError(full_key, "[]", "must be at least one value")
         settings[key] = _distinct(full_key, value) if isinstance(value, list) else value
     return settings
-
-
-def _check_methods(config: LatencyConfig) -> None:
-    """ConfigError where values that are fine by themselves do not go together; asks every method about every split.
-
-    A variant that fits some of the numbers of devices and tokens, or of the shares, is fine: its other points are
-    skipped.
-    """
-    if max(config.devices) > max(config.tokens):
-        raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
-    profiles = {"device": config.device, **{f"profiles.{name}": profile for name, profile in config.profiles.items()}}
-    references = {f"{key}.reference_model": profile.reference_model for key, profile in profiles.items()}
-    for key, sizes in {"model": config.model, **references}.items():
-        if sizes.hidden % sizes.heads:
-            raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
-
-    from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
-
-    check_mix(config)
-    shapes = [config.model.shape(tokens) for tokens in config.tokens]
-    for name, settings in config.variants():
-        worlds = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]
-        splits, faults = list(itertools.product(shapes, worlds)), []
-        for shape, (world, speeds) in splits:
-            try:
-                load_method(name, speeds, **settings).check(shape, world)
-            except ConfigError as fault:
-                faults.append(fault)
-        if len(faults) == len(splits):
-            raise faults[0]
-
-
-def _check_together(config: Config) -> None:
-    """ConfigError for a value that this kind of experiment, or another value, has no use for."""
-    if isinstance(config, FidelityConfig) and min(config.devices) < 2:
-        raise ConfigError(
-            "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
-        )
-    if config.time_scale == AUTO and not isinstance(config, LatencyConfig):
-        raise ConfigError("time_scale", AUTO, f"must be a number from 0.1 to 1000 for runner {config.runner}")
-    if config.emulates and config.network.backend == ANALYTIC:
-        if config.runner != "latency":
-            raise ConfigError(
-                "network", ANALYTIC, f"must be another one: runner {config.runner} measures, it is no model"
-            )
-        if isinstance(config, LatencyConfig) and config.compute_mode != "auto":
-            raise ConfigError(
-                "compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}: nothing is run"
-            )
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from testbed.clock import Device
 from testbed.errors import ConfigError, nearest
 from testbed.rows import BASELINE
-from testbed.schema import CONF, DeviceProfile, LatencyConfig, choices
+from testbed.rules import CONF, choices
+from testbed.schema import DeviceProfile, LatencyConfig
 
 
 def load_profiles(mix: str) -> dict[str, DeviceProfile]:

@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 
 from testbed.files import replacing
-from testbed.schema import CONF, ROOT, SCHEMAS, Config, choices
+from testbed.rules import CONF, ROOT, choices
+from testbed.schema import SCHEMAS, Config
 
 DOCUMENT = ROOT / "docs" / "configuration.md"
 COMMENT = re.compile(r"^(\w+):.*?\s# (.*)$", re.MULTILINE)

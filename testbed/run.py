@@ -126,7 +126,7 @@ def results_folder(config: Config) -> RunFolder:
     The backend that is found becomes part of the configuration and so of the signature. Raises ConfigError,
     EnvironmentFault.
     """
-    from testbed.link_checks import check_links
+    from testbed.checks import check_links
     from testbed.network.probe import choose_backend
 
     if config.emulates:

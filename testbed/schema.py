@@ -6,11 +6,9 @@ OmegaConf checks the types (testbed/config.py), the rules give ranges and units.
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.clock import Device
@@ -19,59 +17,12 @@ from testbed.corpora import CORPORA
 from testbed.network.links import LINE, LINES, SHARES, LinkGraph, is_share, link_graph
 from testbed.network.shaping import SHAPERS
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema
+from testbed.rules import count, link_rate, named, one_of, positive, ruled, scale, section
 
 if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
 
 DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # of ``trained_on``
-ROOT = Path(__file__).resolve().parents[1]
-CONF = ROOT / "conf"
-
-
-def choices(group: str) -> list[str]:
-    """The names that ``group=NAME`` takes: the files of conf/GROUP/ and, as FOLDER/NAME, of folders in it."""
-    folder = CONF / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-
-
-def ruled(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Any:
-    """A field whose value (each item, for a list) must pass ``test``; ``allowed`` says so in words, with the unit."""
-    return field(metadata={"allowed": allowed, "test": test})
-
-
-def section() -> Any:
-    """A field whose parts have rules of their own."""
-    return field()
-
-
-def positive(value: float) -> bool:
-    """Finite and above zero."""
-    return 0 < value < math.inf
-
-
-def link_rate(mbps: float) -> bool:
-    """A rate that times and queues can be computed of: 1 kbit/s to 1 Tbit/s."""
-    return 1e-3 <= mbps <= 1e6
-
-
-def scale(value: Any) -> bool:
-    """A time_scale: AUTO, or how many times slower than real everything runs."""
-    return value == AUTO or (isinstance(value, float) and 0.1 <= value <= 1000)
-
-
-def count() -> Any:
-    """A whole number from 1 to a million: what is beyond is a slip, and formulas would leave the range of numbers."""
-    return ruled("a whole number from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
-
-
-def one_of(*names: str) -> Any:
-    """One of a few words."""
-    return ruled(f"one of {', '.join(names)}", lambda value: value in names)
-
-
-def named(group: str) -> Any:
-    """The name of a file in conf/GROUP/."""
-    return ruled(f"a name in conf/{group}/", lambda value: value in choices(group))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from testbed.config import load_config
 from testbed.errors import ConfigError
 from testbed.grid import points
 from testbed.mix import emulated_devices, share_speeds
-from testbed.schema import CONF, choices
+from testbed.rules import CONF, choices
 
 BAD = [  # words after +experiment=smoke; what the message must contain
     ("bandwidths=0", "bandwidths=0: must be numbers from 0.001 to 1000000 (Mbps)"),

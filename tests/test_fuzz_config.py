@@ -21,7 +21,8 @@ from testbed import schema
 from testbed.config import load_config
 from testbed.errors import ConfigError
 from testbed.grid import config_signature, points
-from testbed.schema import CONF, Config
+from testbed.rules import CONF
+from testbed.schema import Config
 
 SMOKE = "+experiment=smoke"
 SECRET = "a-value-of-the-environment"

@@ -14,7 +14,8 @@ from experiments import paper
 from testbed.config import load_config
 from testbed.records import RunFolder
 from testbed.rows import ACCURACY
-from testbed.schema import AccuracyConfig, choices
+from testbed.rules import choices
+from testbed.schema import AccuracyConfig
 from tests.analysis import synthetic
 from tests.analysis.synthetic_quality import quality
 

@@ -4,7 +4,8 @@ import dataclasses
 import re
 
 from testbed import reference
-from testbed.schema import SCHEMAS, Config, choices
+from testbed.rules import choices
+from testbed.schema import SCHEMAS, Config
 
 
 def test_the_page_is_current() -> None:

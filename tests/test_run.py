@@ -19,7 +19,7 @@ from testbed.grid import config_signature
 from testbed.network import probe, sandbox
 from testbed.provenance import code_hash
 from testbed.records import RunFolder
-from testbed.schema import choices
+from testbed.rules import choices
 from tests.test_records import row
 
 ROOT = Path(__file__).parents[1]

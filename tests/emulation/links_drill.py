@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from testbed.comm.pacing import wire_bytes
 from testbed.network.links import link_graph
 from testbed.network.sandbox import inside, supervise
-from testbed.schema import CONF
+from testbed.rules import CONF
 from testbed.session import Session
 
 DEVICES, MBPS, SIZE, REPEATS = 4, 20.0, 100_000, 3

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from testbed.comm.schedule import AT_ONCE, HIERARCHICAL, PAIRWISE, RING
 from testbed.errors import ConfigError
 from testbed.network.links import LinkGraph, link_graph, star
-from testbed.schema import CONF, choices
+from testbed.rules import CONF, choices
 from topologies.described import Described
 
 TRUNK = 0.25
