@@ -16,7 +16,7 @@ from testbed.rows import ACCURACY, FIDELITY, LATENCY
 
 def result_tables(frame: pd.DataFrame) -> list[TextTable]:
     """Every table of latencies that has something in it."""
-    tables = [*grids(frame), *tokens_tables(frame), unequal_table(frame), accounting_table(frame), paper_ratios(frame)]
+    tables = [unequal_table(frame), *grids(frame), *tokens_tables(frame), accounting_table(frame), paper_ratios(frame)]
     return [table for table in (*tables, *troubles(frame)) if table.rows]
 
 

@@ -89,12 +89,14 @@ def test_latency_is_compute_and_what_of_the_transfer_is_not_hidden(devices: int,
     config = replace(grid("methods=[single,sequence,ring,astra]", "astra.groups=[1,32]"), **changes)
     for point in points(config):
         row = analytic_row(point, config)
-        wire_ms = row["wire_floor_ms"]
+        shape, wire_ms = config.model.shape(tokens), row["wire_floor_ms"]
+        link_ms = 1e3 * point.load().wire_bits(shape, point.devices) / (mbps * 1e6)  # of the device that sends most
         assert row["compute_ms"] + row["wire_ms"] == pytest.approx(row["latency_ms"])
-        assert -1e-9 <= row["wire_ms"] <= wire_ms * (1 + 1e-9)
+        # Shares differ by a token: who has more sends more than anybody receives.
+        assert -1e-9 <= row["wire_ms"] <= wire_ms * (1 + devices / tokens)
         assert row["payload_bytes"] == row["formula_bytes"] and (row["messages"] > 0) == (wire_ms > 0)
         if point.method == "sequence":
-            assert row["wire_ms"] == pytest.approx(wire_ms)
+            assert row["wire_ms"] == pytest.approx(link_ms)
 
 
 def test_a_run_takes_no_cluster_and_says_what_it_is(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from testbed import config as config_module
-from testbed import mix, schema
+from testbed import mix, rules
 from testbed.config import load_config
 from testbed.errors import ConfigError
 from testbed.grid import points
@@ -241,7 +241,7 @@ def copy_of_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         copy = folder / source.relative_to(CONF)
         copy.parent.mkdir(exist_ok=True)
         copy.write_text(source.read_text())
-    for module in (config_module, mix, schema):
+    for module in (config_module, mix, rules):
         monkeypatch.setattr(module, "CONF", folder)
 
 

@@ -44,7 +44,7 @@ def python(folder: Path, *words: str, **more: str) -> subprocess.CompletedProces
 
 
 def test_the_page_has_files_and_commands() -> None:
-    assert len(FILES) == 8 and len(COMMANDS) == 7
+    assert len(FILES) == 6 and len(COMMANDS) == 6
 
 
 def test_commands_are_accepted(copy: Path) -> None:

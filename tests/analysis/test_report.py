@@ -212,9 +212,9 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):
     _, text = html_of(folder)
-    assert text.count("(nothing yet)") == 8
+    assert text.count("(nothing yet)") == 9
     said = re.findall(r"Run: \.venv/bin/python -m testbed\.run ([^<]*)", unescape(text))
-    assert len(said) == 7
+    assert len(said) == 8
     for words in said:  # commands that exist, with keys that exist
         for command in words.split(", then .venv/bin/python -m testbed.run "):
             assert load_config([*command.split(), "network=loopback"])
