@@ -63,7 +63,7 @@ def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path, *words), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = pd.read_csv(tmp_path / "latest" / "results.csv", keep_default_na=False)
-    assert (rows.status == "ok").all() and (rows.verified == "True").all()
+    assert (rows.status == "ok").all() and (rows.verified.astype(str) == "True").all()
     assert (rows.payload_bytes == rows.formula_bytes).all()
     keys = rows.groupby(["method", "settings", "tokens", "bandwidth_mbps"])
     assert len(keys) == 12 and set(rows.settings) == {"", "gather=kv"}
