@@ -108,7 +108,7 @@ def cut_link(run: Run) -> None:
     run.link(1, "down")
 
 
-MEASURE = "measure sequence {'gather': 'x', 'codec': 'fp32'}:"
+MEASURE = "measure sequence {'gather': 'x', 'codec': 'fp32'} equal shares 50 tokens:"
 FAULTS: dict[Callable[[Run], None], str] = {
     kill_actor: f"{MEASURE} the actor of rank 1 died",
     kill_node: f"{MEASURE} the Ray node of rank 1 died",
