@@ -19,7 +19,7 @@ from testbed.session import Session
 
 RATE_S, RATE_REPEATS = 0.2, 3  # a link's rate is measured for so long, after a transfer that does not count
 MESSAGE_BYTES, MESSAGES = 320, 9  # ASTRA's codes of a layer at G = 1
-FULL_SHARE = 0.95  # of an operation'''s time: a link that is busy for so long can be told its rate from
+FULL_SHARE = 0.95  # of an operation's time: a link that is busy for so long can be told its rate from
 RATE_LIMIT_PCT = 3.0
 BUSY_LIMIT_PCT = 25.0
 STEAL_LIMIT_PCT = 5.0
@@ -65,9 +65,8 @@ class Calibration:
 def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
     """Measure a cluster, about a second for each rate of its links (Mbps, on this machine's clock).
 
-    The links stay at the fastest of them, and at this machine's pace.
+    The links stay at the fastest of them.
     """
-    session.time_scale = 1.0
     psutil.cpu_percent()
     idle = session.idle_bytes()
     busy = psutil.cpu_percent()
@@ -75,7 +74,7 @@ def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
     overhead = 0.0
     if session.devices > 1:
         for rate in sorted(link_rates):
-            session.shape(rate)
+            session.shape(rate * session.time_scale)
             _, found = calmest(partial(_rate_errors_pct, session, rate), RATE_BUDGET_S)
             if found:
                 errors[rate] = max(found.values(), key=abs)

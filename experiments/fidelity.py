@@ -55,7 +55,7 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
             costs = (_cost_s(config, lasting.session, message) for message in messages)
             with steps(f"{len(messages)} points", sum(costs)) as shown:
                 failed += _measure_all(config, backend, folder, lasting, messages, shown)
-            facts["calibration"].append(vars(calibrate(lasting.session, config.rates)))
+            facts["calibration"].append(_calibration(lasting.session, config))
             manifest.close_cluster(facts)
     return failed
 
@@ -63,8 +63,13 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
 def _begin(config: FidelityConfig, backend: str, facts: dict[str, Any], session: Session) -> None:
     """Calibrate a fresh cluster."""
     print(f"cluster of {session.devices} devices on {backend}, up in {session.start_s:.1f} s")
-    facts["calibration"].append(vars(calibrate(session, config.rates)))
+    facts["calibration"].append(_calibration(session, config))
     facts |= {"idle_bytes": session.assert_silent(), "network": session.network.describe()}
+
+
+def _calibration(session: Session, config: FidelityConfig) -> dict[str, Any]:
+    """Of the rates that links really run at on this machine."""
+    return vars(calibrate(session, [rate / session.time_scale for rate in config.rates]))
 
 
 def _messages(config: FidelityConfig, devices: int) -> list[Message]:

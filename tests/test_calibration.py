@@ -28,7 +28,7 @@ class FakeNetwork:
 
 
 class FakeSession:
-    """Four devices in two rooms; device 1'''s link, or the trunk, runs at ``share`` of the rate that was asked for."""
+    """Four devices in two rooms; device 1's link, or the trunk, runs at ``share`` of the rate that was asked for."""
 
     devices, time_scale, collective = 4, 4.0, HIERARCHICAL  # calibration is of this machine, at its own pace
     graph = link_graph(("h1/2 d0", "h2/2 d1", "d0 d1"), 0.25, 4)
@@ -64,7 +64,9 @@ class FakeSession:
 
 @pytest.mark.parametrize("slow", [("d0", "d1"), ("h1", "d0"), ("d1", "h2")])
 def test_rates_of_all_links_are_measured_at_each_bandwidth(slow: Hop) -> None:
-    found = calibrate(FakeSession(0.95, slow), [100, 10])  # pyright: ignore[reportArgumentType]
+    session = FakeSession(0.95, slow)
+    found = calibrate(session, [100, 10])  # pyright: ignore[reportArgumentType]
+    assert session.time_scale == 4.0  # what is measured next runs as it did
     assert found.rate_error_pct == {10: pytest.approx(-5, abs=0.1), 100: pytest.approx(-5, abs=0.1)}
     # Two exchanges of 4 ms together; what the bits of 320 B need at 100 Mbps is not overhead.
     assert 0.0018 < found.message_overhead_s < 0.002
