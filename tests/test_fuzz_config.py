@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import schema
 from testbed.config import load_config
 from testbed.errors import ConfigError
 from testbed.grid import config_signature, points
@@ -146,7 +145,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/ in place of it."""
     shutil.copytree(CONF, tmp_path / "conf")
     monkeypatch.setattr("testbed.config.CONF", tmp_path / "conf")
-    monkeypatch.setattr(schema, "CONF", tmp_path / "conf")
+    monkeypatch.setattr("testbed.rules.CONF", tmp_path / "conf")
     return tmp_path / "conf"
 
 
