@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.cells import DEGRADED, NOTES, TextTable, signed_pct
 from analysis.figures import STYLE, save
+from analysis.panels import label_panels, panels, spread_line
 from analysis.words import short_modes
 
 PATTERNS = {"one_way": "one way", "both_ways": "both ways", "all_gather": "all-gather", "all_reduce": "all-reduce"}
@@ -176,15 +177,7 @@ def _links_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> li
     patterns = [name for name in PATTERNS if name in set(table["pattern"])]
     devices, rates = sorted(table["devices"].unique()), sorted(table["rate_mbps"].unique())
     colours = plt.get_cmap(RATE_COLOURS)(np.linspace(0, 0.85, len(rates)))
-    figure, grid = plt.subplots(
-        len(devices),
-        len(patterns),
-        figsize=(3.1 * len(patterns) + 1.4, 2.6 * len(devices) + 0.9),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = panels(len(devices), len(patterns), width=3.1, legend=1.4)
     for axes_row, count in zip(grid, devices, strict=True):
         for axes, pattern in zip(axes_row, patterns, strict=True):
             here = table[(table["devices"] == count) & (table["pattern"] == pattern)]
@@ -200,15 +193,7 @@ def _shapers_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> 
     rates = sorted(table["rate_mbps"].unique())
     columns = min(4, len(rates))
     lines = -(-len(rates) // columns)
-    figure, grid = plt.subplots(
-        lines,
-        columns,
-        figsize=(3.1 * columns + 1.4, 2.6 * lines + 0.9),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = panels(lines, columns, width=3.1, legend=1.4)
     for axes in grid.flat[len(rates) :]:
         axes.set_visible(False)
     shapers = [name for name in SHAPERS if name in set(table["shaper"])]
@@ -228,15 +213,9 @@ def _shapers_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> 
 def _line(axes: Axes, points: pd.DataFrame, **style: Any) -> None:
     """Median time over ideal against size, bars from the fastest to the slowest repeat, hollow where degraded."""
     points = points.sort_values("size_bytes")
-    x, y = points["size_bytes"].to_numpy(), points["ratio"].to_numpy()
-    ideal = points["ideal_ms"].to_numpy()
-    bars = np.array([y - points["fastest"].to_numpy() / ideal, points["slowest"].to_numpy() / ideal - y])
-    axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
-    axes.plot(x, y, color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
-    for degraded in (False, True):
-        which = points["degraded"].to_numpy() == degraded
-        face = "white" if degraded else style["color"]
-        axes.plot(x[which], y[which], linestyle="", marker=style["marker"], color=style["color"], markerfacecolor=face)
+    x, y, ideal = (points[name].to_numpy() for name in ("size_bytes", "ratio", "ideal_ms"))
+    ends = points["fastest"].to_numpy() / ideal, points["slowest"].to_numpy() / ideal
+    spread_line(axes, x, y, ends, points["degraded"].to_numpy(), style, fine=True)
 
 
 def _ratio_axes(axes: Axes, sizes: pd.Series) -> None:
@@ -259,12 +238,6 @@ def _bytes(size: float) -> str:
 
 
 def _finish(figure: Figure, handles: list[Line2D], frame: pd.DataFrame, table: pd.DataFrame, stem: Path) -> list[Path]:
-    if table["degraded"].any():
-        handles.append(
-            Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="", label="degraded")
-        )
-    figure.legend(handles=handles, loc="outside right upper")
-    figure.supylabel("time over ideal")
     caption = f"Message size; median over repeats, bars: fastest to slowest. Grey: {BAND:.0%} around the ideal. "
-    figure.supxlabel(caption + short_modes(frame) + ".", fontsize=8, color="#444444", x=0.01, ha="left")
+    label_panels(figure, handles, bool(table["degraded"].any()), "time over ideal", caption + short_modes(frame) + ".")
     return save(figure, stem)

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter, PercentFormatter
 
+from analysis.panels import HOLLOW, spread_line
 from analysis.reported import paper_comparison
 from analysis.styles import PARTS, line_styles
 from analysis.tables import points
@@ -45,8 +46,7 @@ def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
         handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
         handles += _reported_stars(axes, frame, table)
         if table["degraded"].any():
-            hollow: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": "#444444"}
-            handles.append(Line2D([], [], **hollow, label="hollow: degraded fidelity"))
+            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded fidelity"))
         _log_axes(axes, np.unique(table["bandwidth_mbps"]))
         axes.set_xlabel("link bandwidth (Mbps)")
         axes.set_ylabel("speed-up over one device")
@@ -103,22 +103,9 @@ def _speedup_lines(axes: Axes, table: pd.DataFrame) -> list[Line2D]:
     handles: dict[str, tuple[float, Line2D]] = {}
     for label, rows in table.groupby("label", sort=False):
         rows, style = rows.sort_values("bandwidth_mbps"), styles[str(label)]
-        x, y = rows["bandwidth_mbps"].to_numpy(), rows["speedup"].to_numpy()
-        spread = np.array([y - rows["speedup_min"].to_numpy(), rows["speedup_max"].to_numpy() - y])
-        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=3, zorder=2)
-        axes.plot(x, y, color=style["color"], linestyle=style["linestyle"], zorder=3)
-        for hollow in (False, True):
-            which = rows["degraded"].to_numpy() == hollow
-            face = "white" if hollow else style["color"]
-            axes.plot(
-                x[which],
-                y[which],
-                linestyle="",
-                marker=style["marker"],
-                color=style["color"],
-                markerfacecolor=face,
-                zorder=4,
-            )
+        columns = ("bandwidth_mbps", "speedup", "speedup_min", "speedup_max", "degraded")
+        x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
+        spread_line(axes, x, y, (low, high), degraded, style)
         handles[str(label)] = (y[-1], Line2D([], [], **style, label=str(label)))
     return [line for _, line in sorted(handles.values(), key=lambda item: -item[0])]  # in the order at the right edge
 

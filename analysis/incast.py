@@ -10,7 +10,6 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -19,6 +18,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from analysis.cells import DEGRADED, TextTable
 from analysis.fidelity import fidelity_tables, messages
 from analysis.figures import STYLE, save
+from analysis.panels import label_panels, panels, spread_line
 from analysis.words import short_modes
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, colour, marker, dash
@@ -95,15 +95,7 @@ def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
     links = sorted(set(zip(table["devices"], table["rate_mbps"], strict=True)))
     sizes = sorted(table["size_bytes"].unique())
     with plt.style.context(STYLE):
-        figure, grid = plt.subplots(
-            len(links),
-            len(sizes),
-            figsize=(3.4 * len(sizes) + 1.8, 2.6 * len(links) + 0.9),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
+        figure, grid = panels(len(links), len(sizes), width=3.4, legend=1.8)
         for row, (devices, rate) in zip(grid, links, strict=True):
             for axes, size in zip(row, sizes, strict=True):
                 here = table[(table["devices"] == devices) & (table["rate_mbps"] == rate)]
@@ -114,29 +106,18 @@ def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
             Line2D([], [], color=colour, marker=marker, linestyle=dash, label=words)
             for words, colour, marker, dash in ORDERS.values()
         ]
-        if table["degraded"].any():
-            handles.append(
-                Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="", label="degraded")
-            )
-        figure.legend(handles=handles, loc="outside right upper")
-        figure.supylabel("goodput, of the receiver's rate")
         caption = f"Queue of a switch's port, KB; median over repeats, bars: fastest to slowest. {short_modes(frame)}."
-        figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
+        label_panels(figure, handles, bool(table["degraded"].any()), "goodput, of the receiver's rate", caption)
         return save(figure, out_dir / "incast")
 
 
 def _lines(axes: Axes, table: pd.DataFrame) -> None:
     for order, (_, colour, marker, dash) in ORDERS.items():
         points = table[table["pattern"] == order]
-        x, y = points["queue_kb"].to_numpy(), points["goodput"].to_numpy()
-        payload = points["payload_ms"].to_numpy()
-        bars = np.array([y - payload / points["slowest"].to_numpy(), payload / points["fastest"].to_numpy() - y])
-        axes.errorbar(x, y, yerr=bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
-        axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.3)
-        for degraded in (False, True):
-            which = points["degraded"].to_numpy() == degraded
-            face = "white" if degraded else colour
-            axes.plot(x[which], y[which], linestyle="", marker=marker, color=colour, markerfacecolor=face)
+        x, y, payload = (points[name].to_numpy() for name in ("queue_kb", "goodput", "payload_ms"))
+        ends = payload / points["slowest"].to_numpy(), payload / points["fastest"].to_numpy()
+        style = {"color": colour, "marker": marker, "linestyle": dash}
+        spread_line(axes, x, y, ends, points["degraded"].to_numpy(), style, fine=True)
 
 
 def _axes(axes: Axes, queues: pd.Series) -> None:

@@ -11,7 +11,6 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -19,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.cells import DEGRADED, TextTable, number
 from analysis.figures import STYLE, condition_caption, save
+from analysis.panels import HOLLOW, spread_line
 from analysis.styles import line_styles
 from analysis.tables import points
 from analysis.words import is_analytic, statistic
@@ -74,8 +74,7 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
         handles += [Line2D([], [], **IDEAL, label=ideal)] if ideal else []
         handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
         if table["degraded"].any():
-            hollow: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": "#444444"}
-            handles.append(Line2D([], [], **hollow, label="hollow: degraded"))
+            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         figure.legend(handles=handles, loc="outside right center", handlelength=3.2)
         bars = "" if is_analytic(frame) else "; bars: slowest to fastest repeat"
         condition_caption(figure, frame, f"{statistic(frame).capitalize()}{bars}.", 110)
@@ -94,14 +93,9 @@ def _scales(axes: Axes, counts: Sequence[float]) -> None:
 
 
 def _line(axes: Axes, axis: str, rows: pd.DataFrame, style: dict[str, Any]) -> None:
-    x, y = rows[axis].to_numpy(), rows["speedup"].to_numpy()
-    spread = np.array([y - rows["speedup_min"].to_numpy(), rows["speedup_max"].to_numpy() - y])
-    axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=3)
-    axes.plot(x, y, color=style["color"], linestyle=style["linestyle"])
-    for hollow in (False, True):
-        which = rows["degraded"].to_numpy() == hollow
-        face = "white" if hollow else style["color"]
-        axes.plot(x[which], y[which], linestyle="", marker=style["marker"], color=style["color"], markerfacecolor=face)
+    columns = (axis, "speedup", "speedup_min", "speedup_max", "degraded")
+    x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
+    spread_line(axes, x, y, (low, high), degraded, style)
 
 
 def tokens_tables(frame: pd.DataFrame) -> list[TextTable]:

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from analysis.accuracy import ORIGINAL, TRAINED
 from analysis.cells import DEGRADED, NOTES, TextTable, number
 from analysis.figures import STYLE, condition_caption, save
+from analysis.panels import HOLLOW
 from analysis.styles import line_styles
 from analysis.tables import points
 from analysis.words import FLOAT_BITS, better_up, judged_on, metric
@@ -124,8 +125,7 @@ def trade_off_plot(table: pd.DataFrame, latency: pd.DataFrame, quality: pd.DataF
         handles = [Line2D([], [], **{**styles[label], "linestyle": ""}, label=label) for label in labels]
         handles.append(Line2D([], [], color="#888888", linewidth=1, label="Pareto front"))
         if table["degraded"].any():
-            hollow: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": "#444444"}
-            handles.append(Line2D([], [], **hollow, label="hollow: degraded"))
+            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         figure.legend(handles=handles, loc="outside right center")
         text = f"Quality of {judged_on(quality)}; bars: fastest to slowest repeat, 95% interval of the change."
         condition_caption(figure, latency, text, 105)

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from analysis.cells import DEGRADED, NOTES, TextTable, number, signed_pct
 from analysis.figures import STYLE, condition_caption, save
+from analysis.panels import HOLLOW
 from analysis.tables import points, shares_table
 from testbed.rows import BASELINE
 
@@ -113,9 +114,7 @@ def unequal_plot(frame: pd.DataFrame, out_dir: Path, name: str = "unequal") -> l
             for words, colour, marker in SHARES.values()
         ]
         if table[["degraded_equal", "degraded_speed"]].any(axis=None):
-            hollow = Line2D([], [], marker="o", linestyle="", markerfacecolor="white", color="#444444")
-            hollow.set_label("hollow: degraded fidelity")
-            handles.append(hollow)
+            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded fidelity"))
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         condition_caption(figure, frame, "Medians over repeats.", 120)
         return save(figure, out_dir / name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.known import bits_per_s, known_columns, played, predicted_s, resolved, skip_impossible
+from experiments.known import known_columns, played, predicted_s, resolved, skip_impossible
 from experiments.manifest import Manifest, print_settled
 from experiments.pace import pace
 from experiments.paper_accounting import paper_bits, paper_compute_s
@@ -67,7 +67,7 @@ def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
 def _paper_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """Volume and latency as the paper counts them, where it does: of equal devices with equal shares."""
     shape, devices, bits = config.model.shape(point.tokens), played(point, config), None
-    method = resolved(point, shape, devices, bits_per_s(point, config)).load()
+    method = resolved(point, config).load()
     if not point.speeds and len(set(devices)) == 1:
         bits = paper_bits(method, shape, point.devices)
     if bits is None:

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from testbed.clock import Device
-from testbed.comm.schedule import AUTO
 from testbed.errors import ConfigError
 from testbed.grid import Point, points
 from testbed.mix import emulated_devices
@@ -23,9 +22,13 @@ def played(point: Point, config: LatencyConfig) -> tuple[Device, ...]:
     return tuple(emulated_devices(config, point.method, point.devices))
 
 
+def resolved(point: Point, config: LatencyConfig) -> Point:
+    """The point with settings that leave nothing open."""
+    return _resolved(point, config.model.shape(point.tokens), played(point, config), bits_per_s(point, config))
+
+
 @cache  # auto tries a dozen combinations, and each row asks
-def resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...], bits_per_s: float) -> Point:
-    """The point with settings that leave nothing open; devices: by rank; bits_per_s: for the cost model."""
+def _resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...], bits_per_s: float) -> Point:
     chosen = point.load().resolve(shape, devices, bits_per_s)
     return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
@@ -36,7 +39,7 @@ def bits_per_s(point: Point, config: LatencyConfig) -> float:
     if point.devices < 2:
         return rate_bps
     graph = config.topology.graph(point.devices)
-    return rate_bps * _relative_rate(graph, point.load().traffic, _collective(config, point.devices))
+    return rate_bps * _relative_rate(graph, point.load().traffic, graph.collective(config.collective))
 
 
 @cache
@@ -44,24 +47,23 @@ def _relative_rate(graph: LinkGraph, kinds: tuple[str, ...], collective: str) ->
     return graph.relative_rate(kinds, collective)
 
 
-def _collective(config: LatencyConfig, devices: int) -> str:
-    """How so many devices gather."""
-    return config.topology.graph(devices).suited if config.collective == AUTO else config.collective
-
-
 def predicted_s(point: Point, config: LatencyConfig, devices: Sequence[Device], instant: bool = False) -> float:
     """Seconds of one pass on these devices, by rank, from the cost model; instant: with links that take no time."""
-    shape, rate_bps = config.model.shape(point.tokens), bits_per_s(point, config)
-    method = resolved(point, shape, played(point, config), rate_bps).load()
-    return method.predicted_s(shape, devices, float("inf") if instant else rate_bps)
+    rate_bps = float("inf") if instant else bits_per_s(point, config)
+    return resolved(point, config).load().predicted_s(config.model.shape(point.tokens), devices, rate_bps)
+
+
+def formula_bytes(point: Point, config: LatencyConfig) -> float:
+    """What the rank that receives most receives in one pass."""
+    received_bits = resolved(point, config).load().received_bits(config.model.shape(point.tokens), point.devices)
+    return max(received_bits) / 8
 
 
 def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The columns of a row that do not depend on who measures it, how and whether at all."""
-    model, shape = config.model, config.model.shape(point.tokens)
-    used = resolved(point, shape, played(point, config), bits_per_s(point, config))
-    method = used.load()
-    formula_bytes = max(method.received_bits(shape, point.devices)) / 8
+    model, shape, used = config.model, config.model.shape(point.tokens), resolved(point, config)
+    method, received_bytes = used.load(), formula_bytes(point, config)
+    graph = config.topology.graph(point.devices)
     return point.columns | {
         "delay_ms": 0.0,
         "loss_pct": 0.0,
@@ -70,15 +72,15 @@ def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
         "heads": model.heads,
         "model": model.name,
         "topology": config.topology.name,
-        "collective": _collective(config, point.devices) if config.comm == "tcp" else config.comm,
+        "collective": graph.collective(config.collective) if config.comm == "tcp" else config.comm,
         "queue_kb": config.queue_kb,
         "device_profile": config.mix or config.device.name,
         "speedups_used": dict(used.settings).get("speedups", ""),
         "full_precision_pct": method.full_precision_pct(shape, point.devices),
         "repeat": 0,
-        "formula_bytes": round(formula_bytes),
+        "formula_bytes": round(received_bytes),
         "messages": method.messages(shape, point.devices),
-        "wire_floor_ms": 8e3 * formula_bytes / bits_per_s(point, config),
+        "wire_floor_ms": 8e3 * received_bytes / bits_per_s(point, config),
     }
 
 

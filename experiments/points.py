@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import STEAL_LIMIT_PCT, Calibration, calibrate, calmest
-from experiments.known import bits_per_s, known_columns, played, resolved
+from experiments.known import formula_bytes, known_columns, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
 from experiments.verify import Verification, verify
@@ -101,18 +101,13 @@ class Bench:
         """Rows of one point, its repeats in each mode of the clock. After a fault of the cluster they say failed."""
         try:
             self._load(point.tokens)
-            self._prepare(self._resolved(point))
+            self._prepare(resolved(point, self.config))
             rows = [row for mode in self.modes for row in self._measure(point, mode)]
         except (ClusterError, CommError) as error:
             failed = self._row(point, self.modes[0]) | {"status": "failed", "error": str(error)}
             self._lasting.mend(error)
             return [failed]
         return rows
-
-    def _resolved(self, point: Point) -> Point:
-        return resolved(
-            point, self.assets[point.tokens].model.shape, played(point, self.config), bits_per_s(point, self.config)
-        )
 
     def _load(self, tokens: int) -> None:
         """Give the actors the model and the input of so many tokens; what they had prepared goes with the old ones."""
@@ -140,7 +135,7 @@ class Bench:
         self._prepared[key] = max(done.compute_s + done.encode_s + done.decode_s for _, done in ranks)
 
     def _measure(self, point: Point, mode: str) -> list[dict[str, Any]]:
-        used = self._resolved(point)
+        used = resolved(point, self.config)
         check = self.verified[variant(used)]
         if not check.ok:
             return [self._row(point, mode) | {"status": "failed", "error": check.fault}]
@@ -152,7 +147,7 @@ class Bench:
             self.session.measure, variant(used), mode, devices, paced.repeats, paced.warmups, paced.pass_s
         )
         stolen_pct, (passes, carried) = calmest(measure, self.config.point_budget_s)
-        common = self._row(point, mode) | {"steal_pct": stolen_pct}
+        common = self._row(point, mode)
         wire = None if carried is None else round(carried)
         return [
             common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, stolen_pct)
@@ -160,7 +155,7 @@ class Bench:
         ]
 
     def _pace(self, point: Point, mode: str) -> Pace:
-        executed_s = self._prepared.get(variant(self._resolved(point)), 0.0) if mode == "execute" else 0.0
+        executed_s = self._prepared.get(variant(resolved(point, self.config)), 0.0) if mode == "execute" else 0.0
         return pace(point, self.config, mode, executed_s)
 
     def _figures(
@@ -192,6 +187,7 @@ class Bench:
             "payload_bytes": payload,
             "wire_bytes": wire_bytes,
             "overruns": sum(done.overruns for done in ranks),
+            "steal_pct": stolen_pct,
             "fidelity": "degraded" if notes else "ok",
             "fidelity_note": "; ".join(notes),
             "residual_pct": residual,
@@ -200,7 +196,7 @@ class Bench:
         }
 
     def _formula_bytes(self, point: Point) -> int:
-        return known_columns(point, self.config)["formula_bytes"]
+        return round(formula_bytes(point, self.config))
 
     def _residual_pct(self, paced: Pace, elapsed_s: float, ranks: list[Pass]) -> float:
         """Measured over modelled: slots, bits over the rate, and the calibrated overhead of each message."""
@@ -225,7 +221,7 @@ class Bench:
     def _row(self, point: Point, mode: str) -> dict[str, Any]:
         """The columns that are known before anything is measured."""
         known = known_columns(point, self.config)
-        check = self.verified.get(variant(self._resolved(point)))
+        check = self.verified.get(variant(resolved(point, self.config)))
         return (
             known
             | NOT_MEASURED

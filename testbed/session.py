@@ -70,7 +70,7 @@ class Session:
     ):
         self.graph, self.devices, self.comm = graph, graph.devices, comm
         self.time_scale, self.timeout_s, self.queue_kb = time_scale, timeout_s, queue_kb
-        self.collective = graph.suited if collective == AUTO else collective
+        self.collective = graph.collective(collective)
         self.network = make_network(backend, graph)
         self._stack = contextlib.ExitStack()
         self.start_s = self.reshape_s = 0.0
@@ -121,10 +121,6 @@ class Session:
     def free_burst_bytes(self) -> int:
         """What an idle link lets through at once and nobody pays for: nothing, unless a transport cannot hold back."""
         return 0 if self._pays_bucket else self.network.bucket_bytes
-
-    def relative_rate(self, kinds: tuple[str, ...]) -> float:
-        """``LinkGraph.relative_rate`` of what communicates so over this session's links."""
-        return self.graph.relative_rate(kinds, self.collective)
 
     def idle_bytes(self) -> int | None:
         """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""

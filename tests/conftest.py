@@ -7,10 +7,33 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 from testbed.comm.connect import connect, listen
+from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 
 T = TypeVar("T")
+
+
+def check_all_gather(full: Tensor, rows: list[int], links: Callable[[int], RankLinks] | None = None) -> None:
+    """Both all-gathers give every rank ``full``, of which it has its ``rows``, and count what others sent.
+
+    links: of each rank, where they are not those that a group has from the beginning.
+    """
+
+    def main(group: TcpGroup) -> tuple[Tensor, Tensor, int]:
+        if links is not None:
+            group.set_links(links(group.rank))
+        mine = full.split(rows)[group.rank].clone()
+        gathered = group.all_gather(mine, rows)
+        counted = group.traffic.received_bytes
+        return gathered, group.all_gather_async(mine, rows).wait(), counted
+
+    for rank, (sync, later, counted) in enumerate(run_ranks(len(rows), main)):
+        assert torch.equal(sync, full) and torch.equal(later, full)
+        assert counted == (sum(rows) - rows[rank]) * full.shape[1] * full.element_size()
 
 
 def run_ranks(

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from testbed.comm.schedule import AT_ONCE, HIERARCHICAL, PAIRWISE, RING, Rooms, all_gather, traffic
+from testbed.comm.schedule import AT_ONCE, AUTO, HIERARCHICAL, PAIRWISE, RING, Rooms, all_gather, traffic
 from testbed.errors import ConfigError
 
 Hop = tuple[str, str]  # one direction of a link: from a node to another
@@ -87,6 +87,10 @@ class LinkGraph:
         if linked and all((rank, (rank + 1) % self.devices) in linked for rank in ranks):
             return RING
         return HIERARCHICAL if len(self.rooms) > 1 else PAIRWISE
+
+    def collective(self, asked: str) -> str:
+        """The way to gather that ``asked`` stands for: itself, or with AUTO the one that suits these links."""
+        return self.suited if asked == AUTO else asked
 
     @property
     def is_star(self) -> bool:

@@ -14,7 +14,7 @@ from testbed.comm.pacing import TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.schedule import AT_ONCE, COLLECTIVES, HIERARCHICAL, PAIRWISE, RING, WHOLE, Rooms, all_gather
 from testbed.comm.tcp import TcpGroup
-from tests.conftest import run_ranks
+from tests.conftest import check_all_gather, run_ranks
 
 
 @st.composite
@@ -73,20 +73,13 @@ def in_rooms(world: int) -> Rooms:
 @pytest.mark.parametrize("rate_bps", [float("inf"), 1e6])  # small messages go at once where links are fast
 def test_all_ways_gather_the_same_and_receive_the_same(collective: str, world: int, rate_bps: float) -> None:
     rows = [3, 1, 0, 5, 2][:world]
-    full = torch.randn(sum(rows), 601)
 
-    def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def links(rank: int) -> RankLinks:
         route = Route(Unpaced(), rate_bps)
-        peers = [peer for peer in range(world) if peer != group.rank]
-        group.set_links(RankLinks(dict.fromkeys(peers, route), collective, in_rooms(world)))
-        mine = full.split(rows)[group.rank].clone()
-        gathered = group.all_gather(mine, rows)
-        counted = group.traffic.received_bytes
-        return gathered, group.all_gather_async(mine, rows).wait(), counted
+        peers = [peer for peer in range(world) if peer != rank]
+        return RankLinks(dict.fromkeys(peers, route), collective, in_rooms(world))
 
-    for rank, (sync, later, counted) in enumerate(run_ranks(world, main)):
-        assert torch.equal(sync, full) and torch.equal(later, full)
-        assert counted == 4 * 601 * (sum(rows) - rows[rank])
+    check_all_gather(torch.randn(sum(rows), 601), rows, links)
 
 
 @pytest.mark.parametrize("collective", [PAIRWISE, AT_ONCE])

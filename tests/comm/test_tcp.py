@@ -18,7 +18,7 @@ from testbed.comm.pacing import CreditHold, TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
-from tests.conftest import run_ranks
+from tests.conftest import check_all_gather, run_ranks
 
 WORLDS = (1, 2, 3, 4, 5)
 
@@ -30,18 +30,7 @@ def shares(total: int, world: int, even: bool) -> list[int]:
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("even", [True, False])
 def test_all_gather_concatenates_in_rank_order(world: int, even: bool) -> None:
-    rows = shares(11, world, even)
-    full = torch.randn(11, 7)
-
-    def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor, int]:
-        mine = full.split(rows)[group.rank].clone()
-        gathered = group.all_gather(mine, rows)
-        counted = group.traffic.received_bytes
-        return gathered, group.all_gather_async(mine, rows).wait(), counted
-
-    for rank, (sync, later, counted) in enumerate(run_ranks(world, main)):
-        assert torch.equal(sync, full) and torch.equal(later, full)
-        assert counted == (11 - rows[rank]) * 7 * 4
+    check_all_gather(torch.randn(11, 7), shares(11, world, even))
 
 
 @pytest.mark.parametrize("world", WORLDS)
