@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from experiments.bench_exchange import encoders, exchanges
 from experiments.bench_speedups import attention_targets, print_speedup_targets
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import EnvironmentFault
@@ -39,7 +40,7 @@ def main() -> int:
         code = supervise([], backend, module="experiments.bench")
         return code or _smoke() or print_speedup_targets()
     table = Table("what", "reached", "target", "met")
-    for what, reached, target, met in (*_clusters(), *_all_gathers(), *attention_targets()):
+    for what, reached, target, met in _lines():
         table.add_row(what, reached, target, "yes" if met else "NO")
         console().print(f"{what}: {reached} (target {target})")
     console().print(table)
@@ -47,6 +48,15 @@ def main() -> int:
 
 
 Line = tuple[str, str, str, bool]
+
+
+def _lines() -> Iterator[Line]:
+    """All that is measured on one machine, each line as soon as it is known."""
+    yield from _clusters()
+    yield from _all_gathers()
+    yield from encoders()
+    yield from exchanges()
+    yield from attention_targets()
 
 
 def _clusters() -> Iterator[Line]:

@@ -84,16 +84,17 @@ def attention_targets() -> Iterator[tuple[str, str, str, bool]]:
     attention = CodewordAttention(block, torch.randn(1, 1024, 768))
     codes_RG = torch.randint(1024, (received, 1))
     q, k, v = (torch.randn(1, 12, rows, 64) for rows in (own, received, received))
-    token_s = _median_s(lambda: attend_part(q, k, v))
-    codeword_s = _median_s(lambda: attend_part(q, *attention.occurring(codes_RG)))
+    token_s = median_s(lambda: attend_part(q, k, v))
+    codeword_s = median_s(lambda: attend_part(q, *attention.occurring(codes_RG)))
     ratio = token_s / codeword_s
     what = f"attention to {received} received tokens, G=1, per codeword"
     yield what, f"{ratio:.1f} x ({1e3 * token_s:.0f} to {1e3 * codeword_s:.0f} ms)", f"{GROWTH:g} x", ratio >= GROWTH
 
 
-def _median_s(work: Callable[[], object]) -> float:
+def median_s(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Seconds that ``work`` takes, the first time not counted."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats + 1):
         begin = time.monotonic()
         work()
         times.append(time.monotonic() - begin)

@@ -15,14 +15,16 @@ import random
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments.calibration import RATE_LIMIT_PCT, calibrate
+from experiments.calibration import RATE_LIMIT_PCT, STEAL_LIMIT_PCT, calibrate, calmest
 from experiments.lasting import LastingSession
 from experiments.manifest import Manifest, print_settled
 from experiments.messages import Message
 from testbed.errors import ClusterError, CommError, EnvironmentFault
+from testbed.network.links import Hop
 from testbed.progress import Steps, steps
 from testbed.records import RunFolder
 from testbed.rows import FIDELITY
@@ -123,32 +125,57 @@ def _measure_all(
     return failed
 
 
+@dataclass(frozen=True)
+class Observed:
+    """The repeats of one operation, and what counters said about all of them together; None without counters."""
+
+    seconds: list[float]  # of each repeat, from the first device's begin to the last one's end
+    carried_bytes: dict[Hop, int] | None
+    retransmits: int
+    drops: int | None
+
+
+def _observe(session: Session, message: Message, repeats: int) -> Observed:
+    """Carry the operation out."""
+    network = session.network
+    session.rank_times(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
+    carried, retransmits, drops = network.carried_bytes(), session.retransmits(), network.dropped_packets()
+    spans = session.rank_times(message.pattern, message.size_bytes, repeats)
+    carried_after, drops_after = network.carried_bytes(), network.dropped_packets()
+    hops = None
+    if carried is not None and carried_after is not None:
+        hops = {hop: count - carried[hop] for hop, count in carried_after.items()}
+    dropped = None if drops is None or drops_after is None else drops_after - drops
+    seconds = [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*spans, strict=True)]
+    return Observed(seconds, hops, session.retransmits() - retransmits, dropped)
+
+
 def _measure(config: FidelityConfig, session: Session, message: Message) -> Iterable[dict[str, Any]]:
-    """What was measured, for each repeat; counters are of all repeats together, shared out."""
+    """What was measured, for each repeat; counters are of all repeats together, shared out.
+
+    While the host of a virtual machine takes the cores away it is measured again (experiments.calibration.calmest).
+    """
     rate_bps = message.rate_mbps * 1e6 / session.time_scale
     over = session.graph, session.collective
     ideal = message.ideal_s(*over, rate_bps)
     repeats = max(1, min(config.repeats, int(config.point_budget_s / ideal)))
-    session.rank_times(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
-    before = session.network.carried_bytes(), session.retransmits(), session.network.dropped_packets()
-    spans = session.rank_times(message.pattern, message.size_bytes, repeats)
-    after = session.network.carried_bytes(), session.retransmits(), session.network.dropped_packets()
-    seconds = [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*spans, strict=True)]
-    median = statistics.median(seconds)
-    dropped = None if before[2] is None or after[2] is None else after[2] - before[2]
+    stolen_pct, seen = calmest(lambda: _observe(session, message, repeats), config.point_budget_s)
+    median = statistics.median(seen.seconds)
     # What a full queue has dropped is what an incast is about, and no fault of the emulation.
-    promised = not (message.is_incast and dropped)
+    promised = not (message.is_incast and seen.drops)
     wire = rate_error = None
-    if before[0] is not None and after[0] is not None:
-        carried = {hop: (count - before[0][hop]) / repeats for hop, count in after[0].items()}
+    if seen.carried_bytes is not None:
+        carried = {hop: count / repeats for hop, count in seen.carried_bytes.items()}
         wire = round(max(carried.values()))
         full = message.full_hop(*over)
         if promised and ideal >= RATE_FROM_S and full is not None:
             rate_error = 100 * (8 * carried[full] / median / (session.graph.share[full] * rate_bps) - 1)
     needed = _needed_time_scale(message, median, ideal, rate_error, session.time_scale) if promised else None
     to_ms = 1e3 / session.time_scale
-    for repeat, elapsed in enumerate(seconds):
+    for repeat, elapsed in enumerate(seen.seconds):
         notes = _breaches(message, elapsed, ideal, rate_error) if promised else []
+        if notes and stolen_pct > STEAL_LIMIT_PCT:
+            notes.append(f"the host took {stolen_pct:.0f}% of the cores away")
         yield {
             "repeat": repeat,
             "time_ms": to_ms * elapsed,
@@ -156,10 +183,11 @@ def _measure(config: FidelityConfig, session: Session, message: Message) -> Iter
             "payload_ms": to_ms * message.payload_s(*over, rate_bps),
             "rate_error_pct": rate_error,
             "wire_bytes": wire,
-            "retransmits": after[1] - before[1],
-            "drops": dropped,
+            "retransmits": seen.retransmits,
+            "drops": seen.drops,
             "free_burst_bytes": session.free_burst_bytes,
             "needed_time_scale": needed,
+            "steal_pct": stolen_pct,
             "fidelity": "degraded" if notes else "ok",
             "fidelity_note": "; ".join(notes),
             "status": "ok",

@@ -141,6 +141,7 @@ FIDELITY = RowSchema(
         "drops": _COUNT,
         "free_burst_bytes": _COUNT,
         "needed_time_scale": _NUMBER,
+        "steal_pct": _NUMBER,
         "fidelity": _TEXT,
         "fidelity_note": _TEXT,
         "status": _TEXT,
