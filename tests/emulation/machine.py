@@ -18,6 +18,9 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_for_mininet()), reason="; ".join(missing_for_mininet())),
 ]
 ROOT = Path(__file__).parents[2]
+# In the environment of everything that these tests start, so that others' runs beside them are not taken for theirs.
+MARK, OURS = "TESTBED_TESTS", str(os.getpid())
+os.environ[MARK] = OURS
 SMALL = ["model.layers=4", "model.hidden=96", "model.heads=12", "tokens=50", "astra.codebook_size=64"]
 
 
@@ -35,7 +38,7 @@ def machine_state() -> dict[str, set[str]]:
     processes = {
         f"{process.pid} {line[:60]}"
         for process in psutil.process_iter(["cmdline"])
-        if any(word in (line := " ".join(process.info["cmdline"] or [])) for word in words)
+        if any(word in (line := " ".join(process.info["cmdline"] or [])) for word in words) and not _of_others(process)
     }
     return {
         "interfaces": set(psutil.net_if_stats()),
@@ -43,6 +46,15 @@ def machine_state() -> dict[str, set[str]]:
         "/dev/shm": set(os.listdir("/dev/shm")),
         "processes": processes,
     }
+
+
+def _of_others(process: psutil.Process) -> bool:
+    """Whether it has an environment, and that without our mark; some of Ray's have overwritten theirs."""
+    try:
+        environment = process.environ()
+    except psutil.Error:
+        return False
+    return bool(environment) and environment.get(MARK) != OURS
 
 
 def actor(below: psutil.Process, rank: int) -> psutil.Process:
