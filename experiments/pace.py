@@ -3,7 +3,8 @@
 ``time_scale=auto``: a pass at 10 Mbps that takes the emulated devices a minute and a half need not take this machine as
 long. With links eight times faster and slots eight times shorter everything stays in proportion, as long as the machine
 can shape such links, and as long as what it adds to each message by itself, which does not shrink, stays small beside
-the rest. And where links are faster than it can shape, the point runs slower than the devices would.
+the rest. A pass of a tenth of a second may take longer: four times slower, what the machine adds is a quarter as much
+beside it. And where links are faster than it can shape, the point runs slower than the devices would.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from testbed.schema import AUTO, LatencyConfig
 # Powers of two, so that few different rates have to be calibrated.
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CORE_MBPS = 400.0  # of all links together, each way, that a core keeps up with (docs/decisions/0005-pace.md)
+CALM = 4.0  # times slower than the devices: no more than that where nothing else asks for it
 DISTORTION = 0.03  # of a latency: by how much running faster may overstate what this machine adds to messages
 WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes
 
@@ -62,13 +64,13 @@ def pace(point: Point, config: LatencyConfig, mode: str, computed_s: float = 0.0
 def fitting_scale(
     latency_s: float, messages: int, links_mbps: float, pass_budget_s: float, cores: int | None = None
 ) -> float:
-    """The time_scale of a point: as fast as its budget asks, but not faster than links and messages allow.
+    """The time_scale of a point: as slow as its budget lets it run, never faster than links and messages allow.
 
     latency_s: of a pass on the emulated devices; messages: received in it. links_mbps: the rate of all links that carry
     something, added up. pass_budget_s: what a pass may take on this machine. cores: of this machine.
     """
     shaped = links_mbps / (CORE_MBPS * (cores or os.cpu_count() or 1))
     undistorted = 1 / (1 + DISTORTION * latency_s / (messages * MESSAGE_S)) if messages else 0.0
-    wanted = min(1.0, pass_budget_s / latency_s)
-    least = max(shaped, undistorted, wanted)
-    return next((scale for scale in SCALES if scale >= least), SCALES[-1])
+    slowest = min(CALM if messages else 1.0, pass_budget_s / latency_s)
+    allowed = [scale for scale in SCALES if scale >= max(shaped, undistorted)] or [SCALES[-1]]
+    return max((scale for scale in allowed if scale <= slowest), default=allowed[0])
