@@ -20,7 +20,7 @@ from testbed.schema import AUTO, LatencyConfig
 
 # Powers of two, so that few different rates have to be calibrated.
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-CORE_MBPS = 400.0  # of all links together, each way, that a core keeps up with (docs/decisions/0005-pace.md)
+CORE_MBPS = 200.0  # of all links together, each way, that a core keeps up with (docs/decisions/0005-pace.md)
 CALM = 4.0  # times slower than the devices: no more than that where nothing else asks for it
 DISTORTION = 0.03  # of a latency: by how much running faster may overstate what this machine adds to messages
 WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes

@@ -240,6 +240,7 @@ def test_captions_say_network_and_mode_and_degraded_points_are_marked(folder, no
     assert "not a network measurement" in text
     slower = re.findall(r"Slower than one device at 10 Mbps: ([^.<]*)", text)
     assert slower and "pipeline" not in slower[0]  # no sentence rests on a degraded point
+    assert "At 10 Mbps the fastest of the points that are not degraded is" in text
     drawing = Drawing(folder)
     (figure,) = drawing.figures([folder / "speedup.png"], "Speed-up.", load_rows(folder))
     assert "network loopback, compute replay (device profile gtx1660ti)" in figure.caption
