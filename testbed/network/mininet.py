@@ -16,6 +16,7 @@ from typing import Any
 
 from mininet.log import setLogLevel
 from mininet.net import Mininet
+from mininet.node import Host
 from mininet.nodelib import LinuxBridge
 
 from testbed.comm.pacing import Pacing
@@ -41,7 +42,18 @@ SYSCTLS = (
 )
 LINK_SYSCTL = "net.ipv4.conf.{}.rp_filter=0"
 LINK = "gso_max_size 25000"  # see SYSCTLS
+# One core takes in all packets. Else each is taken in by the core that sent it on, two cores overtake each other, and
+# TCP takes packets out of order for lost ones: it sends them again and slows down (docs/decisions/0006-packet-order.md).
+RECEIVERS, ONE_CORE = Path("/proc/sys/net/core/rps_default_mask"), "1"
 ROUTE = "initcwnd 64"
+
+
+class Device(Host):
+    """A host whose links, whichever namespace makes them, have packets taken in by one core."""
+
+    def __init__(self, name: str, **settings: Any):
+        super().__init__(name, **settings)
+        self.cmd(f"test -w {RECEIVERS} && echo {ONE_CORE} >{RECEIVERS}")
 
 
 class MininetNetwork(Network):
@@ -55,12 +67,15 @@ class MininetNetwork(Network):
         self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(graph.devices)]
         self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(graph.devices)]
         self._link = LinkPolicy(UNSHAPED_BPS)  # of a link whose share is 1
+        self._in_order = False
 
     def __enter__(self) -> MininetNetwork:
         setLogLevel("error")
+        self._in_order = _keep_packets_in_order()  # of links that are made from here on
         Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls for good
         self._net = Mininet(
             Described(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
+            host=Device,
             switch=LinuxBridge,  # pyright: ignore[reportArgumentType] any Switch will do
             controller=None,
             autoSetMacs=True,
@@ -129,7 +144,7 @@ class MininetNetwork(Network):
         def commands(hops: list[Hop]) -> str:
             return "\n".join(line for hop in hops for line in self._commands(hop))
 
-        self._in_each_space(["tc", "-batch", "-"], commands)
+        self.in_each_space(["tc", "-batch", "-"], commands)
 
     def _policy(self, hop: Hop) -> LinkPolicy:
         return LinkPolicy(self._link.rate_bps * self.graph.share[hop], self._link.shaper, self._link.queue_kb)
@@ -137,7 +152,7 @@ class MininetNetwork(Network):
     def _commands(self, hop: Hop) -> list[str]:
         return self._policy(hop).commands(_interface(hop), host=hop[0].startswith("h"))
 
-    def _in_each_space(self, command: list[str], text: Callable[[list[Hop]], str] = lambda hops: "") -> list[str]:
+    def in_each_space(self, command: list[str], text: Callable[[list[Hop]], str] = lambda hops: "") -> list[str]:
         """Run a command in every namespace with data links, in all of them at once; what it says in each.
 
         text: its input, from the hops that begin there. EnvironmentFault if it fails.
@@ -180,7 +195,7 @@ class MininetNetwork(Network):
     def _counters(self, name: str) -> dict[Hop, int]:
         """A counter of the outermost qdisc of each hop."""
         found = {}
-        for shown in self._in_each_space(["tc", "-s", "-j", "qdisc", "show"]):
+        for shown in self.in_each_space(["tc", "-s", "-j", "qdisc", "show"]):
             found |= {entry["dev"]: entry[name] for entry in json.loads(shown) if entry.get("root")}
         return {hop: found.get(_interface(hop), 0) for hop in self.graph.share}
 
@@ -196,6 +211,9 @@ class MininetNetwork(Network):
             "shaper": "on both ends of each data link; tbf's bucket is charged by hold-back before idle links send",
             "bucket_bytes": self.bucket_bytes,
             "queue_kb": self._link.queue_kb,
+            "packet_order": "kept: one core takes them in"
+            if self._in_order
+            else f"not kept: this kernel has no {RECEIVERS}",
             "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "link": LINK, "route": ROUTE},
             "tc": {_interface(hop): self._commands(hop) for hop in kinds.values()},
         }
@@ -204,6 +222,15 @@ class MininetNetwork(Network):
 def _interface(hop: Hop) -> str:
     """The interface by which a hop begins."""
     return "-".join(hop)
+
+
+def _keep_packets_in_order() -> bool:
+    """Let one core take in the packets of links that this namespace makes from now on; False where it cannot."""
+    try:
+        RECEIVERS.write_text(ONE_CORE)
+    except OSError:
+        return False
+    return True
 
 
 def _run(command: list[str], text: str) -> None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from testbed.comm.pacing import wire_bytes
 from testbed.network.links import link_graph
+from testbed.network.mininet import MininetNetwork
 from testbed.network.sandbox import inside, supervise
 from testbed.rules import CONF
 from testbed.session import Session
@@ -16,6 +17,7 @@ from testbed.session import Session
 DEVICES, MBPS, SIZE, REPEATS = 4, 20.0, 100_000, 3
 SMALL, SMALL_REPEATS = 320, 9  # ASTRA's codes of a layer at G = 1
 QUEUES_KB = (1000.0, 8.0)
+FAST_MBPS, LARGE, LARGE_REPEATS = 100.0, 800_000, 8
 
 
 def main(names: list[str]) -> int:
@@ -40,7 +42,12 @@ def main(names: list[str]) -> int:
                 drops = session.network.dropped_packets() or 0
                 session.rank_times("incast_all", SIZE, 1)
                 dropped.append((session.network.dropped_packets() or 0) - drops)
+            session.shape(FAST_MBPS)
+            disordered = _disordered(session)
+            session.collective_s("all_gather", LARGE, LARGE_REPEATS)
             found = {
+                "disordered": _disordered(session) - disordered,
+                "in_order": session.network.describe()["packet_order"],
                 "topology": name,
                 "collective": session.collective,
                 "idle": idle,
@@ -53,6 +60,16 @@ def main(names: list[str]) -> int:
             }
             print(json.dumps(found), flush=True)
     return 0
+
+
+def _disordered(session: Session) -> int:
+    """How often any host's TCP saw packets overtake each other."""
+    assert isinstance(session.network, MininetNetwork)
+    count = 0
+    for shown in session.network.in_each_space(["cat", "/proc/net/netstat"]):
+        names, values = (line.split() for line in shown.splitlines()[:2])
+        count += int(values[names.index("TCPSACKReorder")])
+    return count
 
 
 if __name__ == "__main__":
