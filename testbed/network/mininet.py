@@ -43,7 +43,7 @@ SYSCTLS = (
 LINK_SYSCTL = "net.ipv4.conf.{}.rp_filter=0"
 LINK = "gso_max_size 25000"  # see SYSCTLS
 # One core takes in all packets. Else each is taken in by the core that sent it on, two cores overtake each other, and
-# TCP takes packets out of order for lost ones: it sends them again and slows down (docs/decisions/0006-packet-order.md).
+# TCP takes packets out of order for lost ones: it sends them again and slows down (docs/decisions/0006).
 RECEIVERS, ONE_CORE = Path("/proc/sys/net/core/rps_default_mask"), "1"
 ROUTE = "initcwnd 64"
 
