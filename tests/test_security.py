@@ -25,6 +25,7 @@ LEGITIMATE = {
     ("testbed/run.py", "importlib.import_module"): "config.runner: load_config allows names in conf/runner/ only",
     ("testbed/methods/__init__.py", "importlib.import_module"): "the names of this package's own files only",
     ("testbed/network/mininet.py", "host.cmd"): "fixed commands, with names and addresses that this module makes",
+    ("testbed/network/mininet.py", "self.cmd"): "a fixed command",
     ("testbed/network/sandbox.py", "sh"): "JANITOR, fixed; the folder is an argument of it",
     ("testbed/network/init.py", "sh"): "PREPARE, fixed",
     ("testbed/network/probe.py", "sh"): "a fixed script",
