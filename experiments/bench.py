@@ -6,19 +6,16 @@ Mininet backend.
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 
 from rich.table import Table
 
-from experiments.bench_exchange import encoders, exchanges
+from experiments.bench_exchange import Line, all_gather_s, encoders, exchanges
 from experiments.bench_speedups import attention_targets, print_speedup_targets
-from experiments.calibration import STEAL_LIMIT_PCT, calmest
+from experiments.calibration import taken_away
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import EnvironmentFault
 from testbed.network.links import star
@@ -27,10 +24,8 @@ from testbed.network.sandbox import inside, supervise
 from testbed.progress import console
 from testbed.session import Session
 
-REPEATS = 9
 SIZES = (320, 10_000, 100_000)  # bytes that each device contributes: ASTRA's codes at G=1, at G=32, and beyond
 BANDWIDTHS = (10, 20, 50, 100)
-BUDGET_S = 5.0  # for attempts at one figure while the host takes cores away
 
 
 def main() -> int:
@@ -49,9 +44,6 @@ def main() -> int:
         console().print(f"{what}: {reached} (target {target})")
     console().print(table)
     return 0
-
-
-Line = tuple[str, str, str, bool]
 
 
 def _lines() -> Iterator[Line]:
@@ -93,18 +85,17 @@ def _all_gathers() -> Iterator[Line]:
     stolen: dict[tuple[float, int], float] = {}
     for comm in ("tcp", "gloo"):
         with Session("mininet", star(4), comm) as session:
-            for bandwidth, size in itertools.product(BANDWIDTHS, SIZES):
+            for bandwidth in BANDWIDTHS:
                 session.shape(bandwidth)
-                stolen_pct, times_s = calmest(partial(session.collective_s, "all_gather", size, REPEATS), BUDGET_S)
-                medians[comm, bandwidth, size] = statistics.median(times_s)
-                stolen[bandwidth, size] = max(stolen_pct, stolen.get((bandwidth, size), 0.0))
+                for size in SIZES:
+                    stolen_pct, medians[comm, bandwidth, size] = all_gather_s(session, size)
+                    stolen[bandwidth, size] = max(stolen_pct, stolen.get((bandwidth, size), 0.0))
     for bandwidth in BANDWIDTHS:
         for size in SIZES:
             ideal = 3 * size * 8 / (bandwidth * 1e6)
             ours, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
             what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
-            if stolen[bandwidth, size] > STEAL_LIMIT_PCT:
-                what += f" (the host took {stolen[bandwidth, size]:.0f}% of the cores away)"
+            what += "".join(f" ({note})" for note in taken_away(stolen[bandwidth, size]))
             if size < 10_000:
                 over_ms = 1e3 * (ours - ideal)
                 reached = (

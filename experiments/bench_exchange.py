@@ -29,7 +29,13 @@ BUDGET_S = 5.0  # for attempts at one figure while the host of a virtual machine
 SLOWER = 1.1  # than the faster of the two libraries, at most
 FLOORS = 1.5  # that an exchange may take
 
-Line = tuple[str, str, str, bool]
+Line = tuple[str, str, str, bool]  # what, reached, target, met
+
+
+def all_gather_s(session: Session, size_bytes: int) -> tuple[float, float]:
+    """(percent of the cores' time that the host took away, median seconds) of all-gathers of so much of each device."""
+    stolen_pct, times_s = calmest(partial(session.collective_s, "all_gather", size_bytes, REPEATS), BUDGET_S)
+    return stolen_pct, statistics.median(times_s)
 
 
 @torch.no_grad()
@@ -40,11 +46,10 @@ def encoders() -> Iterator[Line]:
     for groups in GROUPS:
         books_GKd, x_PD = _example(groups)
         quantizer = Quantizer(books_GKd[None])
-        parts = [part.contiguous() for part in x_PD.split(HIDDEN // groups, dim=1)]
         ways: dict[str, Callable[[], torch.Tensor]] = {
             "ours": lambda quantizer=quantizer, x_PD=x_PD: quantizer.encode(0, x_PD),
-            "FAISS": _faiss(books_GKd, parts),
-            "vector-quantize-pytorch": _vector_quantize(books_GKd, parts),
+            "FAISS": _faiss(books_GKd, x_PD),
+            "vector-quantize-pytorch": _vector_quantize(books_GKd, x_PD),
         }
         found = {name: way() for name, way in ways.items()}
         if any(quantizer.excess(0, x_PD, codes_PG).max() > 1e-3 for codes_PG in found.values()):
@@ -78,8 +83,7 @@ def exchanges() -> Iterator[Line]:
             parts_ms = {name: 1e3 * median_s(work, REPEATS) for name, work in here.items()}
             for bandwidth in BANDWIDTHS:
                 session.shape(bandwidth)
-                _, times_s = calmest(partial(session.collective_s, "all_gather", size, REPEATS), BUDGET_S)
-                parts_ms["gather"] = 1e3 * statistics.median(times_s)
+                parts_ms["gather"] = 1e3 * all_gather_s(session, size)[1]
                 total_ms, floor_ms = sum(parts_ms.values()), 8e3 * (DEVICES - 1) * size / (bandwidth * 1e6)
                 reached = f"{total_ms:.2f} ms, {total_ms / floor_ms:.2f} x its floor: "
                 reached += ", ".join(f"{name} {value:.2f}" for name, value in parts_ms.items())
@@ -94,9 +98,9 @@ def _example(groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     return books_GKd, torch.randn(TOKENS // DEVICES, HIDDEN, generator=generator)
 
 
-def _faiss(books_GKd: torch.Tensor, parts: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
+def _faiss(books_GKd: torch.Tensor, x_PD: torch.Tensor) -> Callable[[], torch.Tensor]:
     """[P, G] by FAISS's exact index, one for each group."""
-    indexes = []
+    parts, indexes = [part.contiguous() for part in x_PD.split(books_GKd.shape[2], dim=1)], []
     for book_Kd in books_GKd:
         indexes.append(faiss.IndexFlatL2(book_Kd.shape[1]))
         indexes[-1].add(book_Kd.numpy())
@@ -105,7 +109,7 @@ def _faiss(books_GKd: torch.Tensor, parts: list[torch.Tensor]) -> Callable[[], t
     )
 
 
-def _vector_quantize(books_GKd: torch.Tensor, parts: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
+def _vector_quantize(books_GKd: torch.Tensor, x_PD: torch.Tensor) -> Callable[[], torch.Tensor]:
     """[P, G] by the library's layer, with a codebook for each head; it looks the codewords up as well."""
     layer = VectorQuantize(
         dim=HIDDEN,
@@ -115,5 +119,4 @@ def _vector_quantize(books_GKd: torch.Tensor, parts: list[torch.Tensor]) -> Call
         codebook_size=CODEBOOK_SIZE,
     ).eval()
     layer.codebook = books_GKd if len(books_GKd) > 1 else books_GKd[0]
-    x_1PD = torch.cat(parts, dim=1)[None]
-    return lambda: layer(x_1PD)[1].reshape(len(x_1PD[0]), -1)
+    return lambda: layer(x_PD[None])[1].reshape(len(x_PD), -1)

@@ -100,6 +100,11 @@ def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
     return min(attempts, key=lambda attempt: attempt[0])
 
 
+def taken_away(stolen_pct: float) -> list[str]:
+    """What to note of a figure during which the host took so much of the cores' time: nothing if it was little."""
+    return [f"the host took {stolen_pct:.0f}% of the cores' time away"] if stolen_pct > STEAL_LIMIT_PCT else []
+
+
 def _message_overhead_s(session: Session, rate_bps: float) -> float:
     """Of each exchange of an all-gather of small messages, in the median."""
     collective = session.collective

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments.calibration import RATE_LIMIT_PCT, STEAL_LIMIT_PCT, calibrate, calmest
+from experiments.calibration import RATE_LIMIT_PCT, calibrate, calmest, taken_away
 from experiments.lasting import LastingSession
 from experiments.manifest import Manifest, print_settled
 from experiments.messages import Message
@@ -138,15 +138,14 @@ class Observed:
 def _observe(session: Session, message: Message, repeats: int) -> Observed:
     """Carry the operation out."""
     network = session.network
-    session.rank_times(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
+    session.collective_s(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
     carried, retransmits, drops = network.carried_bytes(), session.retransmits(), network.dropped_packets()
-    spans = session.rank_times(message.pattern, message.size_bytes, repeats)
+    seconds = session.collective_s(message.pattern, message.size_bytes, repeats)
     carried_after, drops_after = network.carried_bytes(), network.dropped_packets()
     hops = None
     if carried is not None and carried_after is not None:
         hops = {hop: count - carried[hop] for hop, count in carried_after.items()}
     dropped = None if drops is None or drops_after is None else drops_after - drops
-    seconds = [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*spans, strict=True)]
     return Observed(seconds, hops, session.retransmits() - retransmits, dropped)
 
 
@@ -174,8 +173,8 @@ def _measure(config: FidelityConfig, session: Session, message: Message) -> Iter
     to_ms = 1e3 / session.time_scale
     for repeat, elapsed in enumerate(seen.seconds):
         notes = _breaches(message, elapsed, ideal, rate_error) if promised else []
-        if notes and stolen_pct > STEAL_LIMIT_PCT:
-            notes.append(f"the host took {stolen_pct:.0f}% of the cores away")
+        if notes:
+            notes += taken_away(stolen_pct)
         yield {
             "repeat": repeat,
             "time_ms": to_ms * elapsed,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from experiments.assets import Assets
-from experiments.calibration import STEAL_LIMIT_PCT, Calibration, calibrate, calmest
+from experiments.calibration import Calibration, calibrate, calmest, taken_away
 from experiments.known import formula_bytes, known_columns, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
@@ -169,8 +169,7 @@ class Bench:
         late_share = max(done.late_s for done in ranks) / elapsed_s
         residual = None if mode == "execute" else self._residual_pct(paced, elapsed_s, ranks)
         notes = self.calibrations[-1].breaches(link_mbps(point, paced) if formula else None, paced.time_scale)
-        if stolen_pct > STEAL_LIMIT_PCT:
-            notes.append(f"the host took {stolen_pct:.0f}% of the cores' time away")
+        notes += taken_away(stolen_pct)
         if late_share > LATE_SHARE:
             notes.append(f"slots ended late, by {late_share:.1%} of the latency")
         if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:

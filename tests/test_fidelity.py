@@ -115,10 +115,9 @@ class DroppingSession:
         self.drops, self.network = drops, self
         self.repeats = 0
 
-    def rank_times(self, pattern: str, size: int, repeats: int) -> list[list[tuple[float, float]]]:
+    def collective_s(self, pattern: str, size: int, repeats: int) -> list[float]:
         self.repeats += repeats
-        seconds = 3 * Message(pattern, "tbf", 4, 10.0, size, 16.0).ideal_s(*STAR, 1e7)
-        return [[(0.0, seconds)] * repeats] * 4
+        return [3 * Message(pattern, "tbf", 4, 10.0, size, 16.0).ideal_s(*STAR, 1e7)] * repeats
 
     def carried_bytes(self) -> dict[tuple[str, str], int]:
         return dict.fromkeys(self.graph.share, 1000 * self.repeats)

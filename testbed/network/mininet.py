@@ -48,7 +48,7 @@ RECEIVERS, ONE_CORE = Path("/proc/sys/net/core/rps_default_mask"), "1"
 ROUTE = "initcwnd 64"
 
 
-class Device(Host):
+class OrderedHost(Host):
     """A host whose links, whichever namespace makes them, have packets taken in by one core."""
 
     def __init__(self, name: str, **settings: Any):
@@ -75,7 +75,7 @@ class MininetNetwork(Network):
         Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls for good
         self._net = Mininet(
             Described(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
-            host=Device,
+            host=OrderedHost,
             switch=LinuxBridge,  # pyright: ignore[reportArgumentType] any Switch will do
             controller=None,
             autoSetMacs=True,
