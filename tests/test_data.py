@@ -14,7 +14,7 @@ needs_photographs = pytest.mark.skipif(importlib.util.find_spec("skimage") is No
 
 
 @needs_photographs
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(tokens=st.integers(1, 64), patch=st.sampled_from([4, 14, 16]), count=st.integers(1, 5))
 def test_pictures_fill_the_patch_grid(tokens, patch, count):
     rows, columns = patch_grid(tokens)

@@ -103,7 +103,7 @@ def environment() -> Iterator[None]:
     del os.environ["FUZZ_SECRET"]
 
 
-@settings(max_examples=35, deadline=None)  # milliseconds to a third of a second each, most of it Hydra's
+@settings(max_examples=35)  # milliseconds to a third of a second each, most of it Hydra's
 @given(st.lists(OVERRIDES | TEXTS, min_size=1, max_size=2))
 def test_any_words_give_a_config_or_one_clear_error(words: list[str]) -> None:
     usable([SMOKE, *words])

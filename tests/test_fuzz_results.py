@@ -85,7 +85,7 @@ def resume(folder: RunFolder) -> bool:
     return True
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(damaged(PARQUET) | st.binary(max_size=200).map(lambda inner: b"PAR1" + inner + b"PAR1") | st.binary())
 def test_any_bytes_as_parquet(folder: RunFolder, data: bytes) -> None:
     folder.parquet.write_bytes(data)
@@ -93,7 +93,7 @@ def test_any_bytes_as_parquet(folder: RunFolder, data: bytes) -> None:
     resume(folder)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(damaged(CSV) | st.binary() | st.text().map(lambda text: CSV + text.encode()))
 def test_any_bytes_as_csv(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "results.csv"
@@ -112,7 +112,7 @@ def noticed(written: RunFolder, place: int, bit: int) -> bool:
     return rows is None and not resumable
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 def test_a_flipped_bit_is_an_error_or_changes_nothing(written: RunFolder, place: float, bit: int) -> None:
     whole = (written.path / "whole").read_bytes()

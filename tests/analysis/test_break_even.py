@@ -31,7 +31,7 @@ def test_the_lowest_bandwidth_that_wins_is_bracketed_by_the_highest_that_loses()
     assert break_even(synthetic.frame(at({10.0: 2.0}))).empty  # one bandwidth has no other to compare with
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.01, 4.0), min_size=2, max_size=6))
 def test_break_even_is_where_speedup_passes_one(speedups):
     mbps = [10.0 * 2**index for index in range(len(speedups))]
@@ -43,7 +43,7 @@ def test_break_even_is_where_speedup_passes_one(speedups):
     assert not bracketed or found["loses_mbps"] <= found["estimate_mbps"] <= found["wins_mbps"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.05, 0.9), st.floats(11, 900))
 def test_the_estimate_is_exact_for_compute_plus_bits_over_bandwidth(share, true_mbps):
     """A method that computes ``share`` of one device's time, and sends what takes the rest at ``true_mbps``."""

@@ -58,7 +58,7 @@ def check(text: str, columns: int) -> None:
             assert tokens(line).count("&") == columns - 1, line
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXT, TEXT, TEXT, TEXT)
 def test_no_text_becomes_a_command(first: str, cell: str, title: str, note: str) -> None:
     check(table(first, cell, title=title, note=note).latex(), 2)

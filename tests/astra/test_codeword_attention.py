@@ -38,7 +38,7 @@ def per_codeword(block, codebook, x_BSD, codes, visible=None):
     return merge([own, attend_part(q, *attention.occurring(codes))]).mixed()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     size=st.sampled_from([2, 8, 64]),
     remote=st.integers(0, 200),

@@ -116,7 +116,7 @@ def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) ->
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 @torch.no_grad()
 def test_it_equals_devices_one_by_one(name: str, data: st.DataObject) -> None:
@@ -133,7 +133,7 @@ def test_it_equals_devices_one_by_one(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     quantised=st.sampled_from(KINDS),
     devices=st.integers(1, TOKENS),

@@ -37,7 +37,7 @@ def assert_same(part, expected, atol=1e-6):
     torch.testing.assert_close(part.lse.double(), expected.lse, atol=2 * atol, rtol=1e-6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 1000),
     queries=st.integers(1, 40),

@@ -23,7 +23,7 @@ sizes = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**sizes)
 def test_encode_finds_the_nearest_codeword_of_each_group(groups, size, width, tokens, seed):
     quantizer = random_quantizer(2, groups, size, width, seed)
@@ -39,7 +39,7 @@ def test_encode_finds_the_nearest_codeword_of_each_group(groups, size, width, to
     torch.testing.assert_close(quantizer.excess(1, x, other), expected, atol=1e-9, rtol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**sizes)
 def test_decode_puts_the_codewords_side_by_side_and_encodes_back(groups, size, width, tokens, seed):
     quantizer = random_quantizer(2, groups, size, width, seed)

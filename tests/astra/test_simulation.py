@@ -31,7 +31,7 @@ def random_model(layers: int) -> VisionTransformer:
     return model.eval()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     layers=st.integers(1, 4),
     groups=st.sampled_from([1, 2, 4, 8]),

@@ -63,7 +63,7 @@ def relative_error(found, expected):
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from(["layer scale", "layer norm", "rms norm", "llama"]),
     bias=st.booleans(),

@@ -25,7 +25,7 @@ def quantizer(books: Tensor, **chosen: float) -> VectorQuantizer:
     return VectorQuantizer(books, VqSettings(**chosen))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(groups=st.sampled_from([1, 2, 4]), tokens=st.integers(1, 40), seed=st.integers(0, 99))
 def test_codes_and_words_are_those_of_inference(groups: int, tokens: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -99,7 +99,7 @@ def start(target: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from([0, 1, 15, 16, 17, 1432, 1433, 16384, 16385, 40_000]), min_size=1, max_size=3),
     st.lists(st.integers(0, 130_000), max_size=8),
@@ -133,7 +133,7 @@ def test_a_frame_may_come_byte_by_byte() -> None:
 FRAMES = st.builds(frame, st.binary(min_size=8, max_size=8))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(FRAMES | damaged(FRAMES) | HEADERS | st.binary(max_size=100), st.sampled_from(["close", "reset", "stay"]))
 def test_anything_else_is_an_error_that_names_the_peer(stream: bytes, ending: str) -> None:
     valid = stream[:HEADER_BYTES] == frame(bytes(8))[:HEADER_BYTES] and len(stream) >= HEADER_BYTES + 8
@@ -205,7 +205,7 @@ def gathered(group: TcpGroup) -> list[int]:
     return group.all_gather(torch.tensor([group.rank]), [1] * group.world).tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.binary(max_size=40) | damaged(GREETINGS) | st.integers(0, 5), min_size=1, max_size=6), st.booleans())
 @example([0, 3, 2**32 - 1], False)  # the receiver's own rank, and ranks that do not exist, with the right token
 @example([b"", TOKEN, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], True)

@@ -140,7 +140,7 @@ def test_what_is_queued_does_not_wait_for_what_is_under_way() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -> None:
     world = data.draw(st.integers(2, 4))
     kinds = st.sampled_from(["small", "large", "sum", "neighbour", "wait", "barrier"])

@@ -27,7 +27,7 @@ IDS = torch.randint(0, 50, (2, 20), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_blocks_driven_by_slices_equal_the_model(name, data):
     """Each device computes its own rows, from everyone's rows before them: sequence parallelism."""
@@ -70,7 +70,7 @@ def test_order_matters(name):
     assert not torch.allclose(MODELS[name](IDS)[:, -1], MODELS[name](swapped)[:, -1], atol=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shift=st.integers(0, 500), scaled=st.booleans())
 def test_scores_depend_on_distances_only(shift, scaled):
     rotary = Rotary(16, 10_000.0, SCALING if scaled else None)

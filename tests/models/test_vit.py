@@ -17,7 +17,7 @@ def test_patch_grid_is_the_most_nearly_square_one(tokens):
     assert not any(tokens % side == 0 and side * side <= tokens for side in range(rows + 1, columns))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(tokens=st.integers(1, 24), data=st.data())
 def test_slices_of_the_embedding_are_its_rows(tokens, data):
     model = build_model(TINY, tokens, seed=0)
