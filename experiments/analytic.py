@@ -41,7 +41,7 @@ def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The cost model's row of a point. Nothing of it is measured."""
     known, devices = known_columns(point, config), played(point, config)
     latency_s = predicted_s(point, config, devices)
-    compute_s = predicted_s(point, config, devices, instant=True)  # all slots on the critical path
+    compute_s = predicted_s(point, config, devices, of_rate=float("inf"))  # all slots on the critical path
     return (
         known
         | _paper_columns(point, config)

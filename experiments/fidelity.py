@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.calibration import RATE_LIMIT_PCT, calibrate, calmest, taken_away
 from experiments.lasting import LastingSession
-from experiments.manifest import Manifest, print_settled
+from experiments.manifest import NOT_CALMER, Manifest, print_settled
 from experiments.messages import Message
 from testbed.errors import ClusterError, CommError, EnvironmentFault
 from testbed.network.links import Hop
@@ -37,7 +37,7 @@ RATE_FROM_S = 0.2  # a link's rate can be told from operations whose bytes keep 
 
 def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
     """Measure what is not settled yet and write rows after each point. Returns the number of points that failed."""
-    settled = folder.settled(config.retry_failed)
+    settled = folder.settled(config.retry_failed, config.retry_degraded)
     grid = {
         devices: [m for m in _messages(config, devices) if FIDELITY.key(m.columns) not in settled]
         for devices in config.devices
@@ -120,8 +120,8 @@ def _measure_all(
                 failed += 1
                 lasting.mend(fault)
                 lasting.shape(*link)
-            folder.append(rows)
-            shown.done(costs[message], f"[{done}/{len(messages)}] {_describe(message, rows, begin)}")
+            note = "" if folder.append_calmer(rows) else NOT_CALMER
+            shown.done(costs[message], f"[{done}/{len(messages)}] {_describe(message, rows, begin)}{note}")
     return failed
 
 

@@ -47,9 +47,12 @@ def _relative_rate(graph: LinkGraph, kinds: tuple[str, ...], collective: str) ->
     return graph.relative_rate(kinds, collective)
 
 
-def predicted_s(point: Point, config: LatencyConfig, devices: Sequence[Device], instant: bool = False) -> float:
-    """Seconds of one pass on these devices, by rank, from the cost model; instant: with links that take no time."""
-    rate_bps = float("inf") if instant else bits_per_s(point, config)
+def predicted_s(point: Point, config: LatencyConfig, devices: Sequence[Device], of_rate: float = 1.0) -> float:
+    """Seconds of one pass on these devices, by rank, from the cost model.
+
+    of_rate: what links carry of received bits, in parts of their rate: 1 as the paper has it, inf if they take no time.
+    """
+    rate_bps = bits_per_s(point, config) * of_rate
     return resolved(point, config).load().predicted_s(config.model.shape(point.tokens), devices, rate_bps)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from experiments import analytic
 from experiments.assets import prepare
 from experiments.known import skip_impossible
-from experiments.manifest import Manifest, print_settled
+from experiments.manifest import NOT_CALMER, Manifest, print_settled
 from experiments.pace import pace
 from experiments.points import Bench, describe_rows, resolve_mode
 from testbed.grid import Point, batches
@@ -49,7 +49,7 @@ def run_points(
 
     extra_rows(point): more rows of a point, which are not measured on the cluster.
     """
-    settled = skip_impossible(config, folder) | folder.settled(config.retry_failed)
+    settled = skip_impossible(config, folder) | folder.settled(config.retry_failed, config.retry_degraded)
     todo = [(devices, [p for p in batch if p.key not in settled]) for devices, batch in batches(config)]
     todo = [(devices, batch) for devices, batch in todo if batch]
     count = sum(len(batch) for _, batch in todo)
@@ -67,6 +67,7 @@ def run_points(
         with Bench(config, backend, devices, assets, batch, chosen) as bench:
             print(f"up in {bench.facts['start_s']:.1f} s")
             manifest.open_cluster(bench.manifest())
+            measured: list[Point] = []
             costs = {point: AROUND_S + sum(pace(point, config, mode).total_s for mode in chosen) for point in batch}
             with steps(f"{len(batch)} points", sum(costs.values())) as shown:
                 for number, point in enumerate(batch, 1):
@@ -75,10 +76,13 @@ def run_points(
                     rows = bench.measure(point)
                     if extra_rows is not None:
                         rows += extra_rows(point)
-                    folder.append(rows)
                     failed += any(row["status"] != "ok" for row in rows)
                     line = describe_rows(point, rows, time.monotonic() - begin)
+                    if folder.append_calmer(rows):
+                        measured.append(point)
+                    else:
+                        line += NOT_CALMER
                     shown.done(costs[point], f"[{number}/{len(batch)}] {line}")
-            folder.degrade({point.key: reason for point, reason in bench.recalibrate(batch).items()})
+            folder.degrade({point.key: reason for point, reason in bench.recalibrate(measured).items()})
             manifest.close_cluster(bench.manifest())
     return failed

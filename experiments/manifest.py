@@ -35,6 +35,9 @@ class Manifest:
         self._folder.write_manifest([*self._earlier, entry])
 
 
+NOT_CALMER = "; not calmer than before, so the earlier rows stay"
+
+
 def print_settled(folder: RunFolder, config: Config, to_measure: int) -> None:
     """Say what of an earlier run is not measured again."""
     points = folder.points()

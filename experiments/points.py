@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import Calibration, calibrate, calmest, taken_away
-from experiments.known import formula_bytes, known_columns, resolved
+from experiments.known import formula_bytes, known_columns, played, predicted_s, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
 from experiments.verify import Verification, verify
@@ -17,6 +17,7 @@ from experiments.waiting import straggler_wait_pct
 from testbed.astra.codebooks import load_codebooks
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
+from testbed.comm.pacing import PAYLOAD_SHARE
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
 from testbed.mix import emulated_devices
@@ -167,7 +168,7 @@ class Bench:
         payload, formula = max(done.received_bytes for done in ranks), self._formula_bytes(point)
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
         late_share = max(done.late_s for done in ranks) / elapsed_s
-        residual = None if mode == "execute" else self._residual_pct(paced, elapsed_s, ranks)
+        residual = None if mode == "execute" else self._residual_pct(point, paced, elapsed_s, ranks)
         notes = self.calibrations[-1].breaches(link_mbps(point, paced) if formula else None, paced.time_scale)
         notes += taken_away(stolen_pct)
         if late_share > LATE_SHARE:
@@ -197,10 +198,12 @@ class Bench:
     def _formula_bytes(self, point: Point) -> int:
         return round(formula_bytes(point, self.config))
 
-    def _residual_pct(self, paced: Pace, elapsed_s: float, ranks: list[Pass]) -> float:
-        """Measured over modelled: slots, bits over the rate, and the calibrated overhead of each message."""
+    def _residual_pct(self, point: Point, paced: Pace, elapsed_s: float, ranks: list[Pass]) -> float:
+        """Measured over modelled: slots, bits with packet headers over the rate, calibrated overhead of messages."""
         messages = max(done.operations for done in ranks)
-        model_s = paced.pass_s + messages * self.calibrations[-1].message_overhead_s
+        devices = played(point, self.config)
+        model_s = paced.time_scale * predicted_s(point, self.config, devices, of_rate=PAYLOAD_SHARE)
+        model_s += messages * self.calibrations[-1].message_overhead_s
         return 100 * (elapsed_s / model_s - 1)
 
     def recalibrate(self, points: list[Point]) -> dict[Point, str]:

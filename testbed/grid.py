@@ -19,6 +19,7 @@ NOT_MEASURED = (
     "preset",
     "resume",
     "retry_failed",
+    "retry_degraded",
     "force",
     "results_dir",
     "timeout_s",

@@ -20,7 +20,7 @@ from testbed.files import replacing
 from testbed.rows import LATENCY, RowSchema
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 
 class RunFolder:
@@ -93,24 +93,49 @@ class RunFolder:
             ok[key] = ok.get(key, True) and row["status"] == "ok"
         return ok
 
-    def settled(self, retry_failed: bool) -> set[tuple[Any, ...]]:
+    def settled(self, retry_failed: bool, retry_degraded: bool = False) -> set[tuple[Any, ...]]:
         """Keys of the points that are not to be measured again."""
-        return {key for key, ok in self.points().items() if ok or not retry_failed}
+        settled = {key for key, ok in self.points().items() if ok or not retry_failed}
+        if retry_degraded:
+            rows = self.rows()
+            settled -= set(map(self.schema.key, rows[rows["fidelity"] == "degraded"].to_dict(orient="records")))
+        return settled
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add all rows of a point at once, in place of its rows that are not ok. ValueError for wrong columns."""
+        before = self.rows()
+        self._put(before[~(self._of_points(before, rows) & (before["status"] != "ok"))], rows)
+
+    def append_calmer(self, rows: list[dict[str, Any]]) -> bool:
+        """As ``append``, but if the point has rows that are ok, those of the calmer time stay; whether these do.
+
+        Calmer is when the host of a virtual machine took less of the cores away; what was measured has no say in it.
+        """
+        before = self.rows()
+        earlier = self._of_points(before, rows)
+        if before.loc[earlier, "status"].eq("ok").any():
+            stolen_pct = max(row.get("steal_pct") or 0.0 for row in rows)
+            if any(row["status"] != "ok" for row in rows) or stolen_pct > before.loc[earlier, "steal_pct"].max():
+                return False
+        self._put(before[~earlier], rows)
+        return True
+
+    def _put(self, before: DataFrame, rows: list[dict[str, Any]]) -> None:
         import pandas as pd
 
         for row in rows:
             self.schema.check(row)
-        columns, key = dict(self.schema.columns), self.schema.key
+        columns = dict(self.schema.columns)
         added = [{**row, "experiment": self.experiment, "signature": self.signature} for row in rows]
-        keys = {key(row) for row in rows}
-        before = self.rows()
-        records = before.to_dict(orient="records")
-        replaced = pd.Series([row["status"] != "ok" and key(row) in keys for row in records], dtype=bool)
         new = pd.DataFrame(added, columns=list(columns)).astype(columns)
-        self._write(self.schema.derive(pd.concat([before.loc[~replaced], new], ignore_index=True)))
+        self._write(self.schema.derive(pd.concat([before, new], ignore_index=True)))
+
+    def _of_points(self, frame: DataFrame, rows: list[dict[str, Any]]) -> Series[bool]:
+        """Which of a frame's rows are of the points that ``rows`` are of."""
+        import pandas as pd
+
+        keys = set(map(self.schema.key, rows))
+        return pd.Series([self.schema.key(row) in keys for row in frame.to_dict(orient="records")], dtype=bool)
 
     def degrade(self, reasons: Mapping[tuple[Any, ...], str]) -> None:
         """Mark points (key -> reason) whose links turned out wrong after they were measured."""

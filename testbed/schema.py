@@ -116,6 +116,7 @@ class Config:
     results_dir: str = ruled("a folder", bool)
     resume: bool = ruled("true or false")
     retry_failed: bool = ruled("true or false")
+    retry_degraded: bool = ruled("true or false")
     force: bool = ruled("true or false")
     topology: Topology = section()
     network: NetworkChoice = section()

@@ -71,6 +71,24 @@ def test_only_points_with_all_rows_ok_are_finished(folder: RunFolder) -> None:
     assert set(folder.rows()["status"]) == {"ok"} and len(folder.rows()) == 3
 
 
+def test_a_degraded_point_is_measured_again_and_the_calmer_time_stays(folder: RunFolder) -> None:
+    disturbed = {"fidelity": "degraded", "fidelity_note": "busy"}
+    folder.append_calmer([row(latency_ms=90.0, steal_pct=9.0, **disturbed)])
+    folder.append_calmer([row("tensor", steal_pct=9.0)])
+    assert folder.settled(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
+    assert folder.settled(retry_failed=False, retry_degraded=True) == {point_key(row("tensor"))}
+
+    assert not folder.append_calmer([row(latency_ms=50.0, steal_pct=20.0)])  # better, but from a worse time
+    assert not folder.append_calmer([row(steal_pct=0.0, status="failed", error="rank 1 is gone")])
+    kept = folder.rows().set_index("method")
+    assert kept.latency_ms["single"] == 90.0 and kept.status["single"] == "ok"
+
+    assert folder.append_calmer([row(latency_ms=95.0, steal_pct=2.0, **disturbed)])
+    assert folder.append_calmer([row(latency_ms=99.0, steal_pct=2.0, fidelity="ok")])  # as calm: the later
+    kept = folder.rows().set_index("method")
+    assert len(kept) == 2 and kept.latency_ms["single"] == 99.0 and kept.fidelity["single"] == "ok"
+
+
 def test_speedup_is_against_the_median_of_single_at_the_same_bandwidth(folder: RunFolder) -> None:
     folder.append([row("astra", latency_ms=50.0, devices=4)])
     assert folder.rows()["speedup"].isna().all()

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 
 SEGMENT_PAYLOAD = 1448  # TCP payload of a full 1500-byte packet with timestamps
 SEGMENT_HEADERS = 66  # Ethernet 14, IPv4 20, TCP with timestamps 32
+PAYLOAD_SHARE = SEGMENT_PAYLOAD / (SEGMENT_PAYLOAD + SEGMENT_HEADERS)  # of what full packets take of a link
 
 
 def wire_bytes(payload_bytes: int) -> int:

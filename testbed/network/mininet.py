@@ -35,13 +35,10 @@ SYSCTLS = (
     "net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
     # Connections live as long as the run and rest between layers: they must not start slowly each time.
     "net.ipv4.tcp_slow_start_after_idle=0",
-    # Offloaded bundles larger than the token bucket would be cut into packets again, at the price of a core.
-    "net.ipv4.tcp_tso_rtt_log=0",
     "net.ipv4.ip_forward=1",
     "net.ipv4.conf.all.rp_filter=0",  # there and back need not be the same way
 )
 LINK_SYSCTL = "net.ipv4.conf.{}.rp_filter=0"
-LINK = "gso_max_size 25000"  # see SYSCTLS
 # One core takes in all packets. Else each is taken in by the core that sent it on, two cores overtake each other, and
 # TCP takes packets out of order for lost ones: it sends them again and slows down (docs/decisions/0006).
 RECEIVERS, ONE_CORE = Path("/proc/sys/net/core/rps_default_mask"), "1"
@@ -92,8 +89,7 @@ class MininetNetwork(Network):
             host.cmd(f"sysctl -qw {' '.join(settings)}")
             enter = ["mnexec", "-a", str(host.pid)]
             self._spaces.append((enter, hops))
-            lines = [*(f"link set dev {_interface(hop)} {LINK}" for hop in hops), *self._addresses(rank)]
-            _run([*enter, "ip", "-batch", "-"], "\n".join(lines))
+            _run([*enter, "ip", "-batch", "-"], "\n".join(self._addresses(rank)))
         self._await_forwarding()
         return self
 
@@ -144,7 +140,12 @@ class MininetNetwork(Network):
         def commands(hops: list[Hop]) -> str:
             return "\n".join(line for hop in hops for line in self._commands(hop))
 
+        def bundles(hops: list[Hop]) -> str:
+            lines = [f"link set dev {_interface(hop)} gso_max_segs {self.bundle_packets}" for hop in hops]
+            return "\n".join([*lines, "route flush cache"])  # connections learn it when they look up their route again
+
         self.in_each_space(["tc", "-batch", "-"], commands)
+        self.in_each_space(["ip", "-batch", "-"], bundles)
 
     def _policy(self, hop: Hop) -> LinkPolicy:
         return LinkPolicy(self._link.rate_bps * self.graph.share[hop], self._link.shaper, self._link.queue_kb)
@@ -185,14 +186,19 @@ class MininetNetwork(Network):
     def bucket_bytes(self) -> int:
         return max((self._policy(hop).bucket_bytes for hop in self.graph.share), default=0)
 
+    @property
+    def bundle_packets(self) -> int:
+        """How many packets hosts hand to their links at once: no link has to cut a bundle up, see LinkPolicy."""
+        return min((self._policy(hop).bundle_packets for hop in self.graph.share), default=1)
+
     def carried_bytes(self) -> dict[Hop, int]:
         # The qdisc counts every packet of an offloaded bundle with its headers; interface counters do not.
-        return self._counters("bytes")
+        return self.counters("bytes")
 
     def dropped_packets(self) -> int:
-        return sum(self._counters("drops").values())
+        return sum(self.counters("drops").values())
 
-    def _counters(self, name: str) -> dict[Hop, int]:
+    def counters(self, name: str) -> dict[Hop, int]:
         """A counter of the outermost qdisc of each hop."""
         found = {}
         for shown in self.in_each_space(["tc", "-s", "-j", "qdisc", "show"]):
@@ -214,7 +220,8 @@ class MininetNetwork(Network):
             "packet_order": "kept: one core takes them in"
             if self._in_order
             else f"not kept: this kernel has no {RECEIVERS}",
-            "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "link": LINK, "route": ROUTE},
+            "bundle_packets": self.bundle_packets,
+            "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "route": ROUTE},
             "tc": {_interface(hop): self._commands(hop) for hop in kinds.values()},
         }
 

@@ -2,7 +2,7 @@
 
 tbf     a token bucket of known size and a queue deep enough not to drop. What the bucket gives away after an idle time
         is charged by testbed.comm.pacing.CreditHold, so its size can be chosen for accuracy under load: hosts that
-        share few cores are held up for a millisecond now and then, and the bucket lets the link make up for it
+        share few cores are held up for some milliseconds now and then, and the bucket lets the link make up for it
         (docs/decisions/0001).
 tclink  what Mininet's TCLink(bw=...) sets. Its HTB lets a whole 64 KB offloaded packet through at once, so that
         messages below that cross almost free. For comparison only.
@@ -17,9 +17,10 @@ from typing import Any, cast
 from testbed.comm.pacing import CreditHold, Pacing, Unpaced
 
 SHAPERS = ("tbf", "tclink", "netem")
-BUCKET_S = 2e-3  # of the link's time
+BUCKET_S = 5e-3  # of the link's time
 BUCKET_SHARE = 4  # of its queue a bucket is at most one in so many: it would stand for a queue of its size
 PACKET_BYTES = 1600  # one full Ethernet packet with room for encapsulation
+BUNDLE_BYTES = 65_536  # the most that the kernel bundles
 QUEUE_KB = 1000.0  # of a switch's port, unless an experiment asks for another length
 HOST_PACKETS = 1000  # of a host's own queue, which its sockets' buffers bound much earlier
 TCLINK_BUCKET_BYTES = 15 * 1024
@@ -45,11 +46,21 @@ class LinkPolicy:
     def bucket_bytes(self) -> int:
         """What passes at once after an idle time.
 
-        tbf: two milliseconds of the link, a part of its queue at most, a packet at least. An offloaded bundle of
-        packets that is larger is cut up before it queues, so that short queues count packets, not bundles.
+        tbf: five milliseconds of the link, a part of its queue at most, a packet at least.
         """
         share = min(self.rate_bps / 8 * BUCKET_S, self.queue_bytes / BUCKET_SHARE)
         return {"tbf": max(PACKET_BYTES, round(share)), "tclink": TCLINK_BUCKET_BYTES, "netem": 0}[self.shaper]
+
+    @property
+    def bundle_packets(self) -> int:
+        """How many packets a socket may hand over as one.
+
+        tbf: half a bucket of them. It would cut a larger bundle into packets again, each with a timer and a turn at
+        every queue on its way, which took more of a core than there was (docs/decisions/0007). The other half is for
+        timers that come late. The others take what the kernel can bundle, as they are.
+        """
+        limit = min(self.bucket_bytes // 2, BUNDLE_BYTES) if self.shaper == "tbf" else BUNDLE_BYTES
+        return max(1, limit // PACKET_BYTES)
 
     def pacing(self) -> Pacing:
         """How ranks hand bytes to the link: our bucket is paid for, the others are taken as they are."""

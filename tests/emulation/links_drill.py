@@ -43,10 +43,12 @@ def main(names: list[str]) -> int:
                 session.rank_times("incast_all", SIZE, 1)
                 dropped.append((session.network.dropped_packets() or 0) - drops)
             session.shape(FAST_MBPS)
-            disordered = _disordered(session)
+            disordered, packets, sent = _disordered(session), *_packets(session)
             session.collective_s("all_gather", LARGE, LARGE_REPEATS)
+            packets_after, sent_after = _packets(session)
             found = {
                 "disordered": _disordered(session) - disordered,
+                "bundled": (packets_after - packets) / (sent_after - sent),
                 "in_order": session.network.describe()["packet_order"],
                 "topology": name,
                 "collective": session.collective,
@@ -70,6 +72,16 @@ def _disordered(session: Session) -> int:
         names, values = (line.split() for line in shown.splitlines()[:2])
         count += int(values[names.index("TCPSACKReorder")])
     return count
+
+
+def _packets(session: Session) -> tuple[int, int]:
+    """(packets that all data links have let through, turns that they took: a bundle of packets takes one)."""
+    assert isinstance(session.network, MininetNetwork)
+    links = {"-".join(hop) for hop in session.graph.share}
+    turns = 0
+    for shown in session.network.in_each_space(["ip", "-s", "-j", "link"]):
+        turns += sum(link["stats64"]["tx"]["packets"] for link in json.loads(shown) if link["ifname"] in links)
+    return sum(session.network.counters("packets").values()), turns
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def test_each_link_carries_what_the_model_says() -> None:
         assert each["seconds"] > each["ideal_s"] and each["small_seconds"] > each["small_ideal_s"]
         # Without care for it, hundreds; where the kernel cannot keep the order it says so.
         assert each["disordered"] == 0 or each["in_order"].startswith("not kept")
+        # Data and their acknowledgements: bundles of up to 7, which no link on the way cut up.
+        assert each["bundled"] > 2
     long_queue, short_queue = found[-1]["dropped"]
     assert short_queue > long_queue == 0
 

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.comm.pacing import CreditHold, TransportPacing, wire_bytes
+from testbed.comm.pacing import SEGMENT_HEADERS, SEGMENT_PAYLOAD, CreditHold, TransportPacing, wire_bytes
 from testbed.network.shaping import LinkPolicy
+
+FULL_PACKET_BYTES = SEGMENT_PAYLOAD + SEGMENT_HEADERS
 
 
 @pytest.mark.parametrize(
     ("mbps", "line"),
     [
-        (10, "qdisc replace dev d0-h1 root handle 1: tbf rate 10000000bit burst 2500b limit 1000000b"),
-        (100, "qdisc replace dev d0-h1 root handle 1: tbf rate 100000000bit burst 25000b limit 1000000b"),
-        (500, "qdisc replace dev d0-h1 root handle 1: tbf rate 500000000bit burst 125000b limit 1000000b"),
+        (10, "qdisc replace dev d0-h1 root handle 1: tbf rate 10000000bit burst 6250b limit 1000000b"),
+        (100, "qdisc replace dev d0-h1 root handle 1: tbf rate 100000000bit burst 62500b limit 1000000b"),
+        (500, "qdisc replace dev d0-h1 root handle 1: tbf rate 500000000bit burst 250000b limit 1000000b"),
         (1.25, "qdisc replace dev d0-h1 root handle 1: tbf rate 1250000bit burst 1600b limit 1000000b"),
     ],
 )
@@ -35,13 +37,23 @@ def test_a_short_queue_has_a_bucket_that_is_shorter_still() -> None:
     ]
 
 
-@given(st.floats(1e5, 1e10), st.floats(4, 1e6))
-def test_bucket_holds_a_packet_and_beyond_it_neither_two_milliseconds_nor_the_queue(
+RATES_AND_QUEUES = given(st.floats(1e5, 1e10), st.floats(4, 1e6))
+
+
+@RATES_AND_QUEUES
+def test_bucket_holds_a_packet_and_beyond_it_neither_five_milliseconds_nor_the_queue(
     rate_bps: float, queue: float
 ) -> None:
     bucket = LinkPolicy(rate_bps, queue_kb=queue).bucket_bytes
     assert bucket >= 1600
-    assert bucket == 1600 or bucket == pytest.approx(min(2e-3 * rate_bps / 8, 250 * queue), rel=1e-3)
+    assert bucket == 1600 or bucket == pytest.approx(min(5e-3 * rate_bps / 8, 250 * queue), rel=1e-3)
+
+
+@RATES_AND_QUEUES
+def test_no_bucket_has_to_cut_up_what_sockets_bundle(rate_bps: float, queue: float) -> None:
+    policy = LinkPolicy(rate_bps, queue_kb=queue)
+    assert policy.bundle_packets >= 1
+    assert policy.bundle_packets == 1 or policy.bundle_packets * FULL_PACKET_BYTES <= policy.bucket_bytes / 2
 
 
 @given(st.integers(0, 10**7))
