@@ -146,9 +146,10 @@ class Cluster:
     def _start_nodes(self) -> None:
         """The head on the control host, then a node on each device, all at once."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--log-color=false"]
-        command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        # Nobody reads logs from afar or asks for more nodes: processes for that would take cores from the devices.
+        command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false"]
         head = [*command, "--head", f"--port={PORT}", f"--node-ip-address={self.network.control_ip}"]
-        head += ["--num-cpus=0", "--include-dashboard=false"]
+        head += ["--num-cpus=0", "--include-dashboard=false", "--no-monitor"]
         log = scratch() / "ray-head.log"
         with log.open("wb") as output:
             started = subprocess.run(head, env=self._environment, stdout=output, stderr=subprocess.STDOUT, check=False)
