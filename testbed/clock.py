@@ -25,8 +25,8 @@ KINDS = ("compute", "encode", "decode")
 
 # Segments with less than this between them are one stretch of computation: no message was awaited in between.
 ADJACENT_S = 100e-6
-# A virtual machine's core takes 0.1 to 0.3 ms to wake up, which a pass of dozens of slots would add up: the last of a slot
-# is awaited awake. On 2 cores four devices then end slots of 5 ms 0.01 to 0.02 ms late, where it was 0.11 to 0.14.
+# A virtual machine's core takes 0.1 to 0.3 ms to wake up, which a pass of dozens of slots would add up: the last of a
+# slot is awaited awake. On 2 cores four devices then end slots of 5 ms 0.01 to 0.02 ms late, where it was 0.11 to 0.14.
 AWAKE_S = 150e-6
 # A stretch that ends later than this beyond its slots has overrun.
 TOLERANCE_S, TOLERANCE_SHARE = 0.5e-3, 0.05
