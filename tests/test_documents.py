@@ -119,7 +119,8 @@ def table_row(page: str, name: str) -> list[float]:
 
 def test_latencies_are_those_of_the_sample() -> None:
     table = latency_table(load_rows(ROOT / SAMPLE))
-    for name in ("single", "tensor", "sequence", "pipeline", "astra G=1", "astra G=16", "astra G=32"):
+    assert len(table) == 10
+    for name in table.index:
         assert table_row("README.md", name) == pytest.approx(table.loc[name].to_list(), abs=0.6)
     for name in ("single", "tensor", "sequence", "pipeline"):
         assert table_row("ARTIFACT.md", name) == pytest.approx(table.loc[name, [10, 20, 100]].to_list(), abs=0.6)
