@@ -49,12 +49,17 @@ def machine_state() -> dict[str, set[str]]:
 
 
 def _of_others(process: psutil.Process) -> bool:
-    """Whether it has an environment, and that without our mark; some of Ray's have overwritten theirs."""
+    """Whether its environment is without our mark; of Ray's that have overwritten theirs, that of the process above.
+
+    What nobody is above of any more counts as ours.
+    """
     try:
-        environment = process.environ()
+        for each in (process, *process.parents()):
+            if environment := each.environ():
+                return each.pid != 1 and environment.get(MARK) != OURS
     except psutil.Error:
-        return False
-    return bool(environment) and environment.get(MARK) != OURS
+        pass
+    return False
 
 
 def actor(below: psutil.Process, rank: int) -> psutil.Process:
