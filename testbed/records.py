@@ -107,20 +107,23 @@ class RunFolder:
         self._put(before[~(self._of_points(before, rows) & (before["status"] != "ok"))], rows)
 
     def append_calmer(self, rows: list[dict[str, Any]]) -> bool:
-        """As ``append``, but if the point has rows that are ok, those of the calmer time stay; whether these do.
+        """As ``append``, but if the point is finished already, the rows of the calmer time stay; whether these do.
 
         Calmer is when the host of a virtual machine took less of the cores away; what was measured has no say in it.
         """
         before = self.rows()
         earlier = self._of_points(before, rows)
-        if before.loc[earlier, "status"].eq("ok").any():
+        ok = before["status"] == "ok"
+        finished = earlier.any() and ok[earlier].all()
+        if finished:
             stolen_pct = max(row.get("steal_pct") or 0.0 for row in rows)
             if any(row["status"] != "ok" for row in rows) or stolen_pct > before.loc[earlier, "steal_pct"].max():
                 return False
-        self._put(before[~earlier], rows)
+        self._put(before[~(earlier if finished else earlier & ~ok)], rows)
         return True
 
     def _put(self, before: DataFrame, rows: list[dict[str, Any]]) -> None:
+        """Write these rows and those before them."""
         import pandas as pd
 
         for row in rows:

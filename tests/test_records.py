@@ -89,6 +89,12 @@ def test_a_degraded_point_is_measured_again_and_the_calmer_time_stays(folder: Ru
     assert len(kept) == 2 and kept.latency_ms["single"] == 99.0 and kept.fidelity["single"] == "ok"
 
 
+def test_a_point_of_which_a_repeat_failed_is_mended_in_any_time(folder: RunFolder) -> None:
+    folder.append([row(repeat=0, steal_pct=1.0), row(repeat=1, steal_pct=1.0, status="failed", error="too few bytes")])
+    assert folder.append_calmer([row(repeat=1, steal_pct=9.0)])
+    assert folder.points() == {point_key(row()): True} and len(folder.rows()) == 2
+
+
 def test_speedup_is_against_the_median_of_single_at_the_same_bandwidth(folder: RunFolder) -> None:
     folder.append([row("astra", latency_ms=50.0, devices=4)])
     assert folder.rows()["speedup"].isna().all()

@@ -6,10 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.comm.pacing import SEGMENT_HEADERS, SEGMENT_PAYLOAD, CreditHold, TransportPacing, wire_bytes
+from testbed.comm.pacing import SEGMENT_PAYLOAD, CreditHold, TransportPacing, wire_bytes
 from testbed.network.shaping import LinkPolicy
-
-FULL_PACKET_BYTES = SEGMENT_PAYLOAD + SEGMENT_HEADERS
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_bucket_holds_a_packet_and_beyond_it_neither_five_milliseconds_nor_the_q
 def test_no_bucket_has_to_cut_up_what_sockets_bundle(rate_bps: float, queue: float) -> None:
     policy = LinkPolicy(rate_bps, queue_kb=queue)
     assert policy.bundle_packets >= 1
-    assert policy.bundle_packets == 1 or policy.bundle_packets * FULL_PACKET_BYTES <= policy.bucket_bytes / 2
+    assert policy.bundle_packets == 1 or policy.bundle_packets * wire_bytes(SEGMENT_PAYLOAD) <= policy.bucket_bytes / 2
 
 
 @given(st.integers(0, 10**7))
