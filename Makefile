@@ -26,8 +26,8 @@ help: ## List the targets
 
 setup: $(READY) ## Install Debian packages (where possible) and .venv; the other targets do it by themselves
 
-test: lint ## Lint, then all tests (those that need root and Mininet skip themselves without)
-	@$(PY) -m pytest $(ARGS)
+test: lint ## Lint, then all tests, two at a time (those that need root and Mininet skip themselves without)
+	@$(PY) -m pytest -n 2 $(ARGS)
 
 lint: $(READY) ## Check style, formatting and types
 	@$(PY) -m ruff check .

@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
+import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
+from xdist.scheduler import LoadScopeScheduling
 
 from testbed.comm.connect import connect, listen
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 
 T = TypeVar("T")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes that run tests (pytest-xdist) its own folder for temporary files, and one thread.
+
+    So tests that look for what a run has left behind do not find what others beside them are still using. Threads that
+    wait for each other on cores which other tests keep busy would take many times as long as one alone.
+    """
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+        tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="worker-", dir="/tmp")
+        config.add_cleanup(partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Emulation tests run one after another, in one process, from the beginning; all others beside them."""
+    return EmulationTogether(config, log)
+
+
+class EmulationTogether(LoadScopeScheduling):
+    """Sends emulation tests to one process, and each other test to whichever is free: the largest scope goes first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "emulation" if nodeid.startswith("tests/emulation/") else nodeid
+
 
 settings.register_profile("any machine", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("any machine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -40,9 +41,10 @@ def machine_state() -> dict[str, set[str]]:
         for process in psutil.process_iter(["cmdline"])
         if any(word in (line := " ".join(process.info["cmdline"] or [])) for word in words) and not _of_others(process)
     }
+    folders = {"/tmp", tempfile.gettempdir()}
     return {
         "interfaces": set(psutil.net_if_stats()),
-        "/tmp": {name for name in os.listdir("/tmp") if name.startswith(OUR_FILES)},
+        "temporary files": {name for folder in folders for name in os.listdir(folder) if name.startswith(OUR_FILES)},
         "/dev/shm": set(os.listdir("/dev/shm")),
         "processes": processes,
     }
