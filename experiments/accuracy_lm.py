@@ -25,7 +25,6 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from analysis.intervals import bootstrap_interval
@@ -39,17 +38,15 @@ from testbed.astra.quantizer import check_quantizer
 from testbed.astra.vq import VectorQuantizer, VqSettings
 from testbed.comm.group import even_shares
 from testbed.errors import ConfigError
+from testbed.models.decoders import load_decoder
 from testbed.models.gpt2 import Gpt2
-from testbed.models.hub import hub_tokenizer, load_hub
 from testbed.models.llama import Llama
-from testbed.models.smollm2 import load_smollm2, smollm2_tokenizer
-from testbed.models.vit import VisionTransformer
 from testbed.models.weights import save_tensors
 from testbed.perplexity import perplexity, window_nll
 from testbed.progress import counted
 from testbed.provenance import short_hash
 from testbed.records import RunFolder
-from testbed.schema import AccuracyLmConfig, LanguageModel, Texts
+from testbed.schema import AccuracyLmConfig, Texts
 from testbed.text import NextTokens, windows
 
 RECIPE = 1  # to be raised with every change that alters what is cached, so that older files are not used
@@ -70,29 +67,14 @@ def run(config: AccuracyLmConfig, backend: str, folder: RunFolder) -> int:
     return measure_all(_Bench(config, folder), all_variants(LmVariant, config), config)
 
 
-def load_decoder(choice: LanguageModel) -> tuple[Llama | Gpt2, Tokenizer]:
-    """The configured model, frozen, and its tokenizer.
-
-    Raises ConfigError (``model.folder``) for a folder that cannot be used, EnvironmentFault for a missing package.
-    """
-    if choice.name != "hub_folder":
-        return load_smollm2(CACHE), smollm2_tokenizer(CACHE)
-    folder = Path(choice.folder)
-    model = load_hub(folder)
-    if isinstance(model, VisionTransformer):
-        raise ConfigError("model.folder", folder, "holds a Vision Transformer; expected GPT-2 or Llama")
-    return model, hub_tokenizer(folder)
-
-
 class _Bench(Bench[LmVariant]):
     """The plain model, its likelihoods of every window, and everything a variant is compared with."""
 
     def __init__(self, config: AccuracyLmConfig, folder: RunFolder):
         self.config, self.data = config, config.data
-        self.model, self.tokenizer = load_decoder(config.model)
+        self.model, self.tokenizer = load_decoder(config.model.name, config.model.folder, CACHE)
         self.shape = self.model.config.shape(config.data.length)
-        name = Path(config.model.folder).resolve().name if config.model.name == "hub_folder" else config.model.name
-        subject = Subject(name, config.data.train, "perplexity", config.data.length, self.shape.hidden)
+        subject = Subject(config.model.label, config.data.train, "perplexity", config.data.length, self.shape.hidden)
         super().__init__(config, folder, subject, config.data.corpora)
         _check(config, self.model)
         self.recipe = {"recipe": RECIPE, "model": asdict(self.model.config), "weights": fingerprint(self.model)}

@@ -1,10 +1,11 @@
-"""What every actor needs before the first point: weights, the input picture, codebooks, and what single computes."""
+"""What every actor needs before the first point: weights, the input, codebooks, and what single computes."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from testbed.data import photograph
 from testbed.errors import ConfigError
 from testbed.grid import Point
 from testbed.methods.base import Method
+from testbed.models.decoders import DecoderChoice
+from testbed.models.gpt2 import Gpt2
+from testbed.models.llama import Llama
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, build_model, load_model, save_model, save_tensors
 from testbed.network.sandbox import scratch
@@ -24,6 +28,7 @@ from testbed.rules import ROOT
 from testbed.schema import LatencyConfig
 
 CACHE = ROOT / ".cache"
+Codebooks = dict[tuple[Any, ...], Path]
 POSITIONS = "position"  # the only tensor that depends on the number of tokens
 
 
@@ -32,34 +37,30 @@ class Assets:
     """Weights files, model and input of a run for one number of tokens, and the reference for methods.
 
     weights: for ``load_model``. hidden: [T, D] normalised last states of the content tokens on one device; logits:
-    [classes]. codebooks: file of each (groups, codebook_size). core_macs_per_s: what one core of this machine computes.
+    [classes]. codebooks: files, by ``Method.codebook_key``. core_macs_per_s: what one core of this machine computes.
     """
 
-    choice: ModelChoice
-    model: VisionTransformer
+    choice: ModelChoice | DecoderChoice
+    model: VisionTransformer | Llama | Gpt2
     weights: list[Path]
     inputs: Tensor
     hidden: Tensor
     logits: Tensor
-    codebooks: dict[tuple[int, int], Path]
+    codebooks: Codebooks
     core_macs_per_s: float
 
 
-def prepare(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
-    """Build the model, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
+def prepare_pictures(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
+    """Build the ViT, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
 
     Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
     several numbers of tokens, for the smallest, as neither bytes nor time depend on what is in them. Raises
     ConfigError where the methods want others than the trained model has, or other tokens.
     """
     choice = ModelChoice(**asdict(config.model))
-    variants = {(point.method, point.settings): point for point in points}
-    methods = [point.load() for point in variants.values()]
-    tokens = sorted({point.tokens for point in points})
+    methods, tokens = methods_of(points), tokens_of(config, points)
     weights = scratch() / "weights.safetensors"
     if config.checkpoint:
-        if len(config.tokens) > 1:
-            raise ConfigError("tokens", config.tokens, "must be one number, that of the checkpoint")
         student = open_result(Path(config.checkpoint), choice.vit_config(tokens[0]))
         codebooks = _trained_codebooks(student, methods, config.checkpoint)
         save_model(student.model, weights)
@@ -75,7 +76,7 @@ def prepare(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
     return {count: _assets(choice, count, files[count], codebooks) for count in tokens}
 
 
-def _assets(choice: ModelChoice, tokens: int, weights: list[Path], codebooks: dict[tuple[int, int], Path]) -> Assets:
+def _assets(choice: ModelChoice, tokens: int, weights: list[Path], codebooks: Codebooks) -> Assets:
     """The model of these files, a photograph, and what single makes of it."""
     model, inputs = load_model(choice, tokens, *weights), photograph(tokens, choice.patch)
     with torch.no_grad():
@@ -90,9 +91,9 @@ def _assets(choice: ModelChoice, tokens: int, weights: list[Path], codebooks: di
 
 def _codebooks(
     config: LatencyConfig, choice: ModelChoice, model: VisionTransformer, methods: list[Method]
-) -> dict[tuple[int, int], Path]:
+) -> Codebooks:
     """Files of k-means codebooks for the methods that need some."""
-    codebooks: dict[tuple[int, int], Path] = {}
+    codebooks: Codebooks = {}
     tokens = model.config.tokens
     for size in sorted({method.codebook_size for method in methods if method.codebook_size}):
         groups = sorted({method.groups for method in methods if method.codebook_size == size})
@@ -103,27 +104,46 @@ def _codebooks(
         with counted(title) as report:
             found = codebooks_for(choice, model, tokens, groups, size, config.seed, CACHE, report)
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
-        codebooks |= {(count, size): path for count, path in found.items()}
+        codebooks |= {m.codebook_key: found[m.groups] for m in methods if m.codebook_size == size}
     return codebooks
 
 
-def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str) -> dict[tuple[int, int], Path]:
+def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str) -> Codebooks:
     """A file of the trained model's codebooks."""
     if student.quantizer is None or student.class_tokens != "distributed":
         raise ConfigError("checkpoint", checkpoint, "must be a model with codebooks and distributed class tokens")
-    books_LGKd = student.quantizer.codebooks_LGKd.contiguous()
+    return trained_codebooks(student.quantizer.codebooks_LGKd, {}, methods, checkpoint)
+
+
+def trained_codebooks(books_LGKd: Tensor, own: dict[str, Any], methods: list[Method], checkpoint: str) -> Codebooks:
+    """A file of a trained model's codebooks. ConfigError where a method wants others.
+
+    own: settings of ASTRA that the model was trained with, besides the codebooks' sizes.
+    """
     _, groups, size, _ = books_LGKd.shape
+    needed = {"groups": groups, "codebook_size": size, **own}
     for method in methods:
-        if method.codebook_size and (method.groups, method.codebook_size) != (groups, size):
-            raise ConfigError(
-                "checkpoint", checkpoint, f"needs {method.name}.groups={groups} {method.name}.codebook_size={size}"
-            )
+        if method.codebook_size and any(getattr(method, key) != value for key, value in needed.items()):
+            settings = " ".join(f"{method.name}.{key}={value}" for key, value in needed.items())
+            raise ConfigError("checkpoint", checkpoint, f"needs {settings}")
     path = scratch() / "codebooks.safetensors"
-    save_codebooks(books_LGKd, path)
-    return {(groups, size): path}
+    save_codebooks(books_LGKd.contiguous(), path)
+    return {method.codebook_key: path for method in methods if method.codebook_size}
 
 
-def core_macs_per_s(model: VisionTransformer, inputs: Tensor) -> float:
+def methods_of(points: list[Point]) -> list[Method]:
+    """Each variant of them once."""
+    return [point.load() for point in {(point.method, point.settings): point for point in points}.values()]
+
+
+def tokens_of(config: LatencyConfig, points: list[Point]) -> list[int]:
+    """Numbers of tokens of the points. ConfigError for several of a trained model."""
+    if config.checkpoint and len(config.tokens) > 1:
+        raise ConfigError("tokens", config.tokens, "must be one number, that of the checkpoint")
+    return sorted({point.tokens for point in points})
+
+
+def core_macs_per_s(model: VisionTransformer | Llama | Gpt2, inputs: Tensor) -> float:
     """Multiply-accumulates per second that one core reaches in one block of the model; the better of two tries."""
     s, shape = model.shape.sequence, model.shape
     macs = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)

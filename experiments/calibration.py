@@ -15,6 +15,7 @@ import psutil
 from testbed.comm.pacing import wire_bytes
 from testbed.comm.schedule import AT_ONCE, PAIRWISE
 from testbed.network.links import Hop, Load
+from testbed.rows import STEAL_LIMIT_PCT
 from testbed.session import Session
 
 RATE_S, RATE_REPEATS = 0.2, 3  # a link's rate is measured for so long, after a transfer that does not count
@@ -22,7 +23,6 @@ MESSAGE_BYTES, MESSAGES = 320, 9  # ASTRA's codes of a layer at G = 1
 FULL_SHARE = 0.95  # of an operation's time: a link that is busy for so long can be told its rate from
 RATE_LIMIT_PCT = 3.0
 BUSY_LIMIT_PCT = 25.0
-STEAL_LIMIT_PCT = 5.0
 ATTEMPTS = 3  # while a virtual machine's host takes more than that away
 RATE_BUDGET_S = 3.0  # for attempts at a link's rate
 

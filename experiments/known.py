@@ -64,16 +64,16 @@ def formula_bytes(point: Point, config: LatencyConfig) -> float:
 
 def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The columns of a row that do not depend on who measures it, how and whether at all."""
-    model, shape, used = config.model, config.model.shape(point.tokens), resolved(point, config)
+    shape, used = config.model.shape(point.tokens), resolved(point, config)
     method, received_bytes = used.load(), formula_bytes(point, config)
     graph = config.topology.graph(point.devices)
     return point.columns | {
         "delay_ms": 0.0,
         "loss_pct": 0.0,
-        "layers": model.layers,
-        "hidden": model.hidden,
-        "heads": model.heads,
-        "model": model.name,
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "heads": shape.heads,
+        "model": config.model.label,
         "topology": config.topology.name,
         "collective": graph.collective(config.collective) if config.comm == "tcp" else config.comm,
         "queue_kb": config.queue_kb,

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments import analytic
-from experiments.assets import prepare
+from experiments.assets import prepare_pictures
 from experiments.known import skip_impossible
 from experiments.manifest import NOT_CALMER, Manifest, print_settled
 from experiments.pace import pace
 from experiments.points import Bench, describe_rows, resolve_mode
+from experiments.prompts import prepare_prompts
 from testbed.grid import Point, batches
 from testbed.progress import steps
 from testbed.records import RunFolder
 from testbed.rows import ANALYTIC
-from testbed.schema import AUTO, LatencyConfig
+from testbed.schema import AUTO, DecoderLatencyConfig, LatencyConfig
 
 Modes = Callable[[int, float], list[str]]
 ExtraRows = Callable[[Point], list[dict[str, Any]]]
@@ -57,7 +58,11 @@ def run_points(
     if not count:
         return 0
     manifest = Manifest(folder, config)
-    assets = prepare(config, [point for _, batch in todo for point in batch])
+    remaining = [point for _, batch in todo for point in batch]
+    if isinstance(config, DecoderLatencyConfig):
+        assets = prepare_prompts(config, remaining)
+    else:
+        assets = prepare_pictures(config, remaining)
     failed = 0
     for devices, batch in todo:
         chosen = modes(devices, min(each.core_macs_per_s for each in assets.values()))

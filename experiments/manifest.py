@@ -43,10 +43,13 @@ def print_settled(folder: RunFolder, config: Config, to_measure: int) -> None:
     points = folder.points()
     if not points:
         return
-    failed = sum(not ok for ok in points.values())
+    settled = folder.settled(config.retry_failed, config.retry_degraded)
+    failed, finished = (sum(ok == wanted for ok in points.values()) for wanted in (False, True))
+    degraded = sum(ok and key not in settled for key, ok in points.items())
     again = "are measured again" if config.retry_failed else "are left as they are (retry_failed=true measures them)"
     lost = f"{failed} failed before and {again}; " if failed else ""
-    print(f"{len(points) - failed} points are finished already; {lost}{to_measure} to measure")
+    lost += f"{degraded} degraded ones are measured again; " if degraded else ""
+    print(f"{finished} points are finished already; {lost}{to_measure} to measure")
 
 
 def _now() -> str:

@@ -124,7 +124,7 @@ class Bench:
         method, key, assets = point.load(), variant(point), self.assets[point.tokens]
         if key in self._prepared:
             return
-        codebooks = assets.codebooks.get((method.groups, method.codebook_size))
+        codebooks = assets.codebooks.get(method.codebook_key)
         if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
             method.attach(load_codebooks(codebooks), codebooks.parent)
             method.shard(assets.model, 0, self.devices)

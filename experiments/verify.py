@@ -11,8 +11,10 @@ from experiments.assets import Assets
 from testbed.astra.attention import simulate
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.quantizer import Quantizer
+from testbed.astra.simulated_decoder import simulate_decoder
 from testbed.cluster.worker import Pass
 from testbed.methods.base import Method, Output
+from testbed.models.vit import VisionTransformer
 
 TOLERANCE = 1e-4  # largest difference of any hidden state or logit
 
@@ -58,12 +60,16 @@ def verify(method: Method, world: int, ranks: list[tuple[Output, Pass]], assets:
 
 def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets) -> tuple[Tensor, Tensor, int]:
     if not method.codebook_size:
+        assert isinstance(assets.model, VisionTransformer)  # no other model comes to these methods
         return *method.simulate(assets.model, assets.inputs, world, [output.messages for output in outputs]), 0
-    quantizer = Quantizer(load_codebooks(assets.codebooks[method.groups, method.codebook_size]))
+    quantizer = Quantizer(load_codebooks(assets.codebooks[method.codebook_key]))
     codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
-    with torch.no_grad():
-        shares = method.shares(assets.model.shape.tokens, world)
+    shares = method.shares(assets.model.shape.tokens, world)
+    if isinstance(assets.model, VisionTransformer):
         done = simulate(assets.model, quantizer, assets.inputs, shares, codes)
+    else:
+        _, _, quantised, anchors = method.codebook_key
+        done = simulate_decoder(assets.model, quantizer, assets.inputs, shares, codes, quantised, anchors)
     return done.hidden, done.logits, done.ties
 
 

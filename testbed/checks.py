@@ -10,7 +10,7 @@ from testbed.mix import check_mix, share_speeds
 from testbed.network.links import MOST_DEVICES
 from testbed.network.shaping import QUEUE_KB
 from testbed.rows import ANALYTIC
-from testbed.schema import Config, FidelityConfig, LatencyConfig
+from testbed.schema import Config, DecoderLatencyConfig, FidelityConfig, LatencyConfig
 
 
 def check_links(config: Config) -> None:
@@ -54,13 +54,23 @@ def check_methods(config: LatencyConfig) -> None:
         raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
     profiles = {"device": config.device, **{f"profiles.{name}": profile for name, profile in config.profiles.items()}}
     references = {f"{key}.reference_model": profile.reference_model for key, profile in profiles.items()}
-    for key, sizes in {"model": config.model, **references}.items():
+    models = references if isinstance(config, DecoderLatencyConfig) else {"model": config.model, **references}
+    for key, sizes in models.items():
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
 
-    from testbed.methods import load_method  # brings torch, which takes a second: after everything that can do without
+    from testbed.methods import (  # brings torch, which takes a second: after everything that can do without
+        load_method,
+        method_names,
+    )
 
     check_mix(config)
+    if isinstance(config, DecoderLatencyConfig):
+        for name in config.methods:
+            if not load_method(name).causal:
+                allowed = ", ".join(each for each in method_names() if load_method(each).causal)
+                reason = f"is for Vision Transformers; of model={config.model.name} allowed: {allowed}"
+                raise ConfigError("methods", name, reason)
     shapes = [config.model.shape(tokens) for tokens in config.tokens]
     for name, settings in config.variants():
         worlds = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]

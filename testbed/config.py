@@ -21,7 +21,7 @@ from testbed.checks import check_links, check_methods, check_together
 from testbed.errors import ConfigError, nearest
 from testbed.mix import load_profiles
 from testbed.rules import CONF, choices
-from testbed.schema import SCHEMAS, Config, LatencyConfig
+from testbed.schema import Config, LatencyConfig, schema_of
 
 
 def load_config(overrides: list[str]) -> Config:
@@ -30,7 +30,7 @@ def load_config(overrides: list[str]) -> Config:
     A single value stands for a list of one; duplicates in a list are dropped. Raises ConfigError.
     """
     raw = _with_preset(_checked_overrides(overrides))
-    schema = SCHEMAS[raw["runner"]]
+    schema = schema_of(raw["runner"], raw.get("model"))
     with_methods = issubclass(schema, LatencyConfig)
     methods = {name: raw.pop(name, {}) for name in choices("method")} if with_methods else {}
     _refuse_unknown(raw, schema, "", methods)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.errors import ConfigError, TestbedError
 from testbed.files import replacing
-from testbed.rows import LATENCY, RowSchema
+from testbed.rows import LATENCY, STEAL_LIMIT_PCT, RowSchema
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -109,7 +109,8 @@ class RunFolder:
     def append_calmer(self, rows: list[dict[str, Any]]) -> bool:
         """As ``append``, but if the point is finished already, the rows of the calmer time stay; whether these do.
 
-        Calmer is when the host of a virtual machine took less of the cores away; what was measured has no say in it.
+        Calmer is when the host of a virtual machine took less of the cores away, or so little that it is calm anyway;
+        what was measured has no say in it.
         """
         before = self.rows()
         earlier = self._of_points(before, rows)
@@ -117,7 +118,9 @@ class RunFolder:
         finished = earlier.any() and ok[earlier].all()
         if finished:
             stolen_pct = max(row.get("steal_pct") or 0.0 for row in rows)
-            if any(row["status"] != "ok" for row in rows) or stolen_pct > before.loc[earlier, "steal_pct"].max():
+            if any(row["status"] != "ok" for row in rows) or stolen_pct > max(
+                STEAL_LIMIT_PCT, before.loc[earlier, "steal_pct"].max()
+            ):
                 return False
         self._put(before[~(earlier if finished else earlier & ~ok)], rows)
         return True

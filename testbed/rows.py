@@ -17,6 +17,7 @@ BASELINE = "single"  # the method that speed-up is against; it runs on one devic
 STAMPED = ("experiment", "signature")  # filled in by the folder that rows are added to
 _TEXT, _COUNT, _NUMBER, _FLAG = "string", "Int64", "Float64", "boolean"  # pandas types with missing values
 ANALYTIC = "analytic"  # network and compute mode of rows that the cost model made; nothing of them was measured
+STEAL_LIMIT_PCT = 5.0  # of the cores' time, which the host of a virtual machine took away: up to this it is calm
 SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode"]  # of the two sides of a speed-up
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.clock import Device
@@ -48,6 +49,11 @@ class Model(ModelSizes):
 
     name: str = ruled("a name")
     pretrained: bool = ruled("true or false")
+
+    @property
+    def label(self) -> str:
+        """In rows."""
+        return self.name
 
 
 @dataclass
@@ -159,6 +165,32 @@ class LatencyConfig(Config):
 
 
 @dataclass
+class LanguageModel:
+    """A causal decoder with its tokenizer."""
+
+    name: str = one_of("smollm2_135m_q4", "hub_folder")
+    folder: str = ruled("a folder with config.json, safetensors and tokenizer.json")
+
+    @property
+    def label(self) -> str:
+        """In rows: of a folder, its own name."""
+        return Path(self.folder).resolve().name if self.name == "hub_folder" else self.name
+
+    def shape(self, tokens: int) -> ModelShape:
+        """The sizes of one pass over a prompt, for cost formulas. ConfigError for a folder that cannot be used."""
+        from testbed.models.decoders import decoder_config  # brings torch
+
+        return decoder_config(self.name, self.folder).shape(tokens)
+
+
+@dataclass
+class DecoderLatencyConfig(LatencyConfig):
+    """A grid as ``LatencyConfig``, of a causal decoder's pass over a prompt (prefill), after which it has one token."""
+
+    model: LanguageModel = section()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass
 class FidelityConfig(Config):
     """A grid of messages over links: what is measured is the emulation, not a method."""
 
@@ -235,14 +267,6 @@ class Texts:
 
 
 @dataclass
-class LanguageModel:
-    """A causal decoder with its tokenizer."""
-
-    name: str = one_of("smollm2_135m_q4", "hub_folder")
-    folder: str = ruled("a folder with config.json, safetensors and tokenizer.json")
-
-
-@dataclass
 class AccuracyLmConfig(QualityConfig):
     """Causal decoders on text."""
 
@@ -250,6 +274,14 @@ class AccuracyLmConfig(QualityConfig):
     anchors: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
     model: LanguageModel = section()
     data: Texts = section()
+
+
+def schema_of(runner: str, model: Any) -> type[Config]:
+    """The schema of a runner; ``model``: that section of the configuration, whose name decides between its kinds."""
+    schema = SCHEMAS[runner]
+    names = next(f for f in fields(LanguageModel) if f.name == "name").metadata["test"]
+    decodes = isinstance(model, dict) and names(model.get("name"))
+    return DecoderLatencyConfig if schema is LatencyConfig and decodes else schema
 
 
 SCHEMAS: dict[str, type[Config]] = {

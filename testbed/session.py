@@ -18,7 +18,7 @@ from testbed.comm.pacing import CreditHold
 from testbed.comm.schedule import AUTO
 from testbed.errors import ClusterError
 from testbed.methods.base import Output
-from testbed.models.weights import ModelChoice
+from testbed.models.weights import Choice
 from testbed.network.backend import Network
 from testbed.network.links import Hop, LinkGraph
 from testbed.network.sandbox import scratch
@@ -129,7 +129,7 @@ class Session:
         after = self.network.carried_bytes()
         return None if before is None or after is None else sum(after.values()) - sum(before.values())
 
-    def load(self, choice: ModelChoice, tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
+    def load(self, choice: Choice[Any], tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
         """Give every actor the model of these files (``load_model``) and the input, in place of what it had."""
         self.cluster.call("load", choice, tokens, weights, inputs, timeout_s=COMPUTE_TIMEOUT_S, phase="load")
 

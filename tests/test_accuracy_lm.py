@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from analysis.accuracy import accuracy_tables, results
@@ -22,49 +19,22 @@ from testbed.astra.vq import VectorQuantizer
 from testbed.config import load_config
 from testbed.errors import ConfigError
 from testbed.models.hub import load_hub
-from testbed.models.llama import Llama, LlamaConfig, Rotary
+from testbed.models.llama import Llama
 from testbed.perplexity import perplexity, window_nll
 from testbed.records import RunFolder
 from testbed.rows import ACCURACY
 from testbed.schema import AccuracyLmConfig
 from testbed.text import windows
 from tests.test_text import BYTES
+from tests.tiny_llama import save_tiny_llama
 
-LLAMA = LlamaConfig(2, 24, 4, 2, 8, 40, 256, 1e-5, Rotary(8, 1000.0), tied=True)
-HUB_NAMES = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj"}
-HUB_NAMES |= {"attn.proj": "self_attn.o_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
-HUB_NAMES |= {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
 WORDS = ["data.length=16", "data.windows=5", "data.codebook_windows=12", "data.train_windows=64", "codebook_sizes=16"]
 WORDS += ["groups=[1,4]", "quantised=[keys_values,residual]", "anchors=[0,2]", "devices=[2,4]"]
 
 
-def hub_name(name: str) -> str:
-    """Of a Llama's tensor in a hub folder."""
-    if name.startswith("blocks."):
-        _, layer, part = name.removesuffix(".weight").split(".", 2)
-        return f"model.layers.{layer}.{HUB_NAMES[part]}.weight"
-    return {"token_embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}[name]
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random model whose attention is sharp: what a token loses on the way is then seen."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    folder.mkdir()
-    torch.manual_seed(0)
-    model = Llama(LLAMA)
-    scales = {"attn.q": 4.0, "attn.k": 4.0, "token_embed": 0.1}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        scale = next((scale for part, scale in scales.items() if part in name), 1.0)
-        state[hub_name(name)] = scale * tensor.clone()
-    save_file(state, folder / "model.safetensors")
-    sizes = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-    sizes |= {"head_dim": 8, "intermediate_size": 40, "vocab_size": 256, "rms_norm_eps": 1e-5, "rope_theta": 1000.0}
-    config = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": True, **sizes}
-    (folder / "config.json").write_text(json.dumps(config))
-    BYTES.save(str(folder / "tokenizer.json"))
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture

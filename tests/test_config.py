@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.analytic import analytic_row
 from testbed import config as config_module
 from testbed import mix, rules
 from testbed.config import load_config
@@ -12,6 +14,7 @@ from testbed.errors import ConfigError
 from testbed.grid import points
 from testbed.mix import emulated_devices, share_speeds
 from testbed.rules import CONF, choices
+from testbed.schema import DecoderLatencyConfig
 
 BAD = [  # words after +experiment=smoke; what the message must contain
     ("bandwidths=0", "bandwidths=0: must be numbers from 0.001 to 1000000 (Mbps)"),
@@ -150,7 +153,8 @@ def test_the_sweep_is_the_papers() -> None:
     assert config.methods == ["single", "tensor", "sequence", "pipeline", "astra"]
     assert config.bandwidths == [10, 20, 50, 100, 200, 500]
     assert (config.devices, config.tokens, config.model.layers, config.model.hidden) == ([4], [1024], 12, 768)
-    assert config.settings["astra"] == {"groups": [1, 16, 32], "codebook_size": 1024, "speedups": ["paper", "auto"]}
+    axes = {"groups": [1, 16, 32], "codebook_size": 1024, "speedups": ["paper", "auto"]}
+    assert config.settings["astra"] == axes | {"quantised": "residual", "anchors": 0}
     assert (config.device.name, config.device.reference_s) == ("gtx1660ti", 0.350)
 
 
@@ -260,3 +264,31 @@ def test_links_on_the_command_line() -> None:
     for line, reason in (("h9 d0", "must name devices from h0 to h1"), ("x d0", "must be lines as")):
         with pytest.raises(ConfigError, match=rf"topology\.links={line}: {reason}"):
             load_config(["+experiment=smoke", f"topology.links=[{line}]"])
+
+
+def test_a_decoder_is_an_experiment_of_its_own() -> None:
+    config = load_config(["+experiment=decoder_sweep", "network=analytic", "tokens=[64,512]", "astra.anchors=4"])
+    assert isinstance(config, DecoderLatencyConfig) and config.model.shape(64).causal
+    rows = [analytic_row(point, config) for point in points(config)]
+    assert {row["model"] for row in rows} == {"smollm2_135m_q4"} and {row["layers"] for row in rows} == {30}
+    assert all(row["formula_bytes"] > 0 for row in rows if row["method"] == "astra")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "methods=[single,tensor]",
+            "methods=tensor: is for Vision Transformers; of model=smollm2_135m_q4 allowed: ",
+        ),
+        ("model.layers=3", "model.layers=3: "),
+        ("model=hub_folder model.folder=nowhere", "model.folder=nowhere: no such folder"),
+        ("astra.anchors=128", "astra.anchors=128: must be 0, or for a causal model less than 128"),
+        ("astra.quantised=all", "astra.quantised=all: "),
+    ],
+)
+def test_what_a_decoder_cannot_do_is_said(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(["+experiment=decoder_sweep", *words.split()])
+    with pytest.raises(ConfigError, match="astra.quantised=keys_values: must be residual but for a causal model"):
+        load_config(["+experiment=bandwidth_sweep", "astra.quantised=keys_values"])

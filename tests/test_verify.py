@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +11,19 @@ import torch
 
 from experiments.assets import Assets
 from experiments.verify import verify
+from testbed.astra.codebooks import save_codebooks
+from testbed.astra.quantised import Quantised, quantised_width
 from testbed.clock import DeviceClock
 from testbed.cluster.worker import Pass
 from testbed.comm.tcp import TcpGroup
 from testbed.methods import load_method
+from testbed.methods.astra import Astra
 from testbed.methods.base import Method, Output
+from testbed.models.decoders import DecoderChoice
 from testbed.models.weights import ModelChoice
 from tests.conftest import run_ranks
 from tests.methods.small import layer_inputs, pixels, small_model
+from tests.methods.test_astra_speedups import TOKENS, decoder
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("sequence", {"codec": "int8"}),
@@ -63,3 +69,40 @@ def test_right_passes_are_let_through_and_wrong_ones_not(name: str, settings: di
         damaged = [torch.zeros_like(output.messages[0]), *output.messages[1:]]
         fault = verify(method, 2, [(replace(output, messages=damaged), done), other], assets).fault
         assert "what was sent differs from the simulation's: a message of rank 0 is" in fault
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("quantised", "anchors"), [("residual", 0), ("keys_values", 2)])
+def test_a_decoder_is_held_to_its_simulation(world: int, quantised: Quantised, anchors: int, tmp_path: Path) -> None:
+    model, method = decoder("llama"), Astra(4, 32, quantised=quantised, anchors=anchors)
+    generator = torch.Generator().manual_seed(6)
+    width = quantised_width(model.shape, quantised)
+    books = 0.3 * torch.randn(model.shape.layers, 4, 32, width // 4, generator=generator)
+    save_codebooks(books, tmp_path / "books.safetensors")
+    method.attach(books)
+    ids = torch.randint(31, (1, TOKENS), generator=generator)
+    hidden = torch.zeros(TOKENS, model.shape.hidden)  # of the plain model: nothing that is quantised may be held to it
+    files = {method.codebook_key: tmp_path / "books.safetensors"}
+    assets = Assets(DecoderChoice("llama", model.config), model, [], ids, hidden, torch.zeros(31), files, 1e9)
+    ranks = passes(method, assets, world)
+    good = verify(method, world, ranks, assets)
+    assert good.ok and good.max_abs_err < 1e-4 and good.ties == 0, good.fault
+    if world > 1:
+        (output, done), others = ranks[0], ranks[1:]
+        assert output.codes is not None
+        other = replace(output, codes=(output.codes + 1) % 32)
+        assert "what was sent differs" in verify(method, world, [(other, done), *others], assets).fault
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_single_is_the_plain_decoder(kind: str) -> None:
+    model, method = decoder(kind), load_method("single")
+    ids = torch.randint(31, (1, TOKENS), generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        expected = model(ids)[0, -1]
+    choice = DecoderChoice(kind, model.config)
+    assets = Assets(choice, model, [], ids, torch.zeros(TOKENS, model.shape.hidden), expected, {}, 1e9)
+    ((output, done),) = passes(method, assets, 1)
+    torch.testing.assert_close(output.logits, expected)
+    assert output.hidden is not None and output.hidden.shape == (TOKENS, model.shape.hidden)
+    assert done.macs == method.macs(model.shape, 0, 1) == Astra().macs(model.shape, 0, 1)

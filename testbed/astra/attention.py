@@ -94,7 +94,7 @@ def simulate(
             content_TD = x_BSD[0, world:]
             own_TG = quantizer.encode(layer, content_TD)
             if codes is not None:
-                ties += _count_ties(quantizer, layer, content_TD, own_TG, codes[layer])
+                ties += count_ties(quantizer, layer, content_TD, own_TG, codes[layer])
                 own_TG = codes[layer]
             quantised_BSD = torch.cat([x_BSD[:, :world], quantizer.decode(layer, own_TG)[None]], dim=1)
         x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantised_BSD, masks))
@@ -102,7 +102,7 @@ def simulate(
     return Simulated(x_BSD[0, world:], model.classify(x_BSD[:, :world].mean(1))[0], ties)
 
 
-def _count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TG: Tensor, given_TG: Tensor) -> int:
+def count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TG: Tensor, given_TG: Tensor) -> int:
     """How many given codes differ from ours; ValueError if one differs by more than rounding."""
     different_TG = own_TG != given_TG
     if not different_TG.any():

@@ -21,8 +21,9 @@ from testbed.astra.simulation import AstraVit, Student
 from testbed.astra.vq import VectorQuantizer
 from testbed.errors import EnvironmentFault
 from testbed.files import replacing
-from testbed.models.gpt2 import Gpt2, Gpt2Config
-from testbed.models.llama import Llama, LlamaConfig
+from testbed.models.decoders import DecoderChoice
+from testbed.models.gpt2 import Gpt2Config
+from testbed.models.llama import LlamaConfig
 from testbed.models.vit import VisionTransformer, VitConfig
 from testbed.models.weights import save_tensors
 
@@ -105,7 +106,7 @@ def open_decoder(path: Path, config: LlamaConfig | Gpt2Config) -> AstraDecoder:
     """As ``open_result``, the Llama or GPT-2, with what of it is quantised and its anchors."""
     described, quantizer = _described(path, config)
     with torch.device("meta"):
-        model = Llama(config) if isinstance(config, LlamaConfig) else Gpt2(config)
+        model = DecoderChoice("", config).skeleton(described["tokens"])
     own = {key: described[key] for key in ("tokens", "quantised", "anchors")}
     student = AstraDecoder(model.to_empty(device="cpu"), quantizer=quantizer, **own)
     load_result(path, student)

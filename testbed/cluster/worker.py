@@ -26,7 +26,7 @@ from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 from testbed.methods import load_method
 from testbed.methods.base import Method, Output
-from testbed.models.weights import ModelChoice, load_model
+from testbed.models.weights import Choice, load_model
 from testbed.network.sandbox import prctl
 
 PR_SET_TIMERSLACK = 29
@@ -94,8 +94,8 @@ class DeviceWorker:
         if isinstance(self._group, TcpGroup):
             self._group.set_links(links)
 
-    def load(self, choice: ModelChoice, tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
-        """Load the model (weights mapped from files that all actors share) and keep the input picture."""
+    def load(self, choice: Choice[Any], tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
+        """Load the model (weights mapped from files that all actors share) and keep the input."""
         self._model = load_model(choice, tokens, *weights)
         self._inputs = inputs
         self._loaded.clear()

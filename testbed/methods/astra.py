@@ -46,6 +46,7 @@ class Astra(Method):
 
     name: ClassVar[str] = "astra"
     exact: ClassVar[bool] = False
+    causal: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -67,6 +68,11 @@ class Astra(Method):
         """For example ``astra G=16 K=1024 tables+overlap``."""
         return f"astra G={self.groups} K={self.codebook_size} {self.speedups}"
 
+    @property
+    def codebook_key(self) -> tuple[Any, ...]:
+        """Also what is quantised, and which tokens never are."""
+        return self.groups, self.codebook_size, self.quantised, self.anchors
+
     def check(self, shape: ModelShape, world: int) -> None:
         """Groups must divide the hidden width, the codebook size be a power of two, each device have a token a piece.
 
@@ -80,6 +86,8 @@ class Astra(Method):
             raise ConfigError("astra.groups", self.groups, f"must be 1 for astra.speedups={self.speedups}")
         if (self._chosen.tables or self._chosen.codewords) and self.quantised != "residual":
             raise ConfigError("astra.quantised", self.quantised, f"must be residual for astra.speedups={self.speedups}")
+        if self.quantised != "residual" and not shape.causal:
+            raise ConfigError("astra.quantised", self.quantised, "must be residual but for a causal model")
         least = min(self.shares(shape.tokens, world))
         if self.anchors and not (shape.causal and 0 < self.anchors < least):
             raise ConfigError("astra.anchors", self.anchors, f"must be 0, or for a causal model less than {least}")

@@ -50,6 +50,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    causal: ClassVar[bool] = False  # also runs causal decoders
     exact: bool  # equals ``single`` up to rounding; otherwise equals its one-process simulation
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
@@ -59,6 +60,11 @@ class Method(ABC):
     def label(self) -> str:
         """The name with the settings that distinguish variants, for tables and plots."""
         return self.name
+
+    @property
+    def codebook_key(self) -> tuple[Any, ...]:
+        """What codebooks of a model it needs: those of two variants with the same key are the same."""
+        return self.groups, self.codebook_size
 
     @property
     def traffic(self) -> tuple[str, ...]:
@@ -84,12 +90,15 @@ class Method(ABC):
         raise NotImplementedError(f"{self.name} has no codebooks")
 
     @abstractmethod
-    def shard(self, model: VisionTransformer, rank: int, world: int) -> Any:
-        """What rank needs of the model. Views of the model's weights where possible, so that memory is shared."""
+    def shard(self, model: Any, rank: int, world: int) -> Any:
+        """What rank needs of the model: a VisionTransformer, or a Decoder where ``causal``.
+
+        Views of the model's weights where possible, so that memory is shared.
+        """
 
     @abstractmethod
     def forward(self, inputs: Tensor, shard: Any, group: Group, clock: DeviceClock) -> Output:
-        """One inference. inputs: pixels [1, 3, height, width], present on every device."""
+        """One inference. inputs: pixels [1, 3, height, width] or token ids [1, T], present on every device."""
 
     @abstractmethod
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:

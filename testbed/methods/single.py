@@ -11,6 +11,7 @@ from torch import Tensor
 from testbed.clock import DeviceClock
 from testbed.comm.group import Group
 from testbed.methods.base import Method, Output
+from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 
@@ -20,13 +21,14 @@ class Single(Method):
 
     name: ClassVar[str] = "single"
     exact: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
-    def shard(self, model: VisionTransformer, rank: int, world: int) -> VisionTransformer:
+    def shard(self, model: VisionTransformer | Decoder, rank: int, world: int) -> VisionTransformer | Decoder:
         """The whole model."""
         return model
 
     @torch.no_grad()
-    def forward(self, inputs: Tensor, shard: VisionTransformer, group: Group, clock: DeviceClock) -> Output:
+    def forward(self, inputs: Tensor, shard: VisionTransformer | Decoder, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Rank 0 has all content tokens and the logits."""
         if group.rank != 0:
             return Output(None, 0, None)
@@ -51,10 +53,12 @@ class Single(Method):
         return shape.embed_macs(shape.tokens) + shape.layers * layer + shape.head_macs()
 
 
-def _whole_model(model: VisionTransformer, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(normalised content rows [T, D], logits [classes])."""
+def _whole_model(model: VisionTransformer | Decoder, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(normalised content rows [T, D], logits [classes]; of a causal model those for the token that comes next)."""
     x_BSD = model.embed(inputs)
     for block in model.blocks:
         x_BSD = block(x_BSD)
     x_BSD = model.norm(x_BSD)
+    if isinstance(model, Decoder):
+        return x_BSD[0], model.logits(x_BSD[0, -1])
     return x_BSD[0, 1:], model.classify(x_BSD[:, 0])[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2
@@ -47,6 +47,11 @@ def load_hub(folder: Path) -> Llama | Gpt2 | VisionTransformer:
     model.eval().requires_grad_(False)
     assert isinstance(model, Llama | Gpt2 | VisionTransformer)
     return model
+
+
+def hub_without_weights(folder: Path) -> nn.Module:
+    """The model of ``load_hub`` on the meta device, of config.json alone. Raises ConfigError as ``load_hub`` does."""
+    return _layout(folder).model
 
 
 def hub_tokenizer(folder: Path) -> Tokenizer:

@@ -14,12 +14,13 @@ import importlib.util
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from testbed.errors import ConfigError, EnvironmentFault, nearest
 from testbed.files import replacing
@@ -28,6 +29,23 @@ from testbed.models.vit import VisionTransformer, VitConfig, patch_grid
 BIAS_STD = 0.02  # not zero, so that a bias lost or added twice shows up in a comparison
 POSITION_STD = 0.02
 QUERY_KEY_GAIN = 1.5  # on a photograph, a query of ViT-Base then spreads over about half of the keys, not nearly all
+
+
+M = TypeVar("M", bound=nn.Module)
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
+
+
+class Choice(Protocol[M_co]):
+    """A model that can be built anywhere, to be filled with weights from files."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def skeleton(self, tokens: int) -> M_co:
+        """The model for ``tokens`` content tokens, or prompts of so many."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,10 @@ class ModelChoice:
             layer_scale=self.pretrained,
         )
 
+    def skeleton(self, tokens: int) -> VisionTransformer:
+        """The model for ``tokens`` content tokens. Raises ConfigError as ``vit_config`` does."""
+        return VisionTransformer(self.vit_config(tokens))
+
     def _check_pretrained(self) -> None:
         if self.name not in PRETRAINED:
             raise ConfigError("model.name", self.name, nearest(self.name, PRETRAINED))
@@ -93,12 +115,12 @@ def build_model(choice: ModelChoice, tokens: int, seed: int) -> VisionTransforme
     return _fill(model, state)
 
 
-def save_model(model: VisionTransformer, path: Path) -> None:
+def save_model(model: nn.Module, path: Path) -> None:
     """Write the weights to ``path`` for ``load_model``. Atomic: a reader never sees half a file."""
     save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
-def load_model(choice: ModelChoice, tokens: int, *paths: Path) -> VisionTransformer:
+def load_model(choice: Choice[M], tokens: int, *paths: Path) -> M:
     """The model of ``save_model``, its weights mapped from the file and not copied.
 
     paths: of several files that hold a tensor, the last one's counts. Verified on Linux with /proc/self/smaps: after
@@ -129,13 +151,13 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         save_file(tensors, partial, metadata)
 
 
-def _skeleton(choice: ModelChoice, tokens: int) -> VisionTransformer:
+def _skeleton(choice: Choice[M], tokens: int) -> M:
     """The model without memory for its weights."""
     with torch.device("meta"):
-        return VisionTransformer(choice.vit_config(tokens))
+        return choice.skeleton(tokens)
 
 
-def _fill(model: VisionTransformer, state: dict[str, Tensor]) -> VisionTransformer:
+def _fill(model: M, state: dict[str, Tensor]) -> M:
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 

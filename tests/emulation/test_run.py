@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from testbed.astra.simulation import AstraVit
 from testbed.astra.vq import VectorQuantizer
 from testbed.models.vit import VisionTransformer, VitConfig
 from tests.emulation.machine import ROOT, command, machine_state, pytestmark
+from tests.tiny_llama import save_tiny_llama
 
 __all__ = ["pytestmark"]
 
@@ -55,6 +57,26 @@ def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "latest" / "results.csv")
     assert set(rows.speedups.dropna()) == {"paper", "auto"} and set(rows.devices) == {1, 2, 4}
     assert (rows.status == "ok").all() and rows.verified.all()  # outputs equal the simulation's
+
+
+def test_a_decoder_across_mininet_links(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "tiny-llama")
+    words = ["+experiment=decoder_sweep", "model=hub_folder", f"model.folder={folder}", "devices=[1,2,3,4]"]
+    words += [
+        "tokens=32",
+        "astra.groups=4",
+        "astra.codebook_size=32",
+        "astra.anchors=[0,2]",
+        "astra.speedups=[paper,auto]",
+    ]
+    words += ["bandwidths=100", "repeats=1", "compute_mode=replay", "network=mininet", f"results_dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", "testbed.run", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv", keep_default_na=False)
+    assert (rows.status == "ok").all() and (rows.verified.astype(str) == "True").all()  # equal the simulation's
+    assert (rows.payload_bytes == rows.formula_bytes).all() and set(rows.model) == {"tiny-llama"}
+    assert set(rows.settings) == {"", "anchors=2", "quantised=keys_values", "anchors=2,quantised=keys_values"}
+    assert set(rows.devices) == {1, 2, 3, 4}
 
 
 def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
