@@ -65,8 +65,10 @@ class Astra(Method):
 
     @property
     def label(self) -> str:
-        """For example ``astra G=16 K=1024 tables+overlap``."""
-        return f"astra G={self.groups} K={self.codebook_size} {self.speedups}"
+        """For example ``astra G=16 K=1024 tables+overlap``, and of a decoder what is not as usual."""
+        words = [f"astra G={self.groups} K={self.codebook_size} {self.speedups}"]
+        words += [self.quantised] if self.quantised != "residual" else []
+        return " ".join([*words, *([f"anchors={self.anchors}"] if self.anchors else [])])
 
     @property
     def codebook_key(self) -> tuple[Any, ...]:
