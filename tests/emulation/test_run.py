@@ -14,11 +14,15 @@ import pytest
 import torch
 
 from testbed.astra.checkpoints import save_result
+from testbed.astra.decoder import AstraDecoder
+from testbed.astra.quantised import quantised_width
 from testbed.astra.simulation import AstraVit
 from testbed.astra.vq import VectorQuantizer
+from testbed.models.hub import load_hub
+from testbed.models.llama import Llama
 from testbed.models.vit import VisionTransformer, VitConfig
 from tests.emulation.machine import ROOT, command, machine_state, pytestmark
-from tests.tiny_llama import save_tiny_llama
+from tests.tiny_llama import LLAMA, save_tiny_llama
 
 __all__ = ["pytestmark"]
 
@@ -59,18 +63,24 @@ def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
     assert (rows.status == "ok").all() and rows.verified.all()  # outputs equal the simulation's
 
 
-def test_a_decoder_across_mininet_links(tmp_path: Path) -> None:
+def test_a_trained_decoder_across_mininet_links(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "tiny-llama")
+    model = load_hub(folder)
+    assert isinstance(model, Llama)
+    width = quantised_width(model.config.shape(32), "keys_values")
+    books = 0.3 * torch.randn(LLAMA.layers, 4, 32, width // 4, generator=torch.Generator().manual_seed(3))
+    save_result(tmp_path / "astra.safetensors", AstraDecoder(model, 32, VectorQuantizer(books), "keys_values", 2))
     words = ["+experiment=decoder_sweep", "model=hub_folder", f"model.folder={folder}", "devices=[1,2,3,4]"]
-    words += ["tokens=32", "astra.groups=4", "astra.codebook_size=32", "astra.anchors=[0,2]", "astra.speedups=auto"]
-    words += ["bandwidths=100", "repeats=1", "compute_mode=replay", "network=mininet", f"results_dir={tmp_path}"]
+    words += [f"checkpoint={tmp_path / 'astra.safetensors'}", "tokens=32", "astra.groups=4", "astra.codebook_size=32"]
+    words += ["astra.quantised=keys_values", "astra.anchors=2", "astra.speedups=[paper,auto]", "repeats=1"]
+    words += ["bandwidths=100", "compute_mode=replay", "network=mininet", f"results_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "testbed.run", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = pd.read_csv(tmp_path / "latest" / "results.csv", keep_default_na=False)
+    assert set(rows.devices) == {1, 2, 3, 4} and set(rows.speedups) == {"", "paper", "auto"}
     assert (rows.status == "ok").all() and (rows.verified.astype(str) == "True").all()  # equal the simulation's
     assert (rows.payload_bytes == rows.formula_bytes).all() and set(rows.model) == {"tiny-llama"}
-    assert set(rows.settings) == {"", "anchors=2", "quantised=keys_values", "anchors=2,quantised=keys_values"}
-    assert set(rows.devices) == {1, 2, 3, 4}
+    assert set(rows.settings[rows.method == "astra"]) == {"anchors=2,quantised=keys_values"}
 
 
 def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
