@@ -13,7 +13,6 @@ from typing import TypeVar
 import psutil
 
 from testbed.comm.pacing import wire_bytes
-from testbed.comm.schedule import AT_ONCE, PAIRWISE
 from testbed.network.links import Hop, Load
 from testbed.rows import STEAL_LIMIT_PCT
 from testbed.session import Session
@@ -34,7 +33,7 @@ class Calibration:
     """What a cluster's links and cores really give.
 
     rate_error_pct: for each rate (Mbps, on this machine's clock), of the link that is furthest off, links loaded both
-    ways at once. message_overhead_s: of one exchange of small messages between all devices, beyond their bits over the
+    ways at once. message_overhead_s: of an all-gather of small messages, beyond their bits over the
     rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests, mostly others' work.
     idle_bytes: on the data network meanwhile; None without counters.
     """
@@ -106,13 +105,11 @@ def taken_away(stolen_pct: float) -> list[str]:
 
 
 def _message_overhead_s(session: Session, rate_bps: float) -> float:
-    """Of each exchange of an all-gather of small messages, in the median."""
+    """Of an all-gather of small messages, in the median."""
     collective = session.collective
     stages = session.graph.gather_loads(collective, wire_bytes(MESSAGE_BYTES))
     ideal = session.graph.stages_s(stages, rate_bps)
-    exchanges = 1 if collective in (PAIRWISE, AT_ONCE) else len(stages)  # small messages go to all at once
-    beyond = statistics.median(session.collective_s("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal
-    return max(0.0, beyond) / exchanges
+    return max(0.0, statistics.median(session.collective_s("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal)
 
 
 def _rate_errors_pct(session: Session, rate_mbps: float) -> dict[Hop, float]:

@@ -68,8 +68,8 @@ def test_rates_of_all_links_are_measured_at_each_bandwidth(slow: Hop) -> None:
     found = calibrate(session, [100, 10])  # pyright: ignore[reportArgumentType]
     assert session.time_scale == 4.0  # what is measured next runs as it did
     assert found.rate_error_pct == {10: pytest.approx(-5, abs=0.1), 100: pytest.approx(-5, abs=0.1)}
-    # Two exchanges of 4 ms together; what the bits of 320 B need at 100 Mbps is not overhead.
-    assert 0.0018 < found.message_overhead_s < 0.002
+    # 4 ms, but what the bits of 320 B need at 100 Mbps is not overhead.
+    assert 0.0036 < found.message_overhead_s < 0.004
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,6 @@ class Pass:
     wire_s: float
     wait_s: float
     received_bytes: int
-    operations: int
     macs: int
     moved_bytes: int
     overruns: int
@@ -145,7 +144,6 @@ class DeviceWorker:
             wire_s=traffic.wire_s,
             wait_s=traffic.wait_s,
             received_bytes=traffic.received_bytes,
-            operations=traffic.operations,
             macs=clock.macs,
             moved_bytes=clock.moved_bytes,
             overruns=clock.overruns,

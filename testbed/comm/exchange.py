@@ -134,7 +134,6 @@ class Exchange:
             for peer, payload in operation.receives.items():
                 self._expect(Incoming(operation, peer, self._source[peer], payload))
                 self.traffic.received_bytes += len(payload)
-            self.traffic.operations += 1
             for pacing, messages in lanes.items():
                 if _is_brief(left := sum(message.left for message in messages), self._route(messages[0]).rate_bps):
                     # One wake-up for all: the last of them arrives when it would have if each had waited for its turn.

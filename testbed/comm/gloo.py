@@ -130,7 +130,6 @@ class GlooGroup(Group):
         self._book(begin, received_bytes)
 
     def _book(self, begin: float, received_bytes: int) -> None:
-        self.traffic.operations += 1
         self.traffic.received_bytes += received_bytes
         self.traffic.wire_s += time.monotonic() - begin
 

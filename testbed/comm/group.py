@@ -29,7 +29,6 @@ def even_shares(total: int, world: int) -> list[int]:
 class Traffic:
     """What one rank moved and how long it was blocked, since the last ``reset``."""
 
-    operations: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     wait_s: float = 0.0
@@ -37,7 +36,7 @@ class Traffic:
 
     def reset(self) -> None:
         """Back to zero."""
-        self.operations = self.sent_bytes = self.received_bytes = 0
+        self.sent_bytes = self.received_bytes = 0
         self.wait_s = self.wire_s = 0.0
 
 
