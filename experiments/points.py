@@ -264,5 +264,6 @@ def describe_rows(point: Point, rows: list[dict[str, Any]], seconds: float) -> s
     if rows[0]["status"] != "ok":
         return f"{point.label}: FAILED: {rows[0]['error']}"
     latencies = sorted(row["latency_ms"] for row in rows)
-    marks = "" if all(row["fidelity"] == "ok" for row in rows) else ", degraded"
-    return f"{point.label}: {latencies[len(latencies) // 2]:.1f} ms, {len(rows)} repeats{marks} ({seconds:.0f} s)"
+    marks = "s" if len(rows) > 1 else ""
+    marks += "" if all(row["fidelity"] == "ok" for row in rows) else ", degraded"
+    return f"{point.label}: {latencies[len(latencies) // 2]:.1f} ms, {len(rows)} repeat{marks} ({seconds:.0f} s)"
