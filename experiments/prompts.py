@@ -77,7 +77,7 @@ def _codebooks(
         count = math.ceil(SAMPLES_PER_CODEWORD * size / (tokens - anchors))
         windows_NS = windows(CORPUS, tokenizer, CACHE, tokens, count, "train")
         begin = time.monotonic()
-        with counted(f"codebooks of {size} codewords, G = {groups}: k-means on text, or the cache") as report:
+        with counted(f"codebooks of {size} codewords, G = {groups}, {quantised}: k-means, or the cache") as report:
             of = (quantised, [groups], size, config.seed, CACHE, anchors, report)
             codebooks[method.codebook_key] = decoder_codebooks_for(model, windows_NS, *of)[groups]
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")

@@ -59,10 +59,8 @@ def check_methods(config: LatencyConfig) -> None:
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
 
-    from testbed.methods import (  # brings torch, which takes a second: after everything that can do without
-        load_method,
-        method_names,
-    )
+    # Brings torch, which takes a second: after everything that can do without.
+    from testbed.methods import load_method, method_names
 
     check_mix(config)
     if isinstance(config, DecoderLatencyConfig):

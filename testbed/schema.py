@@ -279,8 +279,8 @@ class AccuracyLmConfig(QualityConfig):
 def schema_of(runner: str, model: Any) -> type[Config]:
     """The schema of a runner; ``model``: that section of the configuration, whose name decides between its kinds."""
     schema = SCHEMAS[runner]
-    names = next(f for f in fields(LanguageModel) if f.name == "name").metadata["test"]
-    decodes = isinstance(model, dict) and names(model.get("name"))
+    (is_decoder,) = (field.metadata["test"] for field in fields(LanguageModel) if field.name == "name")
+    decodes = isinstance(model, dict) and is_decoder(model.get("name"))
     return DecoderLatencyConfig if schema is LatencyConfig and decodes else schema
 
 

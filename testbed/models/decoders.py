@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,11 +12,9 @@ from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.hub import hub_tokenizer, hub_without_weights, load_hub
 from testbed.models.llama import Llama, LlamaConfig
-from testbed.models.smollm2 import NAME as SMOLLM2_NAME
 from testbed.models.smollm2 import SMOLLM2, load_smollm2, smollm2_tokenizer
 
 HUB_FOLDER = "hub_folder"
-NAMES = (SMOLLM2_NAME, HUB_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class DecoderChoice:
         return model
 
 
+@cache  # formulas ask for it with every row
 def decoder_config(name: str, folder: str) -> LlamaConfig | Gpt2Config:
     """The sizes of a decoder, without its weights. Raises what ``load_decoder`` raises."""
     return SMOLLM2 if name != HUB_FOLDER else _checked(hub_without_weights(Path(folder)), folder).config
