@@ -18,6 +18,7 @@ from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.astra.vq import VectorQuantizer
 from testbed.config import load_config
 from testbed.errors import ConfigError
+from testbed.models import decoders
 from testbed.models.hub import load_hub
 from testbed.models.llama import Llama
 from testbed.perplexity import perplexity, window_nll
@@ -191,8 +192,6 @@ def test_one_corpus_stands_for_a_list() -> None:
 def test_a_picture_model_is_refused(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from testbed.models.weights import ModelChoice, build_model
 
-    monkeypatch.setattr(
-        accuracy_lm, "load_hub", lambda folder: build_model(ModelChoice("x", 1, 8, 2, 4, 2, False), 4, 0)
-    )
+    monkeypatch.setattr(decoders, "load_hub", lambda folder: build_model(ModelChoice("x", 1, 8, 2, 4, 2, False), 4, 0))
     with pytest.raises(ConfigError, match="holds a Vision Transformer; expected GPT-2 or Llama"):
         accuracy_lm.run(configured(words), "", folder_for(tmp_path))

@@ -29,8 +29,6 @@ def load_hub(folder: Path) -> Llama | Gpt2 | VisionTransformer:
 
     Raises ConfigError (key ``model.folder``) if the folder cannot be used: in one line, the file and what was expected.
     """
-    if not folder.is_dir():
-        raise ConfigError("model.folder", folder, f"no such folder; expected one with {CONFIG} and {WEIGHTS}")
     layout = _layout(folder)
     found = _find(folder, layout)
     state: dict[str, Tensor] = {}
@@ -67,6 +65,8 @@ def hub_tokenizer(folder: Path) -> Tokenizer:
 
 def _layout(folder: Path) -> Layout:
     """The architecture that config.json describes."""
+    if not folder.is_dir():
+        raise ConfigError("model.folder", folder, f"no such folder; expected one with {CONFIG} and {WEIGHTS}")
     values = _json_object(folder, CONFIG)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
