@@ -236,10 +236,13 @@ def test_transport_pacing_takes_the_time_of_the_link() -> None:
 
     def main(group: TcpGroup) -> float:
         group.set_links(RankLinks.one(group.rank, 3, TransportPacing(rate), rate))
-        group.barrier()
-        begin = time.monotonic()
-        group.all_gather(torch.zeros(100_000, dtype=torch.uint8), [100_000] * 3)
-        return time.monotonic() - begin
+        times = []
+        for _ in range(8):  # the best is what the link allows, whatever else the machine does
+            group.barrier()
+            begin = time.monotonic()
+            group.all_gather(torch.zeros(100_000, dtype=torch.uint8), [100_000] * 3)
+            times.append(time.monotonic() - begin)
+        return min(times)
 
     ideal = 8 * wire_bytes(200_000) / rate
     assert all(ideal * 0.98 <= seconds < ideal * 2 for seconds in run_ranks(3, main))
