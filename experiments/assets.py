@@ -73,18 +73,22 @@ def prepare_pictures(config: LatencyConfig, points: list[Point]) -> dict[int, As
         files[count] = [weights, scratch() / f"positions-{count}.safetensors"]
         positions = build_model(choice, count, config.seed).state_dict()[POSITIONS]
         save_tensors({POSITIONS: positions.contiguous()}, files[count][1])
-    return {count: _assets(choice, count, files[count], codebooks) for count in tokens}
+    return {
+        count: assets_of(choice, count, files[count], photograph(count, choice.patch), codebooks) for count in tokens
+    }
 
 
-def _assets(choice: ModelChoice, tokens: int, weights: list[Path], codebooks: Codebooks) -> Assets:
-    """The model of these files, a photograph, and what single makes of it."""
-    model, inputs = load_model(choice, tokens, *weights), photograph(tokens, choice.patch)
-    with torch.no_grad():
-        x_BSD = model.embed(inputs)
-        for block in model.blocks:
-            x_BSD = block(x_BSD)
-        x_BSD = model.norm(x_BSD)
-        logits = model.classify(x_BSD[:, 0])[0]
+@torch.no_grad()
+def assets_of(
+    choice: ModelChoice | DecoderChoice, tokens: int, weights: list[Path], inputs: Tensor, codebooks: Codebooks
+) -> Assets:
+    """The model of these files, its input, and what one device makes of it."""
+    model = load_model(choice, tokens, *weights)
+    x_BSD = model.embed(inputs)
+    for block in model.blocks:
+        x_BSD = block(x_BSD)
+    x_BSD = model.norm(x_BSD)
+    logits = model.classify(x_BSD[:, 0])[0] if isinstance(model, VisionTransformer) else model.logits(x_BSD[0, -1])
     hidden = x_BSD[0, model.shape.class_tokens :]
     return Assets(choice, model, weights, inputs, hidden, logits, codebooks, core_macs_per_s(model, inputs))
 

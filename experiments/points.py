@@ -204,7 +204,8 @@ class Bench:
         That overhead is of an exchange in which everybody has a message from each other device. It is mostly work of
         processes that share this machine's cores, so overlap does not hide it.
         """
-        exchanges = known_columns(point, self.config)["messages"] / max(1, point.devices - 1)
+        method, shape = resolved(point, self.config).load(), self.config.model.shape(point.tokens)
+        exchanges = method.messages(shape, point.devices) / max(1, point.devices - 1)
         devices = played(point, self.config)
         model_s = paced.time_scale * predicted_s(point, self.config, devices, of_rate=PAYLOAD_SHARE)
         model_s += exchanges * self.calibrations[-1].message_overhead_s

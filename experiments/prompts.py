@@ -10,10 +10,9 @@ import math
 import time
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
-from experiments.assets import CACHE, Assets, Codebooks, core_macs_per_s, methods_of, tokens_of, trained_codebooks
+from experiments.assets import CACHE, Assets, Codebooks, assets_of, methods_of, tokens_of, trained_codebooks
 from testbed.astra.checkpoints import open_decoder
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.errors import ConfigError
@@ -22,7 +21,7 @@ from testbed.methods.base import Method
 from testbed.models.decoders import DecoderChoice, load_decoder
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
-from testbed.models.weights import load_model, save_model
+from testbed.models.weights import save_model
 from testbed.network.sandbox import scratch
 from testbed.progress import counted
 from testbed.schema import DecoderLatencyConfig
@@ -50,19 +49,8 @@ def prepare_prompts(config: DecoderLatencyConfig, points: list[Point]) -> dict[i
     weights = scratch() / "weights.safetensors"
     save_model(model, weights)
     choice = DecoderChoice(config.model.label, model.config)
-    return {count: _assets(choice, count, weights, tokenizer, codebooks) for count in tokens}
-
-
-@torch.no_grad()
-def _assets(choice: DecoderChoice, tokens: int, weights: Path, tokenizer: Tokenizer, codebooks: Codebooks) -> Assets:
-    """The model of this file, a prompt, and what single makes of it."""
-    model, ids_BS = load_model(choice, tokens, weights), windows(CORPUS, tokenizer, CACHE, tokens, 1)
-    x_BSD = model.embed(ids_BS)
-    for block in model.blocks:
-        x_BSD = block(x_BSD)
-    x_BSD = model.norm(x_BSD)
-    logits = model.logits(x_BSD[0, -1])
-    return Assets(choice, model, [weights], ids_BS, x_BSD[0], logits, codebooks, core_macs_per_s(model, ids_BS))
+    prompts = {count: windows(CORPUS, tokenizer, CACHE, count, 1) for count in tokens}
+    return {count: assets_of(choice, count, [weights], ids_BS, codebooks) for count, ids_BS in prompts.items()}
 
 
 def _codebooks(

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -69,6 +70,17 @@ def check_all_gather(full: Tensor, rows: list[int], links: Callable[[int], RankL
     for rank, (sync, later, counted) in enumerate(run_ranks(len(rows), main)):
         assert torch.equal(sync, full) and torch.equal(later, full)
         assert counted == (sum(rows) - rows[rank]) * full.shape[1] * full.element_size()
+
+
+def best_gather_s(group: TcpGroup, size: int) -> float:
+    """Seconds of an all-gather of ``size`` bytes from everybody: the best of eight, whatever else the machine does."""
+    times = []
+    for _ in range(8):
+        group.barrier()
+        begin = time.monotonic()
+        group.all_gather(torch.zeros(size, dtype=torch.uint8), [size] * group.world)
+        times.append(time.monotonic() - begin)
+    return min(times)
 
 
 def run_ranks(

@@ -164,8 +164,8 @@ def test_overrides_reach_every_kind_of_key() -> None:
     config = load_config([*words.split(), "++seed=7", "network=loopback", "network=mininet"])
     assert (config.devices, config.bandwidths, config.methods, config.seed) == ([2, 4], [12.5], ["astra"], 7)
     assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
-    (variant,) = config.variants()
-    assert variant[0] == "astra" and variant[1]["groups"] == 4 and variant[1]["speedups"] == "paper"
+    settings = {"groups": 4, "codebook_size": 1024, "speedups": "paper", "quantised": "residual", "anchors": 0}
+    assert list(config.variants()) == [("astra", settings)]
     assert config.network.backend == "mininet"  # the last one counts
 
 

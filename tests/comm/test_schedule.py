@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 
 import pytest
@@ -14,7 +13,7 @@ from testbed.comm.pacing import TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.schedule import AT_ONCE, COLLECTIVES, HIERARCHICAL, PAIRWISE, RING, WHOLE, Rooms, all_gather
 from testbed.comm.tcp import TcpGroup
-from tests.conftest import check_all_gather, run_ranks
+from tests.conftest import best_gather_s, check_all_gather, run_ranks
 
 
 @st.composite
@@ -134,13 +133,7 @@ def test_links_of_their_own_are_used_side_by_side(shared: bool, messages: int) -
         peers = [peer for peer in range(3) if peer != group.rank]
         routes = {peer: one if shared else Route(TransportPacing(rate_bps), rate_bps) for peer in peers}
         group.set_links(RankLinks(routes, AT_ONCE))
-        times = []
-        for _ in range(8):  # the best is what links allow, whatever else the machine does
-            group.barrier()
-            begin = time.monotonic()
-            group.all_gather(torch.zeros(size, dtype=torch.uint8), [size] * 3)
-            times.append(time.monotonic() - begin)
-        return min(times)
+        return best_gather_s(group, size)
 
     ideal_s = 8 * messages * wire_bytes(size) / rate_bps
     assert all(0.98 * ideal_s <= seconds < 1.7 * ideal_s for seconds in run_ranks(3, main))

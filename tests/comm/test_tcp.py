@@ -18,7 +18,7 @@ from testbed.comm.pacing import CreditHold, TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
-from tests.conftest import check_all_gather, run_ranks
+from tests.conftest import best_gather_s, check_all_gather, run_ranks
 
 WORLDS = (1, 2, 3, 4, 5)
 
@@ -236,13 +236,7 @@ def test_transport_pacing_takes_the_time_of_the_link() -> None:
 
     def main(group: TcpGroup) -> float:
         group.set_links(RankLinks.one(group.rank, 3, TransportPacing(rate), rate))
-        times = []
-        for _ in range(8):  # the best is what the link allows, whatever else the machine does
-            group.barrier()
-            begin = time.monotonic()
-            group.all_gather(torch.zeros(100_000, dtype=torch.uint8), [100_000] * 3)
-            times.append(time.monotonic() - begin)
-        return min(times)
+        return best_gather_s(group, 100_000)
 
     ideal = 8 * wire_bytes(200_000) / rate
     assert all(ideal * 0.98 <= seconds < ideal * 2 for seconds in run_ranks(3, main))
