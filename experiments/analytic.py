@@ -12,6 +12,7 @@ from experiments.known import known_columns, played, predicted_s, resolved, skip
 from experiments.manifest import Manifest, print_settled
 from experiments.pace import pace
 from experiments.paper_accounting import paper_bits, paper_compute_s
+from testbed.comm.wire import Wire
 from testbed.grid import Point, points
 from testbed.records import RunFolder
 from testbed.rows import ANALYTIC
@@ -41,7 +42,7 @@ def analytic_row(point: Point, config: LatencyConfig) -> dict[str, Any]:
     """The cost model's row of a point. Nothing of it is measured."""
     known, devices = known_columns(point, config), played(point, config)
     latency_s = predicted_s(point, config, devices)
-    compute_s = predicted_s(point, config, devices, of_rate=float("inf"))  # all slots on the critical path
+    compute_s = predicted_s(point, config, devices, Wire(float("inf")))  # all slots on the critical path
     return (
         known
         | _paper_columns(point, config)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from testbed.clock import Device
+from testbed.comm.wire import EXCHANGE_S, Wire
 from testbed.errors import ConfigError
 from testbed.grid import Point, points
 from testbed.mix import emulated_devices
@@ -24,12 +25,12 @@ def played(point: Point, config: LatencyConfig) -> tuple[Device, ...]:
 
 def resolved(point: Point, config: LatencyConfig) -> Point:
     """The point with settings that leave nothing open."""
-    return _resolved(point, config.model.shape(point.tokens), played(point, config), bits_per_s(point, config))
+    return _resolved(point, config.model.shape(point.tokens), played(point, config), real_wire(point, config))
 
 
 @cache  # auto tries a dozen combinations, and each row asks
-def _resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...], bits_per_s: float) -> Point:
-    chosen = point.load().resolve(shape, devices, bits_per_s)
+def _resolved(point: Point, shape: ModelShape, devices: tuple[Device, ...], wire: Wire) -> Point:
+    chosen = point.load().resolve(shape, devices, wire)
     return replace(point, settings=tuple({**dict(point.settings), **chosen}.items()))
 
 
@@ -47,13 +48,18 @@ def _relative_rate(graph: LinkGraph, kinds: tuple[str, ...], collective: str) ->
     return graph.relative_rate(kinds, collective)
 
 
-def predicted_s(point: Point, config: LatencyConfig, devices: Sequence[Device], of_rate: float = 1.0) -> float:
+def real_wire(point: Point, config: LatencyConfig, exchange_s: float = EXCHANGE_S) -> Wire:
+    """The links of a point as messages find them; exchange_s as of ``Wire``."""
+    return Wire(bits_per_s(point, config), packets=True, exchange_s=exchange_s)
+
+
+def predicted_s(point: Point, config: LatencyConfig, devices: Sequence[Device], wire: Wire | None = None) -> float:
     """Seconds of one pass on these devices, by rank, from the cost model.
 
-    of_rate: what links carry of received bits, in parts of their rate: 1 as the paper has it, inf if they take no time.
+    wire: what links are taken for; if not said, bits over their rate, as papers have it.
     """
-    rate_bps = bits_per_s(point, config) * of_rate
-    return resolved(point, config).load().predicted_s(config.model.shape(point.tokens), devices, rate_bps)
+    wire = wire or Wire(bits_per_s(point, config))
+    return resolved(point, config).load().predicted_s(config.model.shape(point.tokens), devices, wire)
 
 
 def formula_bytes(point: Point, config: LatencyConfig) -> float:

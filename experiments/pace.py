@@ -13,8 +13,8 @@ import os
 from dataclasses import dataclass
 
 from experiments.known import known_columns, played, predicted_s
-from testbed.astra.speedups import MESSAGE_S
 from testbed.clock import Device
+from testbed.comm.wire import EXCHANGE_S
 from testbed.grid import Point
 from testbed.schema import AUTO, LatencyConfig
 
@@ -70,7 +70,7 @@ def fitting_scale(
     something, added up. pass_budget_s: what a pass may take on this machine. cores: of this machine.
     """
     shaped = links_mbps / (CORE_MBPS * (cores or os.cpu_count() or 1))
-    undistorted = 1 / (1 + DISTORTION * latency_s / (messages * MESSAGE_S)) if messages else 0.0
+    undistorted = 1 / (1 + DISTORTION * latency_s / (messages * EXCHANGE_S)) if messages else 0.0
     slowest = min(CALM if messages else 1.0, pass_budget_s / latency_s)
     allowed = [scale for scale in SCALES if scale >= max(shaped, undistorted)] or [SCALES[-1]]
     return max((scale for scale in allowed if scale <= slowest), default=allowed[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.assets import Assets
 from experiments.calibration import Calibration, calibrate, calmest, taken_away
-from experiments.known import formula_bytes, known_columns, played, predicted_s, resolved
+from experiments.known import formula_bytes, known_columns, played, predicted_s, real_wire, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
 from experiments.verify import Verification, verify
@@ -17,7 +17,6 @@ from experiments.waiting import straggler_wait_pct
 from testbed.astra.codebooks import load_codebooks
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import Pass
-from testbed.comm.pacing import PAYLOAD_SHARE
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
 from testbed.mix import emulated_devices
@@ -199,17 +198,11 @@ class Bench:
         return round(formula_bytes(point, self.config))
 
     def _residual_pct(self, point: Point, paced: Pace, elapsed_s: float) -> float:
-        """Measured over modelled: slots, bits with packet headers over the rate, calibrated overhead of messages.
-
-        That overhead is of an exchange in which everybody has a message from each other device. It is mostly work of
-        processes that share this machine's cores, so overlap does not hide it.
-        """
-        method, shape = resolved(point, self.config).load(), self.config.model.shape(point.tokens)
-        exchanges = method.messages(shape, point.devices) / max(1, point.devices - 1)
-        devices = played(point, self.config)
-        model_s = paced.time_scale * predicted_s(point, self.config, devices, of_rate=PAYLOAD_SHARE)
-        model_s += exchanges * self.calibrations[-1].message_overhead_s
-        return 100 * (elapsed_s / model_s - 1)
+        """Measured over modelled: slots, bits with packet headers over the rate, calibrated overhead of exchanges."""
+        # Beside slots that are so many times longer, what this machine adds to an exchange is so many times shorter.
+        wire = real_wire(point, self.config, self.calibrations[-1].message_overhead_s / paced.time_scale)
+        model_s = predicted_s(point, self.config, played(point, self.config), wire)
+        return 100 * (elapsed_s / (paced.time_scale * model_s) - 1)
 
     def recalibrate(self, points: list[Point]) -> dict[Point, str]:
         """After the last point: is everything still as before? Returns what is wrong with which of the points."""

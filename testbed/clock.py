@@ -20,11 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from testbed.comm.traffic import Traffic
+
 T = TypeVar("T")
 KINDS = ("compute", "encode", "decode")
 
-# Segments with less than this between them are one stretch of computation: no message was awaited in between.
-ADJACENT_S = 100e-6
+# Segments between which no message was awaited are one stretch of computation, with at most this between them. It is
+# what handing a message over takes this machine, where several emulated devices share a core.
+ADJACENT_S = 2e-3
 # A virtual machine's core takes 0.1 to 0.3 ms to wake up, which a pass of dozens of slots would add up: the last of a
 # slot is awaited awake. On 2 cores four devices then end slots of 5 ms 0.01 to 0.02 ms late, where it was 0.11 to 0.14.
 AWAKE_S = 150e-6
@@ -61,14 +64,18 @@ class DeviceClock:
         self._tape: list[Any] = []
         self.restart()
 
-    def restart(self) -> None:
-        """Before each forward pass. A pass in ``execute`` records its outputs for later replay."""
+    def restart(self, traffic: Traffic | None = None) -> None:
+        """Before each forward pass. A pass in ``execute`` records its outputs for later replay.
+
+        traffic: of the group that the pass uses; it tells whether a message was awaited.
+        """
+        self._traffic = traffic or Traffic()
         self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self.macs = self.moved_bytes = 0
         self.overruns = 0
         self.late_s = 0.0
         self._position = 0
-        self._due = self._ended = self._stretch = 0.0
+        self._due = self._ended = self._stretch = self._blocked_s = 0.0
         if self.mode == "execute":
             self._tape.clear()
 
@@ -81,7 +88,7 @@ class DeviceClock:
         """
         begin = time.monotonic()
         slot = self.time_scale * self.device.seconds(macs, moved_bytes)
-        if begin - self._ended < ADJACENT_S:
+        if begin - self._ended < ADJACENT_S and self._traffic.blocked_s == self._blocked_s:
             # Lateness is made up for within a stretch: a sleep that overshoots must not lengthen the next slot.
             self._due += slot
             self._stretch += slot
@@ -97,7 +104,7 @@ class DeviceClock:
                 self._tape.append(output)
         if self.mode != "execute":
             _wait_until(self._due)
-        self._ended = time.monotonic()
+        self._ended, self._blocked_s = time.monotonic(), self._traffic.blocked_s
         self.macs += macs
         self.moved_bytes += moved_bytes
         self.seconds[kind] += self._ended - begin

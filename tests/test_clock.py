@@ -6,6 +6,7 @@ import pytest
 
 import testbed.clock
 from testbed.clock import Device, DeviceClock
+from testbed.comm.traffic import Traffic
 
 
 class FakeTime:
@@ -54,10 +55,11 @@ def test_replay_returns_the_recorded_outputs_without_computing(fake: FakeTime) -
 
 
 def test_an_overrun_is_counted_once_for_a_stretch(fake: FakeTime) -> None:
-    clock = DeviceClock("hold", device=Device(1e6))
+    clock, traffic = DeviceClock("hold", device=Device(1e6)), Traffic()
+    clock.restart(traffic)
     clock.run("compute", 1_000, lambda: fake.sleep(0.02))
     clock.run("compute", 1_000, lambda: None)
-    fake.sleep(0.01)  # a message was awaited: a new stretch
+    traffic.wait_s += 0.0001  # a message was awaited, however shortly: a new stretch
     clock.run("compute", 20_000, lambda: fake.sleep(0.001))
     clock.finish()
     assert clock.overruns == 1 and clock.late_s == pytest.approx(0.018)
@@ -72,6 +74,29 @@ def test_a_short_overrun_is_made_up_for_within_the_stretch(fake: FakeTime) -> No
     clock.finish()
     assert clock.overruns == 0
     assert fake.now - 1000.0 == pytest.approx(0.02)
+
+
+def test_handing_a_message_over_takes_no_device_time(fake: FakeTime) -> None:
+    clock = DeviceClock("hold", device=Device(1e6))
+    for _ in range(3):
+        clock.run("compute", 20_000, lambda: None)
+        fake.sleep(0.0015)  # nothing was awaited
+    clock.finish()
+    assert fake.now - 1000.0 == pytest.approx(0.06 + 0.0015)  # what is after the last slot is after the pass
+
+
+def test_what_is_awaited_takes_device_time(fake: FakeTime) -> None:
+    clock, traffic = DeviceClock("hold", device=Device(1e6)), Traffic()
+    clock.restart(traffic)
+    clock.run("compute", 20_000, lambda: None)
+    fake.sleep(0.0015)
+    traffic.wire_s += 0.0015
+    clock.run("compute", 20_000, lambda: None)
+    fake.sleep(0.005)  # too long to be handing over, whatever it was
+    clock.run("compute", 20_000, lambda: None)
+    clock.finish()
+    assert fake.now - 1000.0 == pytest.approx(0.06 + 0.0015 + 0.005)
+    assert clock.overruns == 0
 
 
 def test_an_overrun_of_the_last_stretch_counts(fake: FakeTime) -> None:

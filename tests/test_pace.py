@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.pace import CALM, CORE_MBPS, DISTORTION, SCALES, fitting_scale, pace
-from testbed.astra.speedups import MESSAGE_S
+from testbed.comm.wire import EXCHANGE_S
 from testbed.config import load_config
 from testbed.grid import points
 from testbed.schema import LatencyConfig
@@ -34,7 +34,7 @@ def test_the_scale_is_the_slowest_of_the_budget_and_keeps_every_limit(
 
     def keeps(scale: float) -> bool:
         shaped = links_mbps / scale <= CORE_MBPS * CORES * (1 + 1e-9)
-        return shaped and messages * MESSAGE_S * (1 / scale - 1) <= DISTORTION * latency_s * (1 + 1e-9)
+        return shaped and messages * EXCHANGE_S * (1 / scale - 1) <= DISTORTION * latency_s * (1 + 1e-9)
 
     def affordable(scale: float) -> bool:
         return scale <= (CALM if messages else 1) and scale * latency_s <= pass_budget_s * (1 + 1e-9)

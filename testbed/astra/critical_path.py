@@ -12,9 +12,10 @@ import numpy as np
 
 from testbed.astra.split import Costs, Slot
 from testbed.clock import Device
+from testbed.comm.wire import Wire
 
 
-def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], bits_per_s: float) -> float:
+def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wire) -> float:
     """Seconds from the common start to the last rank's end. ranks, devices: each rank's costs and speed."""
 
     def seconds(slots: Sequence[Slot]) -> np.ndarray:
@@ -28,21 +29,22 @@ def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], bits_per_
     expand_s = [seconds([costs.expand(piece) for costs in ranks]) for piece in pieces]
     attend_s = [seconds([costs.attend(piece) for costs in ranks]) for piece in pieces]
     local_s = seconds([costs.local() for costs in ranks])
-    message_s = [8 * np.array(ranks[0].message_bytes(piece)) / bits_per_s for piece in pieces]
+    message_s = [np.array([wire.message_s(size) for size in ranks[0].message_bytes(piece)]) for piece in pieces]
     now, link = seconds([costs.embed() for costs in ranks]), np.zeros(split.world)
     for layer in range(split.shape.layers):
         arrivals = []
         for piece in pieces:
             now = now + (finish_s[piece] if layer else 0) + encode_s[piece]
             link = _gathered(now, link, message_s[piece])
-            arrivals.append(link)
-        now = (now if overlap else np.maximum(now, link)) + local_s
+            arrivals.append(link + wire.exchange_s)
+        now = (now if overlap else np.maximum(now, arrivals[-1])) + local_s
         for piece, arrival in enumerate(arrivals):
             now = np.maximum(now, arrival) + expand_s[piece] + attend_s[piece]
     copies = split.shape.class_tokens
     now = now + seconds([costs.finish(copies) for costs in ranks])
     tokens_s = seconds([costs.finish(costs.split.rows - copies) for costs in ranks])
-    summed = now.max() + np.array([costs.class_bits() for costs in ranks]) / bits_per_s if copies else now
+    sums_s = np.array([wire.bulk_s(costs.class_bits()) for costs in ranks]) + 2 * wire.exchange_s
+    summed = now.max() + sums_s if copies else now
     now = np.maximum(now + tokens_s, summed) if overlap else summed + tokens_s
     return float((now + seconds([costs.head() for costs in ranks])).max())
 

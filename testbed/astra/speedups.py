@@ -21,8 +21,6 @@ from testbed.errors import ConfigError
 PAPER, AUTO = "paper", "auto"
 ALLOWED = "must be paper, auto, or tables, codewords, overlap, split2 to split16 joined by +; split needs overlap"
 MOST_PIECES = 16
-# What an exchange takes beyond its bits, in hosts and on the air; here 0.3 to 1.2 ms, some of it hidden by overlap.
-MESSAGE_S = 0.5e-3
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ class DeviceWorker:
 
     def _one_pass(self, method: Method, shard: Any, clock: DeviceClock) -> tuple[Output, Pass]:
         group = self._connected()
-        clock.restart()
         group.traffic.reset()
+        clock.restart(group.traffic)
         begin = time.monotonic()
         output = method.forward(self._inputs, shard, group, clock)
         end = time.monotonic()

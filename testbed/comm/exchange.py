@@ -17,10 +17,11 @@ import time
 from collections import deque
 
 from testbed.comm.frame import HEADER_BYTES, check_header, pack_header
-from testbed.comm.group import Timing, Traffic
+from testbed.comm.group import Timing
 from testbed.comm.message import PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
 from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
+from testbed.comm.traffic import Traffic
 from testbed.errors import CommError
 
 BRIEF_S = 4e-3  # of the link's time
@@ -127,7 +128,7 @@ class Exchange:
             lanes: dict[Pacing, list[Outgoing]] = {}
             for peer, payload in operation.sends.items():
                 header = pack_header(operation.name, self.rank, self._sent[peer], len(payload))
-                message = Outgoing(operation, peer, self._to[peer], header, payload)
+                message = Outgoing(operation, peer, self._to[peer], header, payload, now)
                 lanes.setdefault(self._routes[peer].pacing, []).append(message)
                 self._sent[peer] += 1
                 self.traffic.sent_bytes += len(payload)
@@ -148,7 +149,9 @@ class Exchange:
     def _release_s(self, message: Outgoing, size: int, now: float) -> float:
         """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
         route = self._route(message)
-        return route.pacing.release(size * (1 if message.operation.name in ALONE else route.payers), now)
+        return route.pacing.release(
+            size * (1 if message.operation.name in ALONE else route.payers), now, message.ready_s
+        )
 
     def _expect(self, message: Incoming) -> None:
         """Receive it after what else is to come on its connection."""

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
-from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
+from testbed.comm.group import Group, Handle, Timing, even_shares
+from testbed.comm.traffic import Traffic
 from testbed.errors import CommError
 
 

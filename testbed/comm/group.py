@@ -18,26 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from testbed.comm.traffic import Traffic
+
 
 def even_shares(total: int, world: int) -> list[int]:
     """``total`` items over ``world`` ranks, as evenly as whole items allow; the first ranks get one more."""
     share, rest = divmod(total, world)
     return [share + (rank < rest) for rank in range(world)]
-
-
-@dataclass
-class Traffic:
-    """What one rank moved and how long it was blocked, since the last ``reset``."""
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    wait_s: float = 0.0
-    wire_s: float = 0.0
-
-    def reset(self) -> None:
-        """Back to zero."""
-        self.sent_bytes = self.received_bytes = 0
-        self.wait_s = self.wire_s = 0.0
 
 
 @dataclass(frozen=True)

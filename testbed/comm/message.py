@@ -28,14 +28,25 @@ class Operation:
 
 
 class Outgoing:
-    """A message on its way out. From ``release_s`` on, ``released`` of its bytes may be handed to the kernel."""
+    """A message on its way out. From ``release_s`` on, ``released`` of its bytes may be handed to the kernel.
 
-    def __init__(self, operation: Operation, peer: int, connection: socket.socket, header: bytes, payload: memoryview):
+    ready_s: since when it has waited for its turn.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        peer: int,
+        connection: socket.socket,
+        header: bytes,
+        payload: memoryview,
+        ready_s: float,
+    ):
         self.operation, self.peer, self.connection = operation, peer, connection
         small = len(payload) <= SMALL_BYTES
         self.parts = [memoryview(header + bytes(payload))] if small else [memoryview(header), payload]
         self.left = HEADER_BYTES + len(payload)
-        self.released, self.release_s = 0, 0.0
+        self.ready_s, self.released, self.release_s = ready_s, 0, 0.0
 
     def advance(self, sent: int) -> None:
         """Forget what the kernel has taken."""

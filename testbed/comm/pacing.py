@@ -14,6 +14,8 @@ SEGMENT_PAYLOAD = 1448  # TCP payload of a full 1500-byte packet with timestamps
 SEGMENT_HEADERS = 66  # Ethernet 14, IPv4 20, TCP with timestamps 32
 PAYLOAD_SHARE = SEGMENT_PAYLOAD / (SEGMENT_PAYLOAD + SEGMENT_HEADERS)  # of what full packets take of a link
 
+LATE_S = 5e-3  # by which a sender may be late without its link being idle; a link of the kernel saves up no more
+
 
 def wire_bytes(payload_bytes: int) -> int:
     """Bytes on an Ethernet link for a TCP payload, acknowledgements not counted."""
@@ -26,8 +28,12 @@ class Pacing(ABC):
     chunk_bytes: int  # the most to hand to the kernel at once
 
     @abstractmethod
-    def release(self, payload_bytes: int, now_s: float) -> float:
-        """When a chunk may be handed to the kernel. Called once a chunk, in sending order."""
+    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
+        """When a chunk may be handed to the kernel. Called once a chunk, in sending order.
+
+        ready_s: since when it has waited for those before it. A link takes it up as soon as it is done with these,
+        however late the sender wakes up.
+        """
 
     @abstractmethod
     def arrive(self, payload_bytes: int, now_s: float) -> float:
@@ -39,7 +45,7 @@ class Unpaced(Pacing):
 
     chunk_bytes = 1 << 16
 
-    def release(self, payload_bytes: int, now_s: float) -> float:
+    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
         return now_s
 
     def arrive(self, payload_bytes: int, now_s: float) -> float:
@@ -56,11 +62,12 @@ class CreditHold(Unpaced):
         self.bytes_per_s, self.bucket_bytes = rate_bps / 8, bucket_bytes
         self._busy_until = 0.0
 
-    def release(self, payload_bytes: int, now_s: float) -> float:
+    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
         size = wire_bytes(payload_bytes)
         idle = now_s >= self._busy_until
-        self._busy_until = max(now_s, self._busy_until) + size / self.bytes_per_s
-        return now_s + min(size, self.bucket_bytes) / self.bytes_per_s if idle else now_s
+        begin_s = max(ready_s, self._busy_until, now_s - LATE_S)
+        self._busy_until = begin_s + size / self.bytes_per_s
+        return max(now_s, begin_s + min(size, self.bucket_bytes) / self.bytes_per_s) if idle else now_s
 
 
 class TransportPacing(Pacing):
@@ -73,8 +80,9 @@ class TransportPacing(Pacing):
         self.chunk_bytes = max(SEGMENT_PAYLOAD, min(1 << 16, int(self.bytes_per_s / 1000)))
         self._out_until = self._in_until = 0.0
 
-    def release(self, payload_bytes: int, now_s: float) -> float:
-        self._out_until = max(now_s, self._out_until) + wire_bytes(payload_bytes) / self.bytes_per_s
+    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
+        begin_s = max(ready_s, self._out_until, now_s - LATE_S)
+        self._out_until = begin_s + wire_bytes(payload_bytes) / self.bytes_per_s
         return self._out_until
 
     def arrive(self, payload_bytes: int, now_s: float) -> float:

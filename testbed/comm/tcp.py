@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from testbed.comm.exchange import Exchange
-from testbed.comm.group import Group, Handle, Timing, Traffic, even_shares
+from testbed.comm.group import Group, Handle, Timing, even_shares
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks
 from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
+from testbed.comm.traffic import Traffic
 
 Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: what is sent, and where what comes goes
 TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags, then the 24th 32-bit number

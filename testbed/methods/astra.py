@@ -21,16 +21,21 @@ from testbed.astra.critical_path import critical_path_s
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
 from testbed.astra.shard import AstraShard, Encoded
-from testbed.astra.speedups import AUTO, MESSAGE_S, Speedups, candidates
+from testbed.astra.speedups import AUTO, Speedups, candidates
 from testbed.astra.split import Costs, Slot, Split
 from testbed.astra.tables import rows_bytes
 from testbed.clock import Device, DeviceClock
 from testbed.comm.group import Group, Handle
+from testbed.comm.wire import Wire
 from testbed.errors import ConfigError
 from testbed.methods.base import Method, Output
 from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
+
+# Of a device's own time for each message that it sends and receives. The critical path has no place for it, but pieces
+# that hide nothing must not look free.
+HANDLED_S = 40e-6
 
 T = TypeVar("T")
 
@@ -98,7 +103,7 @@ class Astra(Method):
                 "astra.speedups", self.speedups, f"must split the {least - self.anchors} tokens of a device less"
             )
 
-    def resolve(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> dict[str, Any]:
+    def resolve(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> dict[str, Any]:
         """The speed-ups that ``auto`` stands for: those that the cost model finds fastest, if tables fit in memory."""
         world = len(devices)
         if self.speedups != AUTO or world == 1:
@@ -115,8 +120,7 @@ class Astra(Method):
                 continue
             chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors)
             chosen.speeds = self.speeds
-            seconds = chosen.predicted_s(shape, devices, bits_per_s)
-            seconds += shape.layers * choice.pieces * MESSAGE_S
+            seconds = chosen.predicted_s(shape, devices, wire) + HANDLED_S * chosen.messages(shape, world)
             if seconds < best_s:
                 best, best_s = choice, seconds
         return {"speedups": str(best)}
@@ -160,10 +164,10 @@ class Astra(Method):
         """Of tables and codewords that are looked up."""
         return self._of_rank(shape, rank, world).total().moved_bytes
 
-    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The ranks' critical path: slots and messages, side by side where the speed-ups let them."""
         world = len(devices)
-        return critical_path_s([self._of_rank(shape, rank, world) for rank in range(world)], devices, bits_per_s)
+        return critical_path_s([self._of_rank(shape, rank, world) for rank in range(world)], devices, wire)
 
     def full_precision_pct(self, shape: ModelShape, world: int) -> float:
         """Pairs of tokens of one device: the squares of the shares, where tokens all see each other (PAPER.md, 1.2)."""

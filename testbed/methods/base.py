@@ -18,6 +18,7 @@ from torch import Tensor
 from testbed.clock import Device, DeviceClock
 from testbed.comm.codecs import CODECS
 from testbed.comm.group import Group, even_shares
+from testbed.comm.wire import Wire
 from testbed.errors import ConfigError, nearest
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
@@ -78,7 +79,7 @@ class Method(ABC):
     def check(self, shape: ModelShape, world: int) -> None:
         """Raise ConfigError (key, value, what is allowed) if the method cannot split this shape so."""
 
-    def resolve(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> dict[str, Any]:
+    def resolve(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> dict[str, Any]:
         """Values of the settings that are left to the method, for these devices, by rank, and links; others stay."""
         return {}
 
@@ -130,11 +131,15 @@ class Method(ABC):
         """Bits that pass, one after another, the end of a link that is busy longest: the most that a rank receives."""
         return max(self.received_bits(shape, world))
 
-    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model of a pass on these devices, by rank: the slowest one's computation, then what is sent."""
         world = len(devices)
         computation_s = max(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
-        return computation_s + self.wire_bits(shape, world) / bits_per_s
+        return computation_s + wire.bulk_s(self.wire_bits(shape, world)) + self._exchanges_s(shape, world, wire)
+
+    def _exchanges_s(self, shape: ModelShape, world: int, wire: Wire) -> float:
+        """What all exchanges of a pass take beyond what is on the link."""
+        return wire.exchange_s * self.messages(shape, world) / max(1, world - 1)
 
     def full_precision_pct(self, shape: ModelShape, world: int) -> float | None:
         """Pairs of a query and a key that attend at full precision, in percent of all; None where no pair is quantised.

@@ -26,6 +26,7 @@ from testbed.clock import Device, DeviceClock
 from testbed.coded import CodedGroup, Relay, gathered_bits
 from testbed.comm.codecs import Codec
 from testbed.comm.group import Group, Handle, even_shares
+from testbed.comm.wire import Wire
 from testbed.methods.base import Output
 from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
 from testbed.methods.sequence import embed_macs
@@ -81,11 +82,11 @@ class Galaxy(MegatronSequenceParallel):
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), shape.hidden)
         return tuple(2 * shape.layers * (gathered[rank] + gathered[rank - 1]) for rank in range(world))
 
-    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model of the slowest rank: in each step of a ring the longer of product and transfer."""
         world = len(devices)
         widths, tile = Widths.of(self, shape, world), even_shares(shape.sequence, world)[0]
-        transfer_s = 8 * self.codec.encoded_bytes(tile * shape.hidden) / bits_per_s
+        transfer_s = wire.message_s(self.codec.encoded_bytes(tile * shape.hidden))
 
         def rank_s(rank: int, device: Device) -> float:
             macs = _row_macs(shape, widths, rank)
@@ -94,7 +95,8 @@ class Galaxy(MegatronSequenceParallel):
             waits_s = shape.layers * (world - 1) * sum(max(0.0, transfer_s - product_s) for product_s in products_s)
             return device.seconds(self.macs(shape, rank, world)) + waits_s
 
-        return max(rank_s(rank, device) for rank, device in enumerate(devices))
+        slowest_s = max(rank_s(rank, device) for rank, device in enumerate(devices))
+        return slowest_s + self._exchanges_s(shape, world, wire)
 
     @torch.no_grad()
     def simulate(

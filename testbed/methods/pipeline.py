@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from testbed.clock import Device, DeviceClock
 from testbed.coded import CodedGroup, Relay
 from testbed.comm.group import Group
+from testbed.comm.wire import Wire
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.models.shape import ModelShape
@@ -99,11 +100,12 @@ class Pipeline(CodedMethod):
         macs += shape.embed_macs(shape.tokens) if rank == 0 else 0
         return macs + (shape.head_macs() if rank == world - 1 else 0)
 
-    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The stages and the hops between them, one after another."""
         world = len(devices)
         computation_s = sum(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
-        return computation_s + sum(self.received_bits(shape, world)) / bits_per_s
+        hops_s = wire.bulk_s(sum(self.received_bits(shape, world)))
+        return computation_s + hops_s + (world - 1) * wire.exchange_s
 
     @torch.no_grad()
     def simulate(

@@ -25,6 +25,7 @@ from testbed.astra.merge import Part, attend_part, merge
 from testbed.clock import Device, DeviceClock
 from testbed.coded import CodedGroup, gathered_bits
 from testbed.comm.group import Group
+from testbed.comm.wire import Wire
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.methods.sequence import SequenceParallel, SequenceShard, check_rows, embed_macs
@@ -109,10 +110,10 @@ class RingAttention(CodedMethod):
         head = 0 if rank else shape.head_macs()
         return embed_macs(shape, rows, rank) + shape.layers * (layer + shape.finish_macs(own)) + head
 
-    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], bits_per_s: float) -> float:
+    def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model: a rank attends to the blocks it has while it passes them on, then needs the next ones."""
         world, rows = len(devices), self.shares(shape.sequence, len(devices))
-        block_s = [8 * self.codec.encoded_bytes(2 * count * shape.key_width) / bits_per_s for count in rows]
+        block_s = [wire.message_s(self.codec.encoded_bytes(2 * count * shape.key_width)) for count in rows]
 
         def after(now: list[float], macs: Iterable[int]) -> list[float]:
             return [begin + device.seconds(each) for begin, device, each in zip(now, devices, macs, strict=True)]
@@ -132,7 +133,7 @@ class RingAttention(CodedMethod):
                 held = [sum(rows[owner] for owner in move.received.values()) for move in moves]
             now = after(attended(now, held), map(shape.finish_macs, rows))
         now[0] += devices[0].seconds(shape.head_macs())
-        return max(now)
+        return max(now) + self._exchanges_s(shape, world, wire)
 
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None

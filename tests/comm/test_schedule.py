@@ -102,7 +102,7 @@ class Recorder(Unpaced):
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def release(self, payload_bytes: int, now_s: float) -> float:
+    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
         self.asked.append(payload_bytes)
         return now_s
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from testbed.comm.connect import connect, listen
 from testbed.comm.frame import pack_header
 from testbed.comm.group import Handle, even_shares
-from testbed.comm.pacing import CreditHold, TransportPacing, Unpaced, wire_bytes
+from testbed.comm.pacing import LATE_S, CreditHold, TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
@@ -244,11 +244,32 @@ def test_transport_pacing_takes_the_time_of_the_link() -> None:
 
 def test_credit_hold_charges_the_free_bytes_once() -> None:
     hold = CreditHold(10e6, 1600)
-    assert hold.release(320, 100.0) - 100.0 == pytest.approx(8 * 386 / 10e6)  # smaller than the bucket: all of it
+    assert hold.release(320, 100.0, 100.0) - 100.0 == pytest.approx(
+        8 * 386 / 10e6
+    )  # smaller than the bucket: all of it
     busy = CreditHold(10e6, 1600)
-    assert busy.release(100_000, 0.5) - 0.5 == pytest.approx(8 * 1600 / 10e6)  # larger: one bucket
-    assert busy.release(100_000, 0.51) == 0.51  # the link is still busy: nothing is free
-    assert busy.release(100_000, 5.0) > 5.0
+    assert busy.release(100_000, 0.5, 0.5) - 0.5 == pytest.approx(8 * 1600 / 10e6)  # larger: one bucket
+    assert busy.release(100_000, 0.51, 0.5) == 0.51  # the link is still busy: nothing is free
+    assert busy.release(100_000, 5.0, 5.0) > 5.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 1400), st.floats(0, 0.9 * LATE_S)), min_size=1, max_size=20), st.booleans())
+def test_who_wakes_up_late_loses_no_time_of_the_link_and_gains_none(
+    messages: list[tuple[int, float]], kernel: bool
+) -> None:
+    pacing, ready_s = CreditHold(10e6, 1600) if kernel else TransportPacing(10e6), 7.0
+    now_s = ideal_s = ready_s
+    for size, late_s in messages:
+        release_s = pacing.release(size, now_s, ready_s)
+        ideal_s += 8 * wire_bytes(size) / 10e6
+        assert release_s == pytest.approx(max(ideal_s, now_s) if kernel else ideal_s)
+        now_s = max(now_s, ideal_s + late_s)
+
+
+def test_what_is_much_too_late_has_left_the_link_idle() -> None:
+    for pacing in (CreditHold(10e6, 1600), TransportPacing(10e6)):
+        first_s = pacing.release(1000, 7.0, 7.0)
+        assert pacing.release(1000, first_s + 1.0, 7.0) >= first_s + 1.0 - LATE_S
 
 
 def test_no_thread_is_left_behind() -> None:

@@ -13,12 +13,13 @@ from testbed.astra.attention import simulate
 from testbed.astra.decoder import AstraDecoder
 from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.quantizer import Quantizer
-from testbed.astra.speedups import MESSAGE_S, Speedups, candidates
+from testbed.astra.speedups import Speedups, candidates
 from testbed.astra.vq import VectorQuantizer
 from testbed.clock import Device
 from testbed.comm.group import even_shares
+from testbed.comm.wire import EXCHANGE_S, Wire
 from testbed.errors import ConfigError
-from testbed.methods.astra import Astra
+from testbed.methods.astra import HANDLED_S, Astra
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig, Rotary
 from tests.methods.passes import check_accounts, execute_and_replay, joined_hidden
@@ -157,16 +158,17 @@ def test_auto_takes_the_fastest_that_fits() -> None:
     devices = [Device(3e11, 216e9, 6e9)] * 4
     for groups in (1, 32):
         for rate in (10e6, 100e6, 500e6):
-            method = Astra(groups, speedups="auto")
-            chosen = method.resolve(VIT, devices, rate)["speedups"]
+            method, wire = Astra(groups, speedups="auto"), Wire(rate, packets=True, exchange_s=EXCHANGE_S)
+            chosen = method.resolve(VIT, devices, wire)["speedups"]
             cost_s = {
-                str(x): Astra(groups, speedups=str(x)).predicted_s(VIT, devices, rate) + 12 * x.pieces * MESSAGE_S
+                str(x): Astra(groups, speedups=str(x)).predicted_s(VIT, devices, wire)
+                + HANDLED_S * Astra(groups, speedups=str(x)).messages(VIT, 4)
                 for x in candidates(groups, rotary=False)
             }
             assert cost_s[chosen] == min(cost_s.values())
-            assert cost_s[chosen] < Astra(groups).predicted_s(VIT, devices, rate)
-    assert "tables" in Astra(32, speedups="auto").resolve(VIT, devices, 1e7)["speedups"]
+            assert cost_s[chosen] < Astra(groups).predicted_s(VIT, devices, wire)
+    assert "tables" in Astra(32, speedups="auto").resolve(VIT, devices, Wire(1e7))["speedups"]
     for odd in (Device(3e11, 216e9, 2e9), Device(3e11, 1e9, 6e9)):  # too small, or too slow, for what the others like
-        assert "tables" not in Astra(32, speedups="auto").resolve(VIT, [*devices[:3], odd], 1e7)["speedups"]
-    assert "codewords" in Astra(1, 256, "auto").resolve(VIT, devices, 1e7)["speedups"]
-    assert Astra(speedups="overlap").resolve(VIT, devices, 1e7) == {}
+        assert "tables" not in Astra(32, speedups="auto").resolve(VIT, [*devices[:3], odd], Wire(1e7))["speedups"]
+    assert "codewords" in Astra(1, 256, "auto").resolve(VIT, devices, Wire(1e7))["speedups"]
+    assert Astra(speedups="overlap").resolve(VIT, devices, Wire(1e7)) == {}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from testbed.clock import Device
 from testbed.comm.codecs import CODECS
+from testbed.comm.wire import Wire
 from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
 from testbed.methods.sequence import reorders
@@ -139,21 +140,44 @@ MIXED, SPEEDS = [Device(1e11, 1e9)] * 2 + [Device(5e10, 5e8)] * 2, (1.0, 1.0, 0.
 
 def test_predictions() -> None:
     single, pipeline, sequence = (load_method(name) for name in ("single", "pipeline", "sequence"))
-    bits_per_s = 1e8
-    single_s = single.predicted_s(PAPER, ALIKE, bits_per_s)
+    wire = Wire(1e8)
+    single_s = single.predicted_s(PAPER, ALIKE, wire)
     assert single_s == single.macs(PAPER, 0, 4) / 1e11
     # Stages run one after another: a pipeline never beats one device on one request.
-    hops_s = 3 * 1024 * 768 * 32 / bits_per_s
-    assert pipeline.predicted_s(PAPER, ALIKE, bits_per_s) == pytest.approx(single_s + hops_s)
-    expected = sequence.macs(PAPER, 0, 4) / 1e11 + 12 * U_BITS / bits_per_s
-    assert sequence.predicted_s(PAPER, ALIKE, bits_per_s) == pytest.approx(expected)
+    hops_s = 3 * 1024 * 768 * 32 / 1e8
+    assert pipeline.predicted_s(PAPER, ALIKE, wire) == pytest.approx(single_s + hops_s)
+    expected = sequence.macs(PAPER, 0, 4) / 1e11 + 12 * U_BITS / 1e8
+    assert sequence.predicted_s(PAPER, ALIKE, wire) == pytest.approx(expected)
 
 
 def test_an_astra_without_overlap_does_one_thing_after_another() -> None:
     for groups in (1, 32):
         astra = Astra(groups)
         expected = astra.macs(PAPER, 0, 4) / 1e11 + astra.received_bits(PAPER, 4)[0] / 1e7
-        assert astra.predicted_s(PAPER, ALIKE, 1e7) == pytest.approx(expected)
+        assert astra.predicted_s(PAPER, ALIKE, Wire(1e7)) == pytest.approx(expected)
+
+
+def test_what_an_exchange_takes_beyond_its_bits_is_hidden_by_overlap() -> None:
+    plain, late = Wire(1e8), Wire(1e8, exchange_s=1e-3)
+    for name, exchanges in (("sequence", 12), ("pipeline", 3), ("galaxy", 48), ("ring", 12), ("astra", 12)):
+        method = load_method(name)
+        added_s = method.predicted_s(PAPER, ALIKE, late) - method.predicted_s(PAPER, ALIKE, plain)
+        assert added_s == pytest.approx(1e-3 * exchanges)
+    overlapped = Astra(speedups="tables+overlap")
+    assert overlapped.predicted_s(PAPER, ALIKE, late) == overlapped.predicted_s(PAPER, ALIKE, plain)
+    slow = Wire(1e8, exchange_s=1.0)
+    assert overlapped.predicted_s(PAPER, ALIKE, slow) > 12
+
+
+def test_headers_of_short_messages_count() -> None:
+    message, real = Wire(1e6), Wire(1e6, packets=True)
+    assert message.message_s(320) == pytest.approx(320 * 8e-6)
+    assert real.message_s(320) == pytest.approx((320 + 16 + 66) * 8e-6)
+    assert real.message_s(3000) == pytest.approx((3000 + 16 + 3 * 66) * 8e-6)
+    assert real.bulk_s(1448 * 8) == pytest.approx(1514 * 8e-6)
+    for overlap in ("paper", "overlap"):
+        astra = Astra(speedups=overlap)
+        assert astra.predicted_s(PAPER, ALIKE, real) > astra.predicted_s(PAPER, ALIKE, message)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +185,9 @@ def test_an_astra_without_overlap_does_one_thing_after_another() -> None:
     [("tensor", 1 / 2, 1 / 3), ("megatron_sp", 1 / 2, 1 / 3), ("galaxy", 1 / 2, 1 / 3), ("pipeline", 3 / 2, 4 / 3)],
 )
 def test_shares_by_speed_end_together(name: str, equal: float, by_speed: float) -> None:
-    single_s = load_method("single").predicted_s(PAPER, MIXED[:1], 1e18)
+    single_s = load_method("single").predicted_s(PAPER, MIXED[:1], Wire(1e18))
     for speeds, share in (((), equal), (SPEEDS, by_speed)):
-        assert load_method(name, speeds).predicted_s(PAPER, MIXED, 1e18) == pytest.approx(share * single_s)
+        assert load_method(name, speeds).predicted_s(PAPER, MIXED, Wire(1e18)) == pytest.approx(share * single_s)
 
 
 @pytest.mark.parametrize("bits_per_s", [1e7, 1e8, 1e12])
@@ -183,7 +207,7 @@ def test_slower_devices_make_no_pass_faster(
 ) -> None:
     method = load_method(name, speeds, **settings)
     fast, mixed, slow = (
-        method.predicted_s(VIT, devices, bits_per_s) for devices in (MIXED[:1] * 4, MIXED, MIXED[3:] * 4)
+        method.predicted_s(VIT, devices, Wire(bits_per_s)) for devices in (MIXED[:1] * 4, MIXED, MIXED[3:] * 4)
     )
     assert 0 < fast <= mixed <= slow * (1 + 1e-12)
     if not speeds and name != "pipeline":
@@ -207,9 +231,9 @@ def test_unequal_shares_mean_more_full_precision() -> None:
 def test_a_star_keeps_rank_0_busy_both_ways() -> None:
     star, ring = load_method("tensor", sync="star"), load_method("tensor")
     compute_s = star.macs(PAPER, 0, 4) / 1e11
-    assert star.predicted_s(PAPER, ALIKE, 1e8) == pytest.approx(compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8)
-    assert star.predicted_s(PAPER, ALIKE, 1e8) - compute_s == pytest.approx(
-        4 * (ring.predicted_s(PAPER, ALIKE, 1e8) - compute_s)
+    assert star.predicted_s(PAPER, ALIKE, Wire(1e8)) == pytest.approx(compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8)
+    assert star.predicted_s(PAPER, ALIKE, Wire(1e8)) - compute_s == pytest.approx(
+        4 * (ring.predicted_s(PAPER, ALIKE, Wire(1e8)) - compute_s)
     )
 
 
@@ -220,11 +244,11 @@ def test_a_star_keeps_rank_0_busy_both_ways() -> None:
 def test_what_overlaps_costs_the_longer_of_both(name: str, settings: dict[str, Any]) -> None:
     method = load_method(name, **settings)
     compute_s = method.macs(PAPER, 0, 4) / 1e11
-    assert method.predicted_s(PAPER, ALIKE, 1e12) == pytest.approx(compute_s)  # all hidden
+    assert method.predicted_s(PAPER, ALIKE, Wire(1e12)) == pytest.approx(compute_s)  # all hidden
     for bits_per_s in (1e7, 1e8, 1e9):
         wire_s = method.received_bits(PAPER, 4)[0] / bits_per_s
-        assert max(compute_s, wire_s) <= method.predicted_s(PAPER, ALIKE, bits_per_s) <= compute_s + wire_s
-    slow_s = method.predicted_s(PAPER, ALIKE, 1e6)
+        assert max(compute_s, wire_s) <= method.predicted_s(PAPER, ALIKE, Wire(bits_per_s)) <= compute_s + wire_s
+    slow_s = method.predicted_s(PAPER, ALIKE, Wire(1e6))
     assert slow_s == pytest.approx(method.received_bits(PAPER, 4)[0] / 1e6, rel=0.001)  # computing is hidden instead
 
 

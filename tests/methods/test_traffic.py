@@ -12,6 +12,7 @@ from testbed.comm.exchange import Exchange, Operation
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.tcp import TcpGroup
+from testbed.comm.wire import Wire
 from testbed.methods import load_method
 from testbed.network.links import link_graph, star
 from tests.conftest import run_ranks
@@ -54,7 +55,7 @@ def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pyt
     busy_s = SLOW_TRUNK.busy_s([(*pair, size) for pair, size in sent.items()], 1.0)
     there, back = busy_s["d0", "d1"], busy_s["d1", "d0"]
     rate_bps = SLOW_TRUNK.relative_rate(method.traffic, SLOW_TRUNK.suited)
-    modelled_s = method.predicted_s(model.shape, [Device()] * WORLD, rate_bps)
+    modelled_s = method.predicted_s(model.shape, [Device()] * WORLD, Wire(rate_bps))
     # Terms to the root and sums from it follow each other; otherwise both ways are used at once.
     carried_s = there + back if "root" in method.traffic else max(there, back)
     assert modelled_s == pytest.approx(carried_s, rel=0.1)  # shares differ by a row

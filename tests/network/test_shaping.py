@@ -62,11 +62,11 @@ def test_wire_bytes_adds_a_header_per_packet(payload: int) -> None:
 @given(st.lists(st.integers(1, 65536), min_size=1, max_size=20), st.floats(1e6, 1e9))
 def test_paced_chunks_leave_at_the_rate(chunks: list[int], rate_bps: float) -> None:
     pacing = TransportPacing(rate_bps)
-    last = [pacing.release(chunk, 1000.0) for chunk in chunks][-1]
+    last = [pacing.release(chunk, 1000.0, 1000.0) for chunk in chunks][-1]
     assert last - 1000.0 == pytest.approx(8 * sum(map(wire_bytes, chunks)) / rate_bps, rel=1e-6, abs=1e-9)
 
 
 @given(st.integers(1, 65536), st.floats(1e6, 1e9), st.integers(1600, 10**6))
 def test_credit_is_never_charged_above_the_message_or_the_bucket(chunk: int, rate_bps: float, bucket: int) -> None:
-    held = CreditHold(rate_bps, bucket).release(chunk, 50.0) - 50.0
+    held = CreditHold(rate_bps, bucket).release(chunk, 50.0, 50.0) - 50.0
     assert held == pytest.approx(8 * min(wire_bytes(chunk), bucket) / rate_bps, abs=1e-9)
