@@ -1,6 +1,6 @@
 """Commands that the documents tell people to type: those of experiments compose, those that only read are run.
 
-docs/extending.md, whose commands need its own files, has tests/test_extending.py.
+docs/extending.md and docs/adding-a-method.md, whose commands need their own files, have tests/test_extending.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from testbed.run import INFORMING, OK
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARTIFACT.md", *(ROOT / "docs").glob("*.md"), ROOT / "docs/measured/README.md"]
-PAGES = [path for path in PAGES if path.name not in ("extending.md", "configuration.md")]
+ADDITIONS = [ROOT / "docs" / name for name in ("extending.md", "adding-a-method.md")]
+PAGES = [path for path in PAGES if path not in ADDITIONS and path.name != "configuration.md"]
 TARGETS = dict(re.findall(r"^([a-z]+): .*## .*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PYTHON = (".venv/bin/python", "python")
 SAMPLE = "notebooks/sample/bandwidth_sweep"
@@ -92,7 +93,7 @@ def test_a_command_that_only_reads_runs(
     assert READERS[module]([*shown, *(["--out", str(tmp_path)] if module == "analysis.report" else [])]) == OK
 
 
-@pytest.mark.parametrize("path", PAGES + [ROOT / "docs/extending.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES + ADDITIONS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text()
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", text):

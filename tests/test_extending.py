@@ -1,4 +1,4 @@
-"""What docs/extending.md says works: its files in a copy of the tree, its commands, its test."""
+"""What the pages about additions say works: their files in a copy of the tree, their commands, their test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "extending.md").read_text()
+TEXT = "\n".join((ROOT / "docs" / name).read_text() for name in ("extending.md", "adding-a-method.md"))
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
 COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT, re.MULTILINE)
 CHECK = """
@@ -25,7 +25,7 @@ for line in sys.stdin.read().splitlines():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree with the page's files in it."""
+    """The tree with the pages' files in it."""
     folder = tmp_path_factory.mktemp("tree")
     for name in ("testbed", "analysis", "experiments", "topologies", "conf", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
