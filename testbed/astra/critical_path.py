@@ -22,6 +22,7 @@ def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wir
         return np.array([slot.seconds(device) for slot, device in zip(slots, devices, strict=True)])
 
     split, overlap = ranks[0].split, ranks[0].speedups.overlap
+    exchange_s = wire.exchange_s if split.world > 1 else 0.0
     pieces = range(split.pieces)
     spans = [[costs.split.piece_rows[piece] for costs in ranks] for piece in pieces]
     finish_s = [seconds([c.finish(end - first) for c, (first, end) in zip(ranks, of, strict=True)]) for of in spans]
@@ -36,14 +37,14 @@ def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wir
         for piece in pieces:
             now = now + (finish_s[piece] if layer else 0) + encode_s[piece]
             link = _gathered(now, link, message_s[piece])
-            arrivals.append(link + wire.exchange_s)
+            arrivals.append(link + exchange_s)
         now = (now if overlap else np.maximum(now, arrivals[-1])) + local_s
         for piece, arrival in enumerate(arrivals):
             now = np.maximum(now, arrival) + expand_s[piece] + attend_s[piece]
     copies = split.shape.class_tokens
     now = now + seconds([costs.finish(copies) for costs in ranks])
     tokens_s = seconds([costs.finish(costs.split.rows - copies) for costs in ranks])
-    sums_s = np.array([wire.bulk_s(costs.class_bits()) for costs in ranks]) + 2 * wire.exchange_s
+    sums_s = np.array([wire.bulk_s(costs.class_bits()) for costs in ranks]) + 2 * exchange_s
     summed = now.max() + sums_s if copies else now
     now = np.maximum(now + tokens_s, summed) if overlap else summed + tokens_s
     return float((now + seconds([costs.head() for costs in ranks])).max())

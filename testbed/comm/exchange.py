@@ -153,9 +153,8 @@ class Exchange:
     def _release_s(self, message: Outgoing, size: int, now: float) -> float:
         """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
         route = self._route(message)
-        return route.pacing.release(
-            size * (1 if message.operation.name in ALONE else route.payers), now, message.ready_s
-        )
+        payers = 1 if message.operation.name in ALONE else route.payers
+        return route.pacing.release(size * payers, now, message.ready_s)
 
     def _expect(self, message: Incoming) -> None:
         """Receive it after what else is to come on its connection."""

@@ -22,6 +22,11 @@ def wire_bytes(payload_bytes: int) -> int:
     return payload_bytes + SEGMENT_HEADERS * -(-payload_bytes // SEGMENT_PAYLOAD)
 
 
+def _taken_up_s(free_s: float, now_s: float, ready_s: float) -> float:
+    """When a link that is free from ``free_s`` on takes up what has waited since ``ready_s`` and is sent now."""
+    return max(ready_s, free_s, now_s - LATE_S)
+
+
 class Pacing(ABC):
     """Release times for one rank's link, both ways. Times are monotonic seconds."""
 
@@ -65,7 +70,7 @@ class CreditHold(Unpaced):
     def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
         size = wire_bytes(payload_bytes)
         idle = now_s >= self._busy_until
-        begin_s = max(ready_s, self._busy_until, now_s - LATE_S)
+        begin_s = _taken_up_s(self._busy_until, now_s, ready_s)
         self._busy_until = begin_s + size / self.bytes_per_s
         return max(now_s, begin_s + min(size, self.bucket_bytes) / self.bytes_per_s) if idle else now_s
 
@@ -81,7 +86,7 @@ class TransportPacing(Pacing):
         self._out_until = self._in_until = 0.0
 
     def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
-        begin_s = max(ready_s, self._out_until, now_s - LATE_S)
+        begin_s = _taken_up_s(self._out_until, now_s, ready_s)
         self._out_until = begin_s + wire_bytes(payload_bytes) / self.bytes_per_s
         return self._out_until
 

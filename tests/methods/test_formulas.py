@@ -165,6 +165,7 @@ def test_what_an_exchange_takes_beyond_its_bits_is_hidden_by_overlap() -> None:
         assert added_s == pytest.approx(1e-3 * exchanges)
     overlapped = Astra(speedups="tables+overlap")
     assert overlapped.predicted_s(PAPER, ALIKE, late) == overlapped.predicted_s(PAPER, ALIKE, plain)
+    assert Astra().predicted_s(PAPER, ALIKE[:1], late) == Astra().predicted_s(PAPER, ALIKE[:1], plain)
     slow = Wire(1e8, exchange_s=1.0)
     assert overlapped.predicted_s(PAPER, ALIKE, slow) > 12
 
