@@ -27,11 +27,14 @@ METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexit
 OF_CODEBOOKS = {
     "groups": "G={:g}",
     "codebook_size": "K={:g}",
+    "levels": "{:g} levels",
+    "int8_tokens": "{:g} tokens of a device in int8",
     "quantised": "{}",
     "anchors": "{:g} anchors",
     "class_tokens": "{} class tokens",
 }
-OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "objective": "{}", "trained_on": "trained on {}"}
+OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "gradient": "gradient by {}", "objective": "{}"}
+OF_TRAINING |= {"trained_on": "trained on {}"}
 SETTINGS = OF_CODEBOOKS | OF_TRAINING
 ALWAYS = ("groups", "codebook_size", "quantised")
 EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}

@@ -21,6 +21,9 @@ PAPER_WAY = {
     "trained_on": "4",
     "quantised": "residual",
     "anchors": 0,
+    "levels": 1,
+    "int8_tokens": 0,
+    "gradient": "straight_through",
 }
 WAYS = {
     "class_tokens": "{} class token",
@@ -28,6 +31,9 @@ WAYS = {
     "trained_on": "trained on {} devices",
     "quantised": "{} quantised",
     "anchors": "{:g} exact anchor tokens",
+    "levels": "{:g} codebooks in a row",
+    "int8_tokens": "{:g} tokens of a device in int8",
+    "gradient": "gradient by {}",
 }
 UNITS = {"x": "x", "%": "%", "ppl": ""}
 KNOBS = {"lambda": "noise", "beta": "commitment"}

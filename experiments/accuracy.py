@@ -20,10 +20,12 @@ from experiments.quality import variants as all_variants
 from testbed.astra.codebooks import codebooks_of_examples
 from testbed.astra.codes import index_bits
 from testbed.astra.evaluation import correctness
+from testbed.astra.int8_tokens import int8_bits
 from testbed.astra.quantizer import check_quantizer
 from testbed.astra.settings import TrainingSettings
 from testbed.astra.simulation import AstraVit, ClassTokens
-from testbed.astra.vq import VectorQuantizer, VqSettings
+from testbed.astra.vq import VectorQuantizer
+from testbed.comm.group import even_shares
 from testbed.errors import ConfigError
 from testbed.models.weights import ModelChoice, build_model
 from testbed.pictures import Splits, cifar100, fashion_mnist, picture_folder
@@ -80,15 +82,18 @@ class _Bench(Bench[VitVariant]):
         self.recipe |= {"seed": config.seed, "recipe": RECIPE}
         self._original_right: Tensor | None = None
 
-    def bits(self, variant: VitVariant) -> float:
-        return variant.groups * index_bits(variant.codebook_size)
+    def bits(self, variant: VitVariant, devices: int) -> float:
+        codes = variant.levels * variant.groups * index_bits(variant.codebook_size)
+        shares = even_shares(self.subject.tokens, devices)
+        return codes + int8_bits(variant.int8_tokens, self.subject.hidden, shares)
 
     def measure(self, variant: VitVariant) -> None:
         self._original()
         model, size = self.original.model, variant.codebook_size
-        books = codebooks_of_examples(model, self.examples, [variant.groups], size, variant.seed)[variant.groups]
-        quantizer = VectorQuantizer(books, VqSettings(noise=variant.noise))
-        student = AstraVit(copy.deepcopy(model), quantizer, cast(ClassTokens, variant.class_tokens))
+        of = ([variant.groups], size, variant.seed, variant.levels)
+        quantizer = VectorQuantizer(codebooks_of_examples(model, self.examples, *of)[variant.groups], variant.vq)
+        class_tokens = cast(ClassTokens, variant.class_tokens)
+        student = AstraVit(copy.deepcopy(model), quantizer, class_tokens, variant.int8_tokens)
         if KMEANS in self.stages:
             self._judge(KMEANS, variant, student, {})
         if TRAINED in self.stages:

@@ -34,8 +34,9 @@ from experiments.quality import variants as all_variants
 from testbed.astra.codebooks import fingerprint, load_codebooks
 from testbed.astra.decoder import AstraDecoder, Quantised, bits_per_token, quantised_width
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
+from testbed.astra.int8_tokens import int8_bits
 from testbed.astra.quantizer import check_quantizer
-from testbed.astra.vq import VectorQuantizer, VqSettings
+from testbed.astra.vq import VectorQuantizer
 from testbed.comm.group import even_shares
 from testbed.errors import ConfigError
 from testbed.models.decoders import load_decoder
@@ -88,9 +89,11 @@ class _Bench(Bench[LmVariant]):
             count = self.data.train_windows + VALIDATION_WINDOWS
             self.examples_NS = self._windows(self.data.train, "train", "train_windows", count, self.data.length + 1)
 
-    def bits(self, variant: LmVariant) -> float:
-        quantised = cast(Quantised, variant.quantised)
-        return bits_per_token(self.shape, quantised, variant.groups, variant.codebook_size, variant.anchors, 0)
+    def bits(self, variant: LmVariant, devices: int) -> float:
+        quantised, indices = cast(Quantised, variant.quantised), variant.levels * variant.groups
+        codes = bits_per_token(self.shape, quantised, indices, variant.codebook_size, variant.anchors, 0)
+        width, shares = quantised_width(self.shape, quantised), even_shares(self.data.length, devices)
+        return codes + int8_bits(variant.int8_tokens, width, shares)
 
     def measure(self, variant: LmVariant) -> None:
         for corpus in self.corpora:
@@ -103,9 +106,8 @@ class _Bench(Bench[LmVariant]):
             self._judge(TRAINED, variant, student, self._adapt(student, variant))
 
     def _student(self, model: Llama | Gpt2, books: Tensor, variant: LmVariant) -> AstraDecoder:
-        quantizer = VectorQuantizer(books, VqSettings(noise=variant.noise))
-        quantised = cast(Quantised, variant.quantised)
-        return AstraDecoder(model, self.data.length, quantizer, quantised, variant.anchors).eval()
+        of = (VectorQuantizer(books, variant.vq), cast(Quantised, variant.quantised), variant.anchors)
+        return AstraDecoder(model, self.data.length, *of, variant.int8_tokens).eval()
 
     def _codebooks(self, variant: LmVariant) -> Tensor:
         """Codebooks [L, G, K, d] of the variant, from the cache if it has them.
@@ -116,7 +118,7 @@ class _Bench(Bench[LmVariant]):
         groups, size, quantised = variant.groups, variant.codebook_size, cast(Quantised, variant.quantised)
         title = f"  k-means on {len(self.codebook_NS)} windows of {self.data.train}, or the cache"
         with counted(title) as report:
-            of = (quantised, [groups], size, variant.seed, CACHE, variant.anchors, report)
+            of = (quantised, [groups], size, variant.seed, CACHE, variant.anchors, report, variant.levels)
             return load_codebooks(decoder_codebooks_for(self.model, self.codebook_NS, *of)[groups])
 
     def _adapt(self, student: AstraDecoder, variant: LmVariant) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from testbed.astra.checkpoints import open_result
 from testbed.astra.codebooks import codebooks_for, save_codebooks
-from testbed.astra.simulation import AstraVit
+from testbed.astra.simulation import AstraVit, Student
 from testbed.data import photograph
 from testbed.errors import ConfigError
 from testbed.grid import Point
@@ -99,39 +99,46 @@ def _codebooks(
     """Files of k-means codebooks for the methods that need some."""
     codebooks: Codebooks = {}
     tokens = model.config.tokens
-    for size in sorted({method.codebook_size for method in methods if method.codebook_size}):
-        groups = sorted({method.groups for method in methods if method.codebook_size == size})
-        title = (
-            f"codebooks of {size} codewords, G = {', '.join(map(str, groups))}: k-means on photographs, or the cache"
-        )
+    for size, levels in sorted({(method.codebook_size, method.levels) for method in methods if method.codebook_size}):
+        alike = [method for method in methods if (method.codebook_size, method.levels) == (size, levels)]
+        groups = sorted({method.groups for method in alike})
+        counts = f"G = {', '.join(map(str, groups))}" + (f", {levels} levels" if levels > 1 else "")
         begin = time.monotonic()
-        with counted(title) as report:
-            found = codebooks_for(choice, model, tokens, groups, size, config.seed, CACHE, report)
+        with counted(f"codebooks of {size} codewords, {counts}: k-means on photographs, or the cache") as report:
+            found = codebooks_for(choice, model, tokens, groups, size, config.seed, CACHE, report, levels)
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
-        codebooks |= {m.codebook_key: found[m.groups] for m in methods if m.codebook_size == size}
+        codebooks |= {method.codebook_key: found[method.groups] for method in alike}
     return codebooks
 
 
 def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str) -> Codebooks:
     """A file of the trained model's codebooks."""
-    if student.quantizer is None or student.class_tokens != "distributed":
-        raise ConfigError("checkpoint", checkpoint, "must be a model with codebooks and distributed class tokens")
-    return trained_codebooks(student.quantizer.codebooks_LGKd, {}, methods, checkpoint)
+    if student.class_tokens != "distributed":
+        raise ConfigError("checkpoint", checkpoint, "must be a model with distributed class tokens")
+    return trained_codebooks(student, student.int8_tokens, {}, methods, checkpoint)
 
 
-def trained_codebooks(books_LGKd: Tensor, own: dict[str, Any], methods: list[Method], checkpoint: str) -> Codebooks:
-    """A file of a trained model's codebooks. ConfigError where a method wants others.
+def trained_codebooks(
+    student: Student, int8_tokens: int, own: dict[str, Any], methods: list[Method], checkpoint: str
+) -> Codebooks:
+    """A file of a trained model's codebooks. ConfigError where it has none, or a method wants others.
 
     own: settings of ASTRA that the model was trained with, besides the codebooks' sizes.
     """
-    _, groups, size, _ = books_LGKd.shape
-    needed = {"groups": groups, "codebook_size": size, **own}
+    quantizer = student.quantizer
+    if quantizer is None:
+        raise ConfigError("checkpoint", checkpoint, "must be a model with codebooks")
+    if int8_tokens:
+        made = f"was trained with int8_tokens={int8_tokens}"
+        raise ConfigError("checkpoint", checkpoint, f"{made}, which is judged in simulation only: methods send none")
+    levels = quantizer.settings.levels
+    needed = {"groups": quantizer.groups, "codebook_size": quantizer.codebook_size, "levels": levels, **own}
     for method in methods:
         if method.codebook_size and any(getattr(method, key) != value for key, value in needed.items()):
             settings = " ".join(f"{method.name}.{key}={value}" for key, value in needed.items())
             raise ConfigError("checkpoint", checkpoint, f"needs {settings}")
     path = scratch() / "codebooks.safetensors"
-    save_codebooks(books_LGKd.contiguous(), path)
+    save_codebooks(quantizer.codebooks_LIKd.contiguous(), path)
     return {method.codebook_key: path for method in methods if method.codebook_size}
 
 

@@ -33,7 +33,9 @@ def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
         case Single():
             return 0.0
         case Astra(speedups="paper"):
-            return shape.layers * others * shape.tokens * method.groups * math.log2(method.codebook_size)
+            return (
+                shape.layers * others * shape.tokens * method.levels * method.groups * math.log2(method.codebook_size)
+            )
         case SequenceParallel(gather="x"):
             return shape.layers * _unit_bits(method, shape, others)
         case TensorParallel(sync="ring"):

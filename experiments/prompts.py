@@ -39,10 +39,8 @@ def prepare_prompts(config: DecoderLatencyConfig, points: list[Point]) -> dict[i
         raise ConfigError("tokens", tokens[-1], f"must be at most {model.config.positions}, the model's positions")
     if config.checkpoint:
         student = open_decoder(Path(config.checkpoint), model.config)
-        if student.quantizer is None:
-            raise ConfigError("checkpoint", config.checkpoint, "must be a model with codebooks")
         own = {"quantised": student.quantised, "anchors": student.anchors}
-        codebooks = trained_codebooks(student.quantizer.codebooks_LGKd, own, methods, config.checkpoint)
+        codebooks = trained_codebooks(student, student.int8_tokens, own, methods, config.checkpoint)
         model = student.model
     else:
         codebooks = _codebooks(config, model, tokenizer, methods, tokens[0])
@@ -61,12 +59,12 @@ def _codebooks(
     for method in methods:
         if not method.codebook_size or method.codebook_key in codebooks:
             continue
-        groups, size, quantised, anchors = method.codebook_key
+        groups, size, quantised, anchors, levels = method.codebook_key
         count = math.ceil(SAMPLES_PER_CODEWORD * size / (tokens - anchors))
         windows_NS = windows(CORPUS, tokenizer, CACHE, tokens, count, "train")
         begin = time.monotonic()
         with counted(f"codebooks of {size} codewords, G = {groups}, {quantised}: k-means, or the cache") as report:
-            of = (quantised, [groups], size, config.seed, CACHE, anchors, report)
+            of = (quantised, [groups], size, config.seed, CACHE, anchors, report, levels)
             codebooks[method.codebook_key] = decoder_codebooks_for(model, windows_NS, *of)[groups]
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
     return codebooks

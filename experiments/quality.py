@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from experiments.assets import CACHE
 from experiments.manifest import Manifest, print_settled
@@ -21,6 +21,7 @@ from testbed.astra.objective import Objective
 from testbed.astra.settings import TrainingSettings
 from testbed.astra.simulation import Student
 from testbed.astra.training import train
+from testbed.astra.vq import Gradient, VqSettings
 from testbed.errors import ConfigError, TestbedError
 from testbed.progress import console
 from testbed.provenance import short_hash
@@ -31,11 +32,13 @@ from testbed.schema import DEVICES, QualityConfig, Training
 ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
 DISTILL = Objective(labels=0.0, logits=1.0, states=1.0)
 FLOAT_BITS = 32
-AXES = {"codebook_size": "codebook_sizes", "noise": "noises", "commitment": "commitments", "objective": "objectives"}
-AXES |= {"seed": "seeds"}  # keys of the configuration where they are not named as the variant's field
-OF_TRAINING = frozenset({"noise", "commitment", "objective", "trained_on"})  # k-means does not depend on them
-BLANK = {"groups": 0, "codebook_size": 0, "quantised": "", "anchors": 0, "noise": 0.0, "commitment": 0.0}
-BLANK |= {"class_tokens": "", "objective": "", "trained_on": ""}
+# Keys of the configuration where they are not named as the variant's field.
+AXES = {"codebook_size": "codebook_sizes", "noise": "noises", "commitment": "commitments", "gradient": "gradients"}
+AXES |= {"objective": "objectives", "seed": "seeds"}
+# What k-means does not depend on.
+OF_TRAINING = frozenset({"noise", "commitment", "gradient", "objective", "trained_on"})
+BLANK = {"groups": 0, "codebook_size": 0, "levels": 0, "quantised": "", "anchors": 0, "int8_tokens": 0, "noise": 0.0}
+BLANK |= {"commitment": 0.0, "gradient": "", "class_tokens": "", "objective": "", "trained_on": ""}
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,11 @@ class Variant:
 
     groups: int
     codebook_size: int
+    levels: int
+    int8_tokens: int
     noise: float
     commitment: float
+    gradient: str
     objective: str
     trained_on: str
     seed: int
@@ -54,6 +60,11 @@ class Variant:
     def label(self) -> str:
         """For people."""
         return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
+
+    @property
+    def vq(self) -> VqSettings:
+        """Of the codebooks."""
+        return VqSettings(noise=self.noise, levels=self.levels, gradient=cast(Gradient, self.gradient))
 
     def settings(self, training: Training) -> TrainingSettings:
         """Of the adaptation."""
@@ -134,7 +145,7 @@ class Bench(ABC, Generic[V]):
         """Judge one variant in all stages; rows are written as soon as they are known."""
 
     @abstractmethod
-    def bits(self, variant: V) -> float:
+    def bits(self, variant: V, devices: int) -> float:
         """Bits of a token and layer on the wire."""
 
     def missing(self, variant: V) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -149,7 +160,7 @@ class Bench(ABC, Generic[V]):
         if variant is not None and stage != ORIGINAL:
             left_out = OF_TRAINING if stage == KMEANS else ()
             settings |= {key: value for key, value in asdict(variant).items() if key not in left_out}
-            bits = self.bits(variant)
+            bits = self.bits(variant, devices)
         return settings | {
             "model": self.subject.model,
             "data": self.subject.data,

@@ -162,12 +162,15 @@ ACCURACY = RowSchema(
         "stage": _TEXT,
         "groups": _COUNT,
         "codebook_size": _COUNT,
+        "levels": _COUNT,
         "quantised": _TEXT,
         "anchors": _COUNT,
+        "int8_tokens": _COUNT,
         "bits_per_token": _NUMBER,
         "compression": _NUMBER,
         "noise": _NUMBER,
         "commitment": _NUMBER,
+        "gradient": _TEXT,
         "class_tokens": _TEXT,
         "objective": _TEXT,
         "trained_on": _TEXT,
@@ -187,8 +190,8 @@ ACCURACY = RowSchema(
         "error": _TEXT,
     },
     (
-        *("stage", "groups", "codebook_size", "quantised", "anchors", "noise", "commitment", "class_tokens"),
-        *("objective", "trained_on", "devices", "corpus", "seed"),
+        *("stage", "groups", "codebook_size", "levels", "quantised", "anchors", "int8_tokens", "noise"),
+        *("commitment", "gradient", "class_tokens", "objective", "trained_on", "devices", "corpus", "seed"),
     ),
 )
 SCHEMAS = (LATENCY, FIDELITY, ACCURACY)

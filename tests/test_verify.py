@@ -72,12 +72,14 @@ def test_right_passes_are_let_through_and_wrong_ones_not(name: str, settings: di
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize(("quantised", "anchors"), [("residual", 0), ("keys_values", 2)])
-def test_a_decoder_is_held_to_its_simulation(world: int, quantised: Quantised, anchors: int, tmp_path: Path) -> None:
-    model, method = decoder("llama"), Astra(4, 32, quantised=quantised, anchors=anchors)
+@pytest.mark.parametrize(("quantised", "anchors", "levels"), [("residual", 0, 1), ("keys_values", 2, 2)])
+def test_a_decoder_is_held_to_its_simulation(
+    world: int, quantised: Quantised, anchors: int, levels: int, tmp_path: Path
+) -> None:
+    model, method = decoder("llama"), Astra(4, 32, quantised=quantised, anchors=anchors, levels=levels)
     generator = torch.Generator().manual_seed(6)
     width = quantised_width(model.shape, quantised)
-    books = 0.3 * torch.randn(model.shape.layers, 4, 32, width // 4, generator=generator)
+    books = 0.3 * torch.randn(model.shape.layers, levels * 4, 32, width // 4, generator=generator)
     save_codebooks(books, tmp_path / "books.safetensors")
     method.attach(books)
     ids = torch.randint(31, (1, TOKENS), generator=generator)

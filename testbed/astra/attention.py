@@ -5,7 +5,7 @@ quantised embeddings, in one softmax. The N copies of the class token come first
 own device only. This is the reference that a distributed run is checked against, so it shares no code with it.
 
 Shape suffixes: B batch, S = N + T sequence, T content tokens, N devices, D hidden, H heads, K head width, L layers,
-G groups.
+I indices of a token.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def simulate(
     """One inference of ``len(shares)`` devices. A single device sends nothing and needs no quantizer.
 
     inputs: pixels [1, 3, height, width]. shares: content tokens of each device, in order; together the model's tokens.
-    codes: indices [L, T, G] that a distributed run sent. They are used in place of our own, because a token between two
+    codes: indices [L, T, I] that a distributed run sent. They are used in place of our own, because a token between two
     codewords may fall either way by rounding. Raises ValueError, naming layer and token, where a given codeword is
     farther than the nearest by more than ``TIE`` times the group's mean squared norm: that is no rounding.
     """
@@ -92,29 +92,27 @@ def simulate(
         quantised_BSD = x_BSD
         if world > 1 and quantizer is not None:
             content_TD = x_BSD[0, world:]
-            own_TG = quantizer.encode(layer, content_TD)
+            own_TI = quantizer.encode(layer, content_TD)
             if codes is not None:
-                ties += count_ties(quantizer, layer, content_TD, own_TG, codes[layer])
-                own_TG = codes[layer]
-            quantised_BSD = torch.cat([x_BSD[:, :world], quantizer.decode(layer, own_TG)[None]], dim=1)
+                ties += count_ties(quantizer, layer, content_TD, own_TI, codes[layer])
+                own_TI = codes[layer]
+            quantised_BSD = torch.cat([x_BSD[:, :world], quantizer.decode(layer, own_TI)[None]], dim=1)
         x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantised_BSD, masks))
     x_BSD = model.norm(x_BSD)
     return Simulated(x_BSD[0, world:], model.classify(x_BSD[:, :world].mean(1))[0], ties)
 
 
-def count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TG: Tensor, given_TG: Tensor) -> int:
+def count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TI: Tensor, given_TI: Tensor) -> int:
     """How many given codes differ from ours; ValueError if one differs by more than rounding."""
-    different_TG = own_TG != given_TG
-    if not different_TG.any():
+    if torch.equal(own_TI, given_TI):
         return 0
-    allowed_G = TIE * x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0)
-    relative_TG = quantizer.excess(layer, x_TD, given_TG) / allowed_G
-    wrong_TG = different_TG & (relative_TG > 1)
-    if wrong_TG.any():
-        token, group = (int(i) for i in wrong_TG.nonzero()[0])
+    allowed_I = TIE * x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0).repeat(quantizer.levels)
+    relative_TI = quantizer.excess(layer, x_TD, given_TI) / allowed_I
+    if (relative_TI > 1).any():
+        token, index = (int(i) for i in (relative_TI > 1).nonzero()[0])
         raise ValueError(
-            f"codes at layer {layer}, token {token}, group {group}: codeword {int(given_TG[token, group])} was sent, "
-            f"{int(own_TG[token, group])} is nearest, by {TIE * relative_TG[token, group]:.1e} of the mean squared "
+            f"codes at layer {layer}, token {token}, group {index}: codeword {int(given_TI[token, index])} was sent, "
+            f"{int(own_TI[token, index])} is nearest, by {TIE * relative_TI[token, index]:.1e} of the mean squared "
             f"norm; allowed for rounding: {TIE:g}"
         )
-    return int(different_TG.sum())
+    return int((own_TI != given_TI).sum())

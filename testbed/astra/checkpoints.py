@@ -18,7 +18,7 @@ from torch import Tensor
 
 from testbed.astra.decoder import AstraDecoder
 from testbed.astra.simulation import AstraVit, Student
-from testbed.astra.vq import VectorQuantizer
+from testbed.astra.vq import VectorQuantizer, VqSettings
 from testbed.errors import EnvironmentFault
 from testbed.files import replacing
 from testbed.models.decoders import DecoderChoice
@@ -65,10 +65,10 @@ def load_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimiz
 
 
 def save_result(path: Path, student: Student) -> None:
-    """Weights, and codebooks [L, G, K, d] where there are any, without what only training needs."""
+    """Weights, and codebooks [L, I, K, d] where there are any, without what only training needs."""
     tensors = {_MODEL + name: value for name, value in student.model.state_dict().items()}
     if student.quantizer is not None:
-        tensors[CODEBOOKS] = student.quantizer.codebooks_LGKd
+        tensors[CODEBOOKS] = student.quantizer.codebooks_LIKd
     _save(path, tensors, student.describe())
 
 
@@ -80,12 +80,12 @@ def load_result(path: Path, student: Student) -> None:
     tensors, _ = _read(path)
     expected = {_MODEL + name: list(value.shape) for name, value in student.model.state_dict().items()}
     if student.quantizer is not None:
-        expected[CODEBOOKS] = list(student.quantizer.codebooks_LGKd.shape)
+        expected[CODEBOOKS] = list(student.quantizer.codebooks_LIKd.shape)
     _check(path, tensors, expected)
     codebooks = tensors.pop(CODEBOOKS, None)
     student.model.load_state_dict({name.removeprefix(_MODEL): value for name, value in tensors.items()})
     if student.quantizer is not None and codebooks is not None:
-        on = student.quantizer.codebooks_LGKd.device
+        on = student.quantizer.codebooks_LIKd.device
         student.quantizer = VectorQuantizer(codebooks, student.quantizer.settings).to(on)
 
 
@@ -97,7 +97,7 @@ def open_result(path: Path, config: VitConfig) -> AstraVit:
     described, quantizer = _described(path, config)
     with torch.device("meta"):
         model = VisionTransformer(config)
-    student = AstraVit(model.to_empty(device="cpu"), quantizer, described["class_tokens"])
+    student = AstraVit(model.to_empty(device="cpu"), quantizer, described["class_tokens"], described["int8_tokens"])
     load_result(path, student)
     return student.eval()
 
@@ -107,7 +107,7 @@ def open_decoder(path: Path, config: LlamaConfig | Gpt2Config) -> AstraDecoder:
     described, quantizer = _described(path, config)
     with torch.device("meta"):
         model = DecoderChoice("", config).skeleton(described["tokens"])
-    own = {key: described[key] for key in ("tokens", "quantised", "anchors")}
+    own = {key: described[key] for key in ("tokens", "quantised", "anchors", "int8_tokens")}
     student = AstraDecoder(model.to_empty(device="cpu"), quantizer=quantizer, **own)
     load_result(path, student)
     return student.eval()
@@ -121,7 +121,10 @@ def _described(
     if described.get("model") != asdict(config):
         found = described.get("model")
         raise EnvironmentFault(f"{path}: holds a model of sizes {found}; expected {asdict(config)}")
-    return described, VectorQuantizer(tensors[CODEBOOKS]) if CODEBOOKS in tensors else None
+    described = {"int8_tokens": 0, **described}  # as the number of levels, older files lack it
+    if CODEBOOKS not in tensors:
+        return described, None
+    return described, VectorQuantizer(tensors[CODEBOOKS], VqSettings(levels=described["quantizer"].get("levels", 1)))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Codebooks by k-means on the embeddings of the plain model (ASTRA, arXiv 2505.19342, initialisation), cached on disk.
 
 What is clustered is what ASTRA sends: the residual stream at each layer's input, content tokens only. No fine-tuning.
-Shape suffixes: B pictures, S sequence, N samples, D hidden, G groups, K codewords, d = D / G, L layers.
+Shape suffixes as in quantizer.py, and: B pictures, S sequence, N samples, W numbers of a sample.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from testbed.astra.evaluation import Examples
-from testbed.astra.quantizer import check_quantizer
+from testbed.astra.quantizer import Quantizer, check_quantizer
+from testbed.astra.vq import nearest_codes
 from testbed.data import photographs
 from testbed.errors import EnvironmentFault
 from testbed.models.vit import VisionTransformer
@@ -47,11 +48,12 @@ def train_codebooks(
     codebook_size: int,
     seed: int,
     progress: Progress | None = None,
+    levels: int = 1,
 ) -> dict[int, Tensor]:
-    """Codebooks [layers, G, codebook_size, hidden / G], float32, for each G of ``groups``, from one pass of the model.
+    """Codebooks [layers, levels * G, codebook_size, hidden / G], float32, for each G of ``groups``, from one pass.
 
-    pictures_BCHW: model input of a size that fits ``model``. ``progress(done, total)`` is called after each layer and
-    G. The same on every run with the same number of threads.
+    pictures_BCHW: model input of a size that fits ``model``. levels: see Quantizer. ``progress(done, total)`` is called
+    after each layer and G. The same on every run with the same number of threads.
 
     Raises ConfigError for groups or a codebook size that cannot be, ValueError if there are fewer content tokens than
     codewords.
@@ -66,7 +68,7 @@ def train_codebooks(
             f"{len(pictures_BCHW)} pictures of {tokens} tokens cannot give {codebook_size} codewords; "
             f"expected {need} pictures or more"
         )
-    books = {count: torch.empty(layers, count, codebook_size, hidden // count) for count in groups}
+    books = {count: torch.empty(layers, levels * count, codebook_size, hidden // count) for count in groups}
     batches = pictures_BCHW.split(max(1, TOKENS_AT_ONCE // model.shape.sequence))
     x_BSD = torch.cat([model.embed(batch_BCHW) for batch_BCHW in batches])
     # layer by layer, so that the samples of one layer only are held at a time
@@ -79,7 +81,12 @@ def train_codebooks(
 
 
 def codebooks_of_examples(
-    model: VisionTransformer, examples: Examples, groups: Sequence[int], codebook_size: int, seed: int
+    model: VisionTransformer,
+    examples: Examples,
+    groups: Sequence[int],
+    codebook_size: int,
+    seed: int,
+    levels: int = 1,
 ) -> dict[int, Tensor]:
     """Codebooks as ``train_codebooks`` makes them, of examples that ``seed`` draws: where fine-tuning starts.
 
@@ -87,7 +94,7 @@ def codebooks_of_examples(
     """
     wanted = max(FEWEST_EXAMPLES, math.ceil(TRAINING_SAMPLES_PER_CODEWORD * codebook_size / model.shape.tokens))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return train_codebooks(model, examples.batch(order[:wanted])[0], groups, codebook_size, seed)
+    return train_codebooks(model, examples.batch(order[:wanted])[0], groups, codebook_size, seed, levels=levels)
 
 
 def codebooks_for(
@@ -99,6 +106,7 @@ def codebooks_for(
     seed: int,
     cache_dir: Path,
     progress: Progress | None = None,
+    levels: int = 1,
 ) -> dict[int, Path]:
     """The files with the codebooks of ``model``, one for each G of ``groups``; trained where ``cache_dir`` has none.
 
@@ -113,12 +121,12 @@ def codebooks_for(
     def train(missing: list[int]) -> dict[int, Tensor]:
         pictures = max(FEWEST_PICTURES, math.ceil(SAMPLES_PER_CODEWORD * codebook_size / tokens))
         pictures_BCHW = photographs(tokens, choice.patch, pictures, seed)
-        return train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress)
+        return train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress, levels)
 
     recipe = {"recipe": RECIPE, "model": asdict(choice), "weights": fingerprint(model), "tokens": tokens, "seed": seed}
-    recipe |= {"codebook_size": codebook_size}
+    recipe |= {"codebook_size": codebook_size, "levels": levels}
     layers, hidden = model.shape.layers, model.shape.hidden
-    shapes = {count: (layers, count, codebook_size, hidden // count) for count in groups}
+    shapes = {count: (layers, levels * count, codebook_size, hidden // count) for count in groups}
     return cached_codebooks(recipe, shapes, cache_dir, train)
 
 
@@ -144,37 +152,44 @@ def cached_codebooks(
     return paths
 
 
-def save_codebooks(codebooks_LGKd: Tensor, path: Path, recipe: str = "") -> None:
+def save_codebooks(codebooks_LIKd: Tensor, path: Path, recipe: str = "") -> None:
     """A file for ``load_codebooks``. recipe: what they were made of, as JSON."""
-    save_tensors({"codebooks": codebooks_LGKd}, path, {"recipe": recipe})
+    save_tensors({"codebooks": codebooks_LIKd}, path, {"recipe": recipe})
 
 
 def load_codebooks(path: Path) -> Tensor:
-    """The codebooks [L, G, K, d] of a file, mapped and not copied, so that processes share them.
+    """The codebooks [L, I, K, d] of a file, mapped and not copied, so that processes share them.
 
     Raises EnvironmentFault naming a file that is missing, damaged or holds something else.
     """
     try:
-        codebooks_LGKd = load_file(path)["codebooks"]
+        codebooks_LIKd = load_file(path)["codebooks"]
     except (OSError, SafetensorError, KeyError) as error:
         raise EnvironmentFault(f"{path} is damaged or no file of codebooks ({error})") from error
-    if codebooks_LGKd.dim() != 4 or codebooks_LGKd.dtype != torch.float32:
-        found = f"{codebooks_LGKd.dtype} {list(codebooks_LGKd.shape)}"
+    if codebooks_LIKd.dim() != 4 or codebooks_LIKd.dtype != torch.float32:
+        found = f"{codebooks_LIKd.dtype} {list(codebooks_LIKd.shape)}"
         raise EnvironmentFault(f"{path} is damaged or no file of codebooks (they are {found})")
-    return codebooks_LGKd
+    return codebooks_LIKd
 
 
 def cluster(
     x_NW: np.ndarray, layer: int, books: dict[int, Tensor], seed: int, progress: Progress | None = None
 ) -> None:
-    """Fill in a layer of the codebooks [L, G, K, W / G] of each G, from samples of its W numbers.
+    """Fill in a layer of the codebooks [L, levels * G, K, W / G] of each G, from samples of its W numbers.
 
     ``progress(done, total)`` is called after each G.
     """
-    for position, (count, book_LGKd) in enumerate(books.items()):
-        layers, _, codebook_size, _ = book_LGKd.shape
-        for group, x_Nd in enumerate(np.split(x_NW, count, axis=1)):
-            book_LGKd[layer, group] = torch.from_numpy(_kmeans(x_Nd, codebook_size, seed))
+    for position, (count, book_LIKd) in enumerate(books.items()):
+        layers, indices, codebook_size, _ = book_LIKd.shape
+        rest_NW = x_NW
+        for first in range(0, indices, count):
+            level_GKd = book_LIKd[layer, first : first + count]
+            if first:
+                before_GKd = book_LIKd[layer, first - count : first]
+                codes_NG = nearest_codes(torch.from_numpy(rest_NW), before_GKd)
+                rest_NW = rest_NW - Quantizer(before_GKd[None]).decode(0, codes_NG).numpy()
+            for group, x_Nd in enumerate(np.split(rest_NW, count, axis=1)):
+                level_GKd[group] = torch.from_numpy(_kmeans(x_Nd, codebook_size, seed))
         if progress is not None:
             progress(layer * len(books) + position + 1, layers * len(books))
 

@@ -11,6 +11,7 @@ Shape suffixes as in llama.py; T tokens, Q those of them that are quantised, W n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, cast
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codes import index_bits
+from testbed.astra.int8_tokens import check_int8_tokens, with_int8_tokens
 from testbed.astra.quantised import Quantised, apart, check_quantised, quantised_width, to_quantise
 from testbed.astra.simulation import Forward, Student, check_codebooks, check_shares, device_layout
 from testbed.astra.vq import VectorQuantizer
@@ -58,6 +60,13 @@ def causal_layout(shares: Sequence[int], anchors: int) -> Tensor:
     return torch.cat([exact_TT, quantised_TT[:, anchors : tokens - shares[-1]]], dim=1)
 
 
+def sent_shares(shares: Sequence[int], anchors: int) -> list[int]:
+    """How many tokens each device quantises: no anchors, none of the last device. Without devices that have none."""
+    stops = list(itertools.accumulate(shares[:-1]))
+    sent = [stop - max(anchors, stop - share) for stop, share in zip(stops, shares, strict=False)]
+    return [count for count in sent if count > 0]
+
+
 class AstraDecoder(Student):
     """A Llama or GPT-2 on any number of devices, each with a contiguous share of the tokens."""
 
@@ -70,9 +79,11 @@ class AstraDecoder(Student):
         quantizer: VectorQuantizer | None = None,
         quantised: Quantised = "residual",
         anchors: int = 0,
+        int8_tokens: int = 0,
     ):
         """tokens: of the sequences that it is trained on. quantizer: of the model's layers and ``quantised_width``;
         None for a model that only ever runs on one device. anchors: how many first tokens stay exact for everybody.
+        int8_tokens: how many tokens each device sends in int8 besides; see int8_tokens.py.
 
         Raises ConfigError for another kind of ``quantised`` or a negative number of anchors, ValueError for a quantizer
         of another model.
@@ -81,10 +92,12 @@ class AstraDecoder(Student):
         check_quantised(quantised)
         if anchors < 0:
             raise ConfigError("astra.anchors", anchors, "must be 0 or more")
+        check_int8_tokens(int8_tokens)
         shape = model.config.shape(tokens)
         check_codebooks(quantizer, shape.layers, quantised_width(shape, quantised))
         self.model, self.quantizer, self.anchors, self._tokens = model, quantizer, anchors, tokens
         self.quantised: Quantised = quantised
+        self.int8_tokens = int8_tokens
 
     @property
     def tokens(self) -> int:
@@ -93,7 +106,7 @@ class AstraDecoder(Student):
     def describe(self) -> dict[str, Any]:
         """All settings, as JSON data."""
         quantizer = None if self.quantizer is None else self.quantizer.describe()
-        own = {"tokens": self.tokens, "quantised": self.quantised, "anchors": self.anchors}
+        own = {key: getattr(self, key) for key in ("tokens", "quantised", "anchors", "int8_tokens")}
         return {"model": asdict(self.model.config), **own, "quantizer": quantizer}
 
     def forward(self, ids_BT: Tensor, shares: Sequence[int], keep_states: bool = False) -> Forward:
@@ -113,6 +126,10 @@ class AstraDecoder(Student):
                 own_BQW = to_quantise(block, x_BTD, self.quantised)[:, sent]
                 known_BQW, distance = self.quantizer(layer, own_BQW)
                 commitment = commitment + distance
+                if self.int8_tokens:
+                    known_BQW = with_int8_tokens(
+                        own_BQW, known_BQW, sent_shares(shares, self.anchors), self.int8_tokens
+                    )
                 x_BTD = block.finish(x_BTD, self._mixed_attention(block, x_BTD, known_BQW, visible))
             if keep_states:
                 states.append(x_BTD)

@@ -38,11 +38,12 @@ def train_decoder_codebooks(
     seed: int,
     anchors: int = 0,
     progress: Progress | None = None,
+    levels: int = 1,
 ) -> dict[int, Tensor]:
-    """Codebooks [layers, G, codebook_size, W / G], float32, for each G of ``groups``, from one pass of the model.
+    """Codebooks [layers, levels * G, codebook_size, W / G], float32, for each G of ``groups``, from one pass.
 
-    windows_BS: token ids. anchors: how many first tokens of a window stay exact. ``progress(done, total)`` is called
-    after each layer and G. Held at a time: one layer's input and what it quantises.
+    windows_BS: token ids. anchors: how many first tokens of a window stay exact. levels: see Quantizer.
+    ``progress(done, total)`` is called after each layer and G. Held at a time: one layer's input and what it quantises.
 
     Raises ConfigError for groups, a codebook size or something quantised that cannot be, ValueError if there are fewer
     tokens than codewords.
@@ -55,7 +56,7 @@ def train_decoder_codebooks(
         raise ValueError(
             f"{len(windows_BS)} windows of {windows_BS.shape[1]} tokens cannot give {codebook_size} codewords; {need}"
         )
-    books = {count: torch.empty(shape.layers, count, codebook_size, width // count) for count in groups}
+    books = {count: torch.empty(shape.layers, levels * count, codebook_size, width // count) for count in groups}
     at_once = max(1, TOKENS_AT_ONCE // windows_BS.shape[1])
     parts = [model.embed(part_BS) for part_BS in windows_BS.split(at_once)]
     for layer, block in enumerate(cast(Iterable[DecoderBlock], model.blocks)):
@@ -78,6 +79,7 @@ def decoder_codebooks_for(
     cache_dir: Path,
     anchors: int = 0,
     progress: Progress | None = None,
+    levels: int = 1,
 ) -> dict[int, Path]:
     """The files with what ``train_decoder_codebooks`` makes, one for each G; made where ``cache_dir`` has none.
 
@@ -86,7 +88,8 @@ def decoder_codebooks_for(
     width = _checked_width(model, quantised, groups, codebook_size)
 
     def train(missing: list[int]) -> dict[int, Tensor]:
-        return train_decoder_codebooks(model, windows_BS, quantised, missing, codebook_size, seed, anchors, progress)
+        of = (quantised, missing, codebook_size, seed, anchors, progress, levels)
+        return train_decoder_codebooks(model, windows_BS, *of)
 
     recipe = {
         "decoder_recipe": RECIPE,
@@ -95,10 +98,11 @@ def decoder_codebooks_for(
         "windows": [list(windows_BS.shape), hashlib.sha256(windows_BS.numpy().tobytes()).hexdigest()],
         "quantised": quantised,
         "anchors": anchors,
+        "levels": levels,
         "codebook_size": codebook_size,
         "seed": seed,
     }
-    shapes = {count: (model.config.layers, count, codebook_size, width // count) for count in groups}
+    shapes = {count: (model.config.layers, levels * count, codebook_size, width // count) for count in groups}
     return cached_codebooks(recipe, shapes, cache_dir, train)
 
 

@@ -86,7 +86,7 @@ class PerCodeword(Expansion):
     """The codewords that occur, each with the logarithm of how often it does."""
 
     def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
-        self.codewords = CodewordAttention(block, quantizer.codebooks_LGKd[layer])
+        self.codewords = CodewordAttention(block, quantizer.codebooks_LIKd[layer])
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
         return Keys(*self.codewords.occurring(codes_RG))

@@ -76,9 +76,9 @@ class AstraShard:
     def keys(self, layer: int, piece: int, messages: tuple[Tensor, ...]) -> Keys:
         """Of a received piece, from everyone's messages."""
         assert self.quantizer is not None
-        bits, groups = index_bits(self.quantizer.codebook_size), self.quantizer.groups
+        bits, indices = index_bits(self.quantizer.codebook_size), self.quantizer.indices
         codes = [
-            unpack(messages[rank], self.split.sent_tokens(rank)[piece], groups, bits) for rank in self.split.sources
+            unpack(messages[rank], self.split.sent_tokens(rank)[piece], indices, bits) for rank in self.split.sources
         ]
         return self.expansions[layer].keys(torch.cat(codes), self.positions[piece])
 

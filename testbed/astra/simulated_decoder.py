@@ -11,7 +11,7 @@ from testbed.astra.attention import Simulated, count_ties
 from testbed.astra.decoder import AstraDecoder
 from testbed.astra.quantised import Quantised
 from testbed.astra.quantizer import Quantizer
-from testbed.astra.vq import VectorQuantizer
+from testbed.astra.vq import VectorQuantizer, VqSettings
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
 
@@ -22,17 +22,17 @@ class SentCodes(VectorQuantizer):
     Raises ValueError where a given code is no near tie.
     """
 
-    def __init__(self, quantizer: Quantizer, codes_LQG: Tensor | None):
-        super().__init__(quantizer.codebooks_LGKd)
-        self.quantizer, self.codes_LQG, self.ties = quantizer, codes_LQG, 0
+    def __init__(self, quantizer: Quantizer, codes_LQI: Tensor | None):
+        super().__init__(quantizer.codebooks_LIKd, VqSettings(levels=quantizer.levels))
+        self.quantizer, self.codes_LQI, self.ties = quantizer, codes_LQI, 0
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """As ``VectorQuantizer.forward``."""
-        codes_QG = self.quantizer.encode(layer, x_BTD[0])
-        if self.codes_LQG is not None:
-            self.ties += count_ties(self.quantizer, layer, x_BTD[0], codes_QG, self.codes_LQG[layer])
-            codes_QG = self.codes_LQG[layer]
-        return self.quantizer.decode(layer, codes_QG)[None], x_BTD.new_zeros(())
+        codes_QI = self.quantizer.encode(layer, x_BTD[0])
+        if self.codes_LQI is not None:
+            self.ties += count_ties(self.quantizer, layer, x_BTD[0], codes_QI, self.codes_LQI[layer])
+            codes_QI = self.codes_LQI[layer]
+        return self.quantizer.decode(layer, codes_QI)[None], x_BTD.new_zeros(())
 
 
 @torch.no_grad()
@@ -41,15 +41,15 @@ def simulate_decoder(
     quantizer: Quantizer,
     ids_BT: Tensor,
     shares: Sequence[int],
-    codes_LQG: Tensor | None,
+    codes_LQI: Tensor | None,
     quantised: Quantised,
     anchors: int,
 ) -> Simulated:
     """One pass of ``len(shares)`` devices over a prompt [1, T]: hidden [T, D], logits [V] for the token after it.
 
-    codes_LQG: indices that a distributed run sent; see ``simulate``, also for what is raised.
+    codes_LQI: indices that a distributed run sent; see ``simulate``, also for what is raised.
     """
-    sent = SentCodes(quantizer, codes_LQG)
+    sent = SentCodes(quantizer, codes_LQI)
     student = AstraDecoder(model, ids_BT.shape[1], sent, quantised, anchors).eval()
     done = student(ids_BT, shares, keep_states=True)
     return Simulated(model.norm(done.states[-1])[0], done.logits[0, -1], sent.ties)

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from testbed.astra.int8_tokens import check_int8_tokens, with_int8_tokens
 from testbed.astra.vq import VectorQuantizer
 from testbed.errors import ConfigError, nearest
 from testbed.models.transformer import Block
@@ -115,9 +116,9 @@ def check_codebooks(quantizer: VectorQuantizer | None, layers: int, width: int) 
     """Raise ValueError for codebooks of other ``layers`` or tokens of another ``width``."""
     if quantizer is None:
         return
-    found, groups, _, group_width = quantizer.codebooks_LGKd.shape
-    if (found, groups * group_width) != (layers, width):
-        described = f"{found} layers of {groups} x {group_width} numbers"
+    found = len(quantizer.codebooks_LIKd)
+    if (found, quantizer.hidden) != (layers, width):
+        described = f"{found} layers of {quantizer.hidden} numbers"
         raise ValueError(f"codebooks are for {described}; the model has {layers} x {width}")
 
 
@@ -139,8 +140,11 @@ class AstraVit(Student):
         model: VisionTransformer,
         quantizer: VectorQuantizer | None = None,
         class_tokens: ClassTokens = "distributed",
+        int8_tokens: int = 0,
     ):
         """quantizer: of the model's layers and width; None for a model that only ever runs on one device.
+
+        int8_tokens: how many tokens each device sends in int8 besides; see int8_tokens.py.
 
         Raises ConfigError for another kind of class tokens, ValueError for a quantizer of another model.
         """
@@ -148,7 +152,10 @@ class AstraVit(Student):
         if class_tokens not in get_args(ClassTokens):
             raise ConfigError("astra.class_tokens", class_tokens, nearest(class_tokens, get_args(ClassTokens)))
         check_codebooks(quantizer, model.shape.layers, model.shape.hidden)
-        self.model, self.quantizer, self.class_tokens = model, quantizer, class_tokens
+        check_int8_tokens(int8_tokens)
+        self.model, self.quantizer = model, quantizer
+        self.class_tokens: ClassTokens = class_tokens
+        self.int8_tokens = int8_tokens
 
     @property
     def tokens(self) -> int:
@@ -156,7 +163,8 @@ class AstraVit(Student):
 
     def describe(self) -> dict[str, Any]:
         quantizer = None if self.quantizer is None else self.quantizer.describe()
-        return {"model": asdict(self.model.config), "class_tokens": self.class_tokens, "quantizer": quantizer}
+        own = {"class_tokens": self.class_tokens, "int8_tokens": self.int8_tokens}
+        return {"model": asdict(self.model.config), **own, "quantizer": quantizer}
 
     def forward(self, pixels_BCHW: Tensor, shares: Sequence[int], keep_states: bool = False) -> Forward:
         """One pass of ``len(shares)`` devices, which own ``shares`` content tokens each, in order.
@@ -177,6 +185,8 @@ class AstraVit(Student):
             else:
                 quantised_BTD, distance = self.quantizer(layer, x_BSD[:, copies:])
                 commitment = commitment + distance
+                if self.int8_tokens:
+                    quantised_BTD = with_int8_tokens(x_BSD[:, copies:], quantised_BTD, shares, self.int8_tokens)
                 x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantised_BTD, visible))
             if keep_states:
                 states.append(x_BSD[:, copies:])

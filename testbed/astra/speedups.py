@@ -44,6 +44,11 @@ class Speedups:
             raise ConfigError("astra.speedups", text, ALLOWED)
         return cls("tables" in words, "codewords" in words, "overlap" in words, pieces)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether something is computed ahead of the codewords, which must be the residual stream's own for that."""
+        return self.tables or self.codewords
+
     def __str__(self) -> str:
         words = [word for word in ("tables", "codewords", "overlap") if getattr(self, word)]
         words += [f"split{self.pieces}"] if self.pieces > 1 else []

@@ -111,19 +111,21 @@ class Slot:
 
 @dataclass(frozen=True)
 class Costs:
-    """Slots and messages of one rank's layers, by formula. Encoding is K·D a token, and so real work."""
+    """Slots and messages of one rank's layers, by formula. Encoding is K·D a token and level, and so real work."""
 
     split: Split
     groups: int
     codebook_size: int
     speedups: Speedups
     quantised: Quantised = "residual"
+    levels: int = 1
 
     def encode(self, piece: int) -> Slot:
         """Nearest codewords of an own piece, and its keys and values, if these are what is quantised."""
         shape, tokens = self.split.shape, self.split.sent_tokens(self.split.rank)[piece]
         project = shape.key_value_macs(tokens) if self.quantised == "keys_values" else 0
-        return Slot(project + tokens * self.codebook_size * quantised_width(shape, self.quantised))
+        search = self.levels * self.codebook_size * quantised_width(shape, self.quantised)
+        return Slot(project + tokens * search)
 
     def local(self) -> Slot:
         """Queries of own rows, keys and values of those that have none yet, and attention among them."""
@@ -140,7 +142,7 @@ class Costs:
         if self.speedups.tables:
             return Slot(moved_bytes=tokens * (self.groups + 1) * row_bytes)  # a row of each group read, the sum written
         if self.quantised == "keys_values":
-            return Slot(moved_bytes=2 * tokens * row_bytes)
+            return Slot(moved_bytes=(self.levels + 1) * tokens * row_bytes)  # each level's read, the sum written
         return Slot(shape.key_value_macs(tokens))
 
     def attend(self, piece: int) -> Slot:
@@ -174,7 +176,7 @@ class Costs:
         """Bytes of each rank's packed indices of a piece."""
         bits = index_bits(self.codebook_size)
         tokens = [self.split.sent_tokens(rank)[piece] for rank in range(self.split.world)]
-        return [packed_bytes(count * self.groups, bits) for count in tokens]
+        return [packed_bytes(count * self.levels * self.groups, bits) for count in tokens]
 
     def class_bits(self) -> int:
         """Bits received to average the class copies: the others' of the own share of D, then the others' sums."""

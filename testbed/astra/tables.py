@@ -189,7 +189,7 @@ def tables_for(
         raise ValueError(f"the quantizer has {quantizer.layers} layers; expected the model's {len(blocks)}")
     return [
         CodewordTables(block, books_GKd, dtype, cache_dir)
-        for block, books_GKd in zip(blocks, quantizer.codebooks_LGKd, strict=True)
+        for block, books_GKd in zip(blocks, quantizer.codebooks_LIKd, strict=True)
     ]
 
 

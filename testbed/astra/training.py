@@ -152,7 +152,7 @@ class _Run:
         accuracies = [flags.float().mean().item() for flags in right]
         accuracy = sum(accuracies) / len(accuracies)
         entry = {"epoch": epoch + 1, "loss": progress.loss_sum / self.epoch_steps, "validation_accuracy": accuracy}
-        if quantizer is not None and quantizer.used_LGK.any():
+        if quantizer is not None and quantizer.used_LIK.any():
             entry["lowest_perplexity"] = self._check_use(epoch + 1)
         progress.history.append(entry)
         progress.loss_sum = 0.0
@@ -195,13 +195,13 @@ class _Run:
     def _check_use(self, epoch: int) -> float:
         """The lowest perplexity of all codebooks over the epoch; warns where one has collapsed."""
         assert self.student.quantizer is not None
-        perplexity_LG = self.student.quantizer.perplexity()
+        perplexity_LI = self.student.quantizer.perplexity()
         size = self.student.quantizer.codebook_size
-        for layer, group in (perplexity_LG < self.settings.collapse_below * size).nonzero().tolist():
-            used = f"{perplexity_LG[layer, group]:.1f} of {size} codewords (perplexity)"
+        for layer, group in (perplexity_LI < self.settings.collapse_below * size).nonzero().tolist():
+            used = f"{perplexity_LI[layer, group]:.1f} of {size} codewords (perplexity)"
             message = f"codebook of layer {layer}, group {group} collapsed: it used {used} in epoch {epoch}"
             warnings.warn(f"{message}; lower training.learning_rate or astra.codebook_size", stacklevel=2)
-        return perplexity_LG.min().item()
+        return perplexity_LI.min().item()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

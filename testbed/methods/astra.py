@@ -44,7 +44,7 @@ class Astra(Method):
     """Settings: groups G, codebook_size K, and speedups, as words joined by + (see Speedups), ``paper`` or ``auto``.
 
     quantised: what of a layer's input (quantised.py). anchors: of a causal model, how many first tokens every device
-    computes itself, exactly.
+    computes itself, exactly. levels: codebooks in a row, each of which quantises what the one before left over.
     ``auto`` is what ``resolve`` finds best for the devices and links; elsewhere it stands for ``paper``. ``attach``
     the codebooks before ``shard`` for more than one device.
     """
@@ -60,10 +60,11 @@ class Astra(Method):
         speedups: str = "paper",
         quantised: str = "residual",
         anchors: int = 0,
+        levels: int = 1,
     ):
         self.groups, self.codebook_size, self.speedups = groups, codebook_size, speedups
         self.quantised: Quantised = cast(Quantised, quantised)
-        self.anchors = anchors
+        self.anchors, self.levels = anchors, levels
         self._chosen = Speedups() if speedups == AUTO else Speedups.parse(speedups)
         self._quantizer: Quantizer | None = None
         self._cache: Path | None = None
@@ -73,12 +74,13 @@ class Astra(Method):
         """For example ``astra G=16 K=1024 tables+overlap``, and of a decoder what is not as usual."""
         words = [f"astra G={self.groups} K={self.codebook_size} {self.speedups}"]
         words += [self.quantised] if self.quantised != "residual" else []
-        return " ".join([*words, *([f"anchors={self.anchors}"] if self.anchors else [])])
+        words += [f"anchors={self.anchors}"] if self.anchors else []
+        return " ".join([*words, *([f"levels={self.levels}"] if self.levels > 1 else [])])
 
     @property
     def codebook_key(self) -> tuple[Any, ...]:
-        """Also what is quantised, and which tokens never are."""
-        return self.groups, self.codebook_size, self.quantised, self.anchors
+        """Also what is quantised, which tokens never are, and in how many levels."""
+        return self.groups, self.codebook_size, self.quantised, self.anchors, self.levels
 
     def check(self, shape: ModelShape, world: int) -> None:
         """Groups must divide the hidden width, the codebook size be a power of two, each device have a token a piece.
@@ -91,8 +93,10 @@ class Astra(Method):
             raise ConfigError("devices", world, f"astra needs 1 to {shape.tokens} devices, one content token each")
         if self._chosen.codewords and self.groups > 1:
             raise ConfigError("astra.groups", self.groups, f"must be 1 for astra.speedups={self.speedups}")
-        if (self._chosen.tables or self._chosen.codewords) and self.quantised != "residual":
+        if self._chosen.ahead and self.quantised != "residual":
             raise ConfigError("astra.quantised", self.quantised, f"must be residual for astra.speedups={self.speedups}")
+        if self._chosen.ahead and self.levels > 1:
+            raise ConfigError("astra.levels", self.levels, f"must be 1 for astra.speedups={self.speedups}")
         if self.quantised != "residual" and not shape.causal:
             raise ConfigError("astra.quantised", self.quantised, "must be residual but for a causal model")
         least = min(self.shares(shape.tokens, world))
@@ -114,11 +118,9 @@ class Astra(Method):
         for choice in candidates(self.groups, shape.rotary):
             if choice.pieces > least - self.anchors:
                 continue
-            if (choice.tables or choice.codewords) and self.quantised != "residual":
+            if choice.ahead and (self.quantised != "residual" or self.levels > 1 or table_bytes > memory_bytes):
                 continue
-            if (choice.tables or choice.codewords) and table_bytes > memory_bytes:
-                continue
-            chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors)
+            chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors, self.levels)
             chosen.speeds = self.speeds
             seconds = chosen.predicted_s(shape, devices, wire) + HANDLED_S * chosen.messages(shape, world)
             if seconds < best_s:
@@ -126,15 +128,14 @@ class Astra(Method):
         return {"speedups": str(best)}
 
     def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
-        """Use these codebooks, float32 [layers, groups, codebook_size, hidden / groups]. cache: folder of their tables.
+        """Use these codebooks, float32 [layers, levels * groups, codebook_size, hidden / groups].
 
-        Raises ConfigError (key ``astra.codebooks``) where they differ from the settings.
+        cache: folder of their tables. Raises ConfigError (key ``astra.codebooks``) where they differ from the settings.
         """
-        quantizer = Quantizer(codebooks)
-        if (quantizer.groups, quantizer.codebook_size) != (self.groups, self.codebook_size):
-            allowed = f"the settings ask for {self.groups} groups of {self.codebook_size} codewords"
+        if codebooks.shape[1:3] != (self.levels * self.groups, self.codebook_size):
+            allowed = f"must be [layers, {self.levels * self.groups}, {self.codebook_size}, ...], as the settings say"
             raise ConfigError("astra.codebooks", list(codebooks.shape), allowed)
-        self._quantizer, self._cache = quantizer, cache
+        self._quantizer, self._cache = Quantizer(codebooks, self.levels), cache
 
     def shard(self, model: VisionTransformer | Decoder, rank: int, world: int) -> AstraShard:
         """The whole model, and tables of it if the speed-ups have them."""
@@ -157,7 +158,7 @@ class Astra(Method):
         return (shape.layers * self._chosen.pieces + 2 * shape.class_tokens) * (world - 1)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """As in PAPER.md, and encoding: K·P·D per layer. One device alone does what ``single`` does."""
+        """As in PAPER.md, and encoding: K·P·D per layer and level. One device alone does what ``single`` does."""
         return self._of_rank(shape, rank, world).total().macs
 
     def moved_bytes(self, shape: ModelShape, rank: int, world: int) -> int:
@@ -181,16 +182,17 @@ class Astra(Method):
         return Split(shape, self.shares(shape.tokens, world), rank, self._chosen.pieces, anchors)
 
     def _costs(self, split: Split) -> Costs:
-        return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised)
+        return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised, self.levels)
 
     def _codebooks_for(self, shape: ModelShape) -> Quantizer:
         quantizer = self._quantizer
         width = quantised_width(shape, self.quantised)
-        allowed = f"attach [{shape.layers}, {self.groups}, {self.codebook_size}, {width // self.groups}] first"
+        indices = self.levels * self.groups
+        allowed = f"attach [{shape.layers}, {indices}, {self.codebook_size}, {width // self.groups}] first"
         if quantizer is None:
             raise ConfigError("astra.codebooks", None, allowed)
         if (quantizer.layers, quantizer.hidden) != (shape.layers, width):
-            raise ConfigError("astra.codebooks", list(quantizer.codebooks_LGKd.shape), allowed)
+            raise ConfigError("astra.codebooks", list(quantizer.codebooks_LIKd.shape), allowed)
         return quantizer
 
 

@@ -55,6 +55,7 @@ class Method(ABC):
     exact: bool  # equals ``single`` up to rounding; otherwise equals its one-process simulation
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
+    levels: int = 1
     speeds: tuple[float, ...] = ()
 
     @property
@@ -84,7 +85,7 @@ class Method(ABC):
         return {}
 
     def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
-        """Give a method with a codebook its codewords [layers, groups, codebook_size, hidden / groups].
+        """Give a method with a codebook its codewords [layers, levels * groups, codebook_size, hidden / groups].
 
         cache: a folder in which it may keep what it computes of them.
         """

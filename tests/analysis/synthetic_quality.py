@@ -15,7 +15,8 @@ def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **cha
     value = 90.0 if original else {"k-means": 80.0, "trained": 88.0}[stage] + groups / 32
     return {
         **{"experiment": "accuracy_vit", "signature": "0", "model": "vit_tiny", "data": "fashion_mnist"},
-        **{"corpus": "", "tokens": 49, "quantised": "", "anchors": 0},
+        **{"corpus": "", "tokens": 49, "quantised": "", "anchors": 0, "int8_tokens": 0},
+        **{"levels": 0 if original else 1, "gradient": "straight_through" if stage == "trained" else ""},
         **{"metric": "accuracy_pct", "stage": stage, "groups": 0 if original else groups},
         **{"codebook_size": 0 if original else 1024, "bits_per_token": bits, "compression": 32 * 96 / bits},
         **{"noise": 0.0, "commitment": 0.0 if stage != "trained" else 2e-4},

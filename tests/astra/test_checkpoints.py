@@ -90,8 +90,8 @@ def test_results_go_on_with_fresh_averages_and_without_them_in_the_file(tmp_path
     other = tiny_student()
     load_result(path, other)
     assert student.quantizer is not None and other.quantizer is not None
-    assert torch.equal(other.quantizer.codebooks_LGKd, student.quantizer.codebooks_LGKd)
-    assert torch.equal(other.quantizer.sums_LGKd, other.quantizer.codebooks_LGKd)
+    assert torch.equal(other.quantizer.codebooks_LIKd, student.quantizer.codebooks_LIKd)
+    assert torch.equal(other.quantizer.sums_LIKd, other.quantizer.codebooks_LIKd)
     assert other.quantizer.settings.noise == 0.3
     plain = AstraVit(tiny_model(3))
     save_result(path, plain)

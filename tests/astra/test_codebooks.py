@@ -30,9 +30,9 @@ def pictures():
     return codebooks.photographs(TOKENS, TINY.patch, count=8, seed=0)
 
 
-def relative_errors(model, books, pictures):
+def relative_errors(model, books, pictures, levels=1):
     """Squared quantisation error over variance, per layer."""
-    quantizer, x_BSD, errors = Quantizer(books), model.embed(pictures), []
+    quantizer, x_BSD, errors = Quantizer(books, levels), model.embed(pictures), []
     for layer, block in enumerate(model.blocks):
         content = x_BSD[:, 1:].flatten(0, 1)
         rest = content - quantizer.decode(layer, quantizer.encode(layer, content))
@@ -49,6 +49,16 @@ def test_codebooks_fit_the_stream_at_each_layer_s_input(model, pictures):
     assert all(g < w / 2 for g, w in zip(grouped, whole, strict=True))
     shifted = relative_errors(model, books[1].roll(1, 0), pictures)
     assert all(wrong > right for wrong, right in zip(shifted, whole, strict=True))
+
+
+def test_a_second_level_fits_what_the_first_left_over(model, pictures):
+    books = train_codebooks(model, pictures, [1, 8], 32, seed=0, levels=2)
+    assert {groups: tuple(book.shape) for groups, book in books.items()} == {1: (3, 2, 32, 24), 8: (3, 16, 32, 3)}
+    for groups, book in books.items():
+        one = train_codebooks(model, pictures, [groups], 32, seed=0)[groups]
+        assert torch.equal(book[:, :groups], one)
+        pairs = zip(relative_errors(model, book, pictures, 2), relative_errors(model, one, pictures), strict=True)
+        assert all(two < 0.8 * first for two, first in pairs)
 
 
 def test_the_class_token_and_batching_leave_no_trace(model, pictures, monkeypatch):

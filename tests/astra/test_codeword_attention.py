@@ -53,7 +53,7 @@ def test_attending_to_codewords_is_attending_to_all_tokens(size, remote, own, he
     quantizer = Quantizer(torch.randn(1, 1, size, 12, generator=generator))
     codes = torch.randint(size, (remote, 1), generator=generator)
     x = torch.randn(1, own, 12, generator=generator)
-    found = per_codeword(block, quantizer.codebooks_LGKd[0], x, codes)
+    found = per_codeword(block, quantizer.codebooks_LIKd[0], x, codes)
     torch.testing.assert_close(found, per_token(block, x, quantizer.decode(0, codes)), atol=1e-5, rtol=1e-5)
 
 
@@ -62,9 +62,9 @@ def test_a_codeword_of_many_tokens_weighs_as_many():
     quantizer = Quantizer(torch.randn(1, 1, 4, 12, generator=torch.Generator().manual_seed(1)))
     x = torch.randn(1, 3, 12, generator=torch.Generator().manual_seed(2))
     codes = torch.tensor([[2]] * 500 + [[0]])
-    found = per_codeword(block, quantizer.codebooks_LGKd[0], x, codes)
+    found = per_codeword(block, quantizer.codebooks_LIKd[0], x, codes)
     torch.testing.assert_close(found, per_token(block, x, quantizer.decode(0, codes)), atol=1e-5, rtol=1e-5)
-    once = per_codeword(block, quantizer.codebooks_LGKd[0], x, torch.tensor([[2], [0]]))
+    once = per_codeword(block, quantizer.codebooks_LIKd[0], x, torch.tensor([[2], [0]]))
     assert (found - once).abs().max() > 0.1
 
 
@@ -78,7 +78,7 @@ def test_causal_devices_count_the_tokens_of_devices_before_them(shares):
     for device, share in enumerate(shares):
         start = sum(shares[:device])
         own, before = x[:, start : start + share], codes[:start]
-        found = per_codeword(block, quantizer.codebooks_LGKd[0], own, before, causal_mask(share, share))
+        found = per_codeword(block, quantizer.codebooks_LIKd[0], own, before, causal_mask(share, share))
         expected = per_token(block, own, quantizer.decode(0, before), causal_mask(share, start + share))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -84,7 +84,7 @@ def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) ->
                 width = row.shape[-1] // quantizer.groups
                 parts = []
                 for group in range(quantizer.groups):
-                    book = quantizer.codebooks_LGKd[layer, group]
+                    book = quantizer.codebooks_LIKd[layer, group]
                     part = row[group * width : (group + 1) * width]
                     parts.append(book[(book - part).square().sum(-1).argmin()])
                 return torch.cat(parts)
@@ -181,10 +181,10 @@ def test_codebooks_follow_only_what_is_sent() -> None:
     student = AstraDecoder(model, TOKENS, VectorQuantizer(books(model, "keys_values", 2)), "keys_values", 2)
     assert student.quantizer is not None
     student(IDS, [5, 4, 3])
-    assert student.quantizer.used_LGK.sum(-1).unique().tolist() == [2 * (TOKENS - 2 - 3)]
+    assert student.quantizer.used_LIK.sum(-1).unique().tolist() == [2 * (TOKENS - 2 - 3)]
     student.quantizer.forget_use()
     student.eval()(IDS, [5, 4, 3])
-    assert student.quantizer.used_LGK.sum() == 0
+    assert student.quantizer.used_LIK.sum() == 0
 
 
 def test_keys_come_before_values() -> None:
@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_named() -> None:
         AstraDecoder(model, TOKENS, None, "key_values")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="astra.anchors=-1"):
         AstraDecoder(model, TOKENS, anchors=-1)
-    with pytest.raises(ValueError, match="codebooks are for 2 layers of 2 x 12 numbers; the model has 2 x 32"):
+    with pytest.raises(ValueError, match="codebooks are for 2 layers of 24 numbers; the model has 2 x 32"):
         AstraDecoder(model, TOKENS, VectorQuantizer(books(model, "residual", 2)), "keys_values")
     with pytest.raises(ValueError, match=r"shares are \[6, 5\]; expected positive numbers of sum 12"):
         AstraDecoder(model, TOKENS)(IDS, [6, 5])

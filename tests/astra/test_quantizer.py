@@ -31,7 +31,7 @@ def test_encode_finds_the_nearest_codeword_of_each_group(groups, size, width, to
     codes = quantizer.encode(1, x)
     assert codes.shape == (tokens, groups) and codes.dtype == torch.int64
     x_PGd = x.double().unflatten(1, (groups, width))
-    distances = (x_PGd[:, :, None] - quantizer.codebooks_LGKd[1].double()).square().sum(-1)  # [P, G, K]
+    distances = (x_PGd[:, :, None] - quantizer.codebooks_LIKd[1].double()).square().sum(-1)  # [P, G, K]
     chosen = distances.gather(2, codes[:, :, None]).squeeze(2)
     torch.testing.assert_close(chosen, distances.amin(2), atol=1e-5, rtol=0)
     other = torch.randint(size, (tokens, groups), generator=torch.Generator().manual_seed(seed))
@@ -47,9 +47,26 @@ def test_decode_puts_the_codewords_side_by_side_and_encodes_back(groups, size, w
     decoded = quantizer.decode(1, codes)
     assert decoded.shape == (tokens, groups * width)
     for group in range(groups):
-        expected = quantizer.codebooks_LGKd[1, group][codes[:, group]]
+        expected = quantizer.codebooks_LIKd[1, group][codes[:, group]]
         assert torch.equal(decoded[:, group * width : (group + 1) * width], expected)
     assert (quantizer.excess(1, decoded, quantizer.encode(1, decoded)) < 1e-5).all()
+
+
+@settings(max_examples=30)
+@given(levels=st.integers(2, 3), **sizes)
+def test_levels_quantise_what_is_left_over_and_add_up(levels, groups, size, width, tokens, seed):
+    books = random_quantizer(2, levels * groups, size, width, seed).codebooks_LIKd
+    quantizer = Quantizer(books, levels)
+    x = torch.randn(tokens, groups * width, generator=torch.Generator().manual_seed(seed + 1))
+    codes, rest = quantizer.encode(1, x), x
+    assert (quantizer.indices, quantizer.groups) == (levels * groups, groups)
+    for level, own in enumerate(codes.split(groups, dim=1)):
+        alone = Quantizer(books[:, level * groups : (level + 1) * groups])
+        assert torch.equal(own, alone.encode(1, rest))
+        rest = rest - alone.decode(1, own)
+    torch.testing.assert_close(quantizer.decode(1, codes), x - rest, atol=1e-5, rtol=1e-5)
+    assert tokens == 0 or quantizer.excess(1, x, codes).max() < 1e-4
+    assert (quantizer.excess(1, x, torch.zeros_like(codes)) >= 0).all()
 
 
 def test_excess_is_never_negative_and_zero_for_the_best():
@@ -83,7 +100,7 @@ def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="codes are for 2 tokens; expected the 3 of x"):
         quantizer.excess(0, x, codes[:2])
     with pytest.raises(
-        ValueError, match=re.escape("expected float32 [layers, groups, codebook_size, hidden / groups]")
+        ValueError, match=re.escape("expected float32 [layers, levels * groups, codebook_size, hidden / groups]")
     ):
         Quantizer(torch.zeros(2, 8, 5))
 

@@ -136,5 +136,5 @@ def test_what_does_not_fit_is_named() -> None:
         AstraVit(model)(pictures(model, 1), [6, 5])
     with pytest.raises(ValueError, match="2 devices need a quantizer"):
         AstraVit(model)(pictures(model, 1), [6, 6])
-    with pytest.raises(ValueError, match="codebooks are for 3 layers of 2 x 12 numbers; the model has 2 x 24"):
+    with pytest.raises(ValueError, match="codebooks are for 3 layers of 24 numbers; the model has 2 x 24"):
         AstraVit(model, VectorQuantizer(torch.zeros(3, 2, 4, 12)))

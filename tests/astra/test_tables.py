@@ -78,7 +78,7 @@ def test_tables_give_what_decoding_and_projecting_gives(kind, bias, groups, size
     block = make_block(kind, groups * width, seed, bias)
     quantizer = Quantizer(books(groups, size, width, seed, offset))
     codes = draw_codes(tokens, groups, size, seed)
-    found = CodewordTables(block, quantizer.codebooks_LGKd[0]).keys_values(codes, 5)
+    found = CodewordTables(block, quantizer.codebooks_LIKd[0]).keys_values(codes, 5)
     for x, expected in zip(found, decoded_keys_values(block, quantizer, codes, 5), strict=True):
         # an offset that the norm takes away costs digits on either way
         torch.testing.assert_close(x, expected, atol=3e-5, rtol=1e-5)
@@ -88,7 +88,7 @@ def test_a_token_of_equal_numbers_has_no_deviation_but_eps():
     block = make_block("layer norm", 8, 0)
     quantizer = Quantizer(torch.full((1, 2, 2, 4), 0.5))
     codes = draw_codes(3, 2, 2, 0)
-    found = CodewordTables(block, quantizer.codebooks_LGKd[0]).keys_values(codes)
+    found = CodewordTables(block, quantizer.codebooks_LIKd[0]).keys_values(codes)
     for x, expected in zip(found, decoded_keys_values(block, quantizer, codes), strict=True):
         torch.testing.assert_close(x, expected, atol=1e-4, rtol=0)
 
@@ -100,7 +100,7 @@ def test_half_the_bytes_cost_an_error_within_its_bound(dtype, bound, groups):
     block = make_block("layer norm", 192, 3)
     quantizer = Quantizer(books(groups, 64, 192 // groups, 4))
     codes = draw_codes(100, groups, 64, 5)
-    full, half = (CodewordTables(block, quantizer.codebooks_LGKd[0], d) for d in (torch.float32, dtype))
+    full, half = (CodewordTables(block, quantizer.codebooks_LIKd[0], d) for d in (torch.float32, dtype))
     assert half.rows_NW.nbytes * 2 == full.rows_NW.nbytes
     for x, expected in zip(half.keys_values(codes), decoded_keys_values(block, quantizer, codes), strict=True):
         assert x.dtype == torch.float32
@@ -113,7 +113,7 @@ def test_keys_are_turned_to_the_position_of_each_row():
     quantizer = Quantizer(books(3, 8, 4, 2))
     codes = draw_codes(5, 3, 8, 3)
     positions = torch.tensor([0, 1, 7, 8, 30])
-    tables = CodewordTables(block, quantizer.codebooks_LGKd[0])
+    tables = CodewordTables(block, quantizer.codebooks_LIKd[0])
     keys, values = tables.keys_values(codes, positions)
     for row, position in enumerate(positions.tolist()):
         k, v = decoded_keys_values(block, quantizer, codes[row : row + 1], position)

@@ -180,8 +180,8 @@ def test_a_collapsed_codebook_is_warned_of(tmp_path: Path) -> None:
     student = tiny_student()
     assert student.quantizer is not None
     student.quantizer.settings = VqSettings(dead_below=0)
-    student.quantizer.codebooks_LGKd[1, 0, 1:] = 1e4
-    student.quantizer.sums_LGKd.copy_(student.quantizer.codebooks_LGKd)
+    student.quantizer.codebooks_LIKd[1, 0, 1:] = 1e4
+    student.quantizer.sums_LIKd.copy_(student.quantizer.codebooks_LIKd)
     with pytest.warns(UserWarning, match=r"codebook of layer 1, group 0 collapsed: it used 1.0 of 8 codewords"):
         manifest = run(student, tmp_path, replace(SHORT, collapse_below=0.2, epochs=1))
     assert manifest["history"][0]["lowest_perplexity"] == pytest.approx(1)

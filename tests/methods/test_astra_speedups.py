@@ -14,7 +14,7 @@ from testbed.astra.decoder import AstraDecoder
 from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.speedups import Speedups, candidates
-from testbed.astra.vq import VectorQuantizer
+from testbed.astra.vq import VectorQuantizer, VqSettings
 from testbed.clock import Device
 from testbed.comm.group import even_shares
 from testbed.comm.wire import EXCHANGE_S, Wire
@@ -101,21 +101,23 @@ def test_a_causal_model_gives_what_the_simulation_gives(
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("speedups", ["paper", "overlap+split2"])
 @pytest.mark.parametrize(
-    ("quantised", "anchors"), [("normalised", 0), ("keys_values", 0), ("residual", 3), ("keys_values", 3)]
+    ("quantised", "anchors", "levels"),
+    [("normalised", 0, 1), ("keys_values", 0, 1), ("residual", 3, 1), ("keys_values", 3, 2), ("residual", 0, 2)],
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_is_quantised_and_anchors(
-    kind: str, quantised: Quantised, anchors: int, speedups: str, world: int
+def test_what_is_quantised_anchors_and_levels(
+    kind: str, quantised: Quantised, anchors: int, levels: int, speedups: str, world: int
 ) -> None:
-    model, method = decoder(kind), Astra(4, 32, speedups, quantised, anchors)
+    model, method = decoder(kind), Astra(4, 32, speedups, quantised, anchors, levels)
     generator = torch.Generator().manual_seed(6)
     width = quantised_width(model.shape, quantised)
-    codebooks = 0.3 * torch.randn(3, 4, 32, width // 4, generator=generator)
+    codebooks = 0.3 * torch.randn(3, 4 * levels, 32, width // 4, generator=generator)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
     method.attach(codebooks)
     passes = execute_and_replay(method, model, ids, world)
     check_accounts(passes, method, model)
-    student = AstraDecoder(model, TOKENS, VectorQuantizer(codebooks), quantised, anchors).eval()
+    quantizer = VectorQuantizer(codebooks, VqSettings(levels=levels))
+    student = AstraDecoder(model, TOKENS, quantizer, quantised, anchors).eval()
     expected = student(ids, even_shares(TOKENS, world), keep_states=True)
     torch.testing.assert_close(joined_hidden(passes, TOKENS), model.norm(expected.states[-1])[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(passes[-1][0].output.logits, expected.logits[0, -1], atol=1e-4, rtol=0)
@@ -129,6 +131,7 @@ def test_what_is_quantised_and_anchors(
             Astra(4, 32, "tables", "normalised"),
             "astra.quantised=normalised: must be residual for astra.speedups=tables",
         ),
+        (Astra(4, 32, "tables+overlap", levels=2), "astra.levels=2: must be 1 for astra.speedups=tables.overlap"),
         (Astra(4, 32, anchors=2), "astra.anchors=2: must be 0, or for a causal model"),
         (Astra(3, 32, "codewords"), "astra.groups=3: must be 1 for astra.speedups=codewords"),
         (Astra(1, 32, "overlap+split16"), "astra.speedups=overlap.split16: must split the 10 tokens of a device less"),

@@ -24,6 +24,7 @@ ASTRA = {
     "astra": {"groups": 4, "codebook_size": 64},
     "astra, padded messages": {"groups": 3, "codebook_size": 32},
     "astra, one group": {"groups": 1, "codebook_size": 256},
+    "astra, two levels": {"groups": 3, "codebook_size": 32, "levels": 2},
 }
 
 
@@ -54,15 +55,16 @@ def test_astra_equals_its_simulation(
     settings: dict[str, Any], world: int, speeds: tuple[float, ...], size: str
 ) -> None:
     model, method = small_model(size), load_method("astra", speeds, **settings)
-    inputs, codebooks = pixels(model), random_codebooks(model, method.groups, method.codebook_size)
+    levels = [random_codebooks(model, method.groups, method.codebook_size) / 2**at for at in range(method.levels)]
+    inputs, codebooks = pixels(model), torch.cat(levels, dim=1)
     method.attach(codebooks)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
     codes = torch.cat([executed.output.codes for executed, _ in passes if executed.output.codes is not None], dim=1)
-    assert codes.shape == (model.shape.layers, model.shape.tokens, method.groups)
+    assert codes.shape == (model.shape.layers, model.shape.tokens, method.levels * method.groups)
     shares = [len(executed.output.hidden) for executed, _ in passes if executed.output.hidden is not None]
     assert shares == (list(shares_by_speed(model.shape.tokens, speeds)) if speeds else even_shares(sum(shares), world))
-    expected = simulate(model, Quantizer(codebooks), inputs, shares, codes)
+    expected = simulate(model, Quantizer(codebooks, method.levels), inputs, shares, codes)
     assert expected.ties <= 2
     torch.testing.assert_close(joined_hidden(passes, model.shape.tokens), expected.hidden, atol=1e-4, rtol=0)
     for executed, _ in passes:
@@ -85,7 +87,7 @@ def test_astra_on_one_device_is_single() -> None:
 
 def test_astra_needs_matching_codebooks() -> None:
     model, method = small_model("plain"), Astra(groups=4, codebook_size=64)
-    with pytest.raises(ConfigError, match=r"astra.codebooks.*4 groups of 64"):
+    with pytest.raises(ConfigError, match=r"astra.codebooks.*must be \[layers, 4, 64, \.\.\.\]"):
         method.attach(torch.zeros(4, 4, 32, 12))
     with pytest.raises(ConfigError, match=r"astra.codebooks=None: attach \[4, 4, 64, 12\] first"):
         method.shard(model, 0, 2)
