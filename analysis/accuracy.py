@@ -28,6 +28,7 @@ OF_CODEBOOKS = {
     "groups": "G={:g}",
     "codebook_size": "K={:g}",
     "levels": "{:g} levels",
+    "rotation": "rotation {}",
     "int8_tokens": "{:g} tokens of a device in int8",
     "quantised": "{}",
     "anchors": "{:g} anchors",

@@ -67,7 +67,7 @@ ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale",
 ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
 LEAST, MOST = 1e-9, 1e15
 # What older rows that lack a column could only have been.
-ONLY_CHOICE = {"shares": "equal", "levels": 1, "int8_tokens": 0, "gradient": "straight_through"}
+ONLY_CHOICE = {"shares": "equal", "levels": 1, "rotation": "none", "int8_tokens": 0, "gradient": "straight_through"}
 SHOWN_COLUMNS = 6  # of a file that is none of ours
 # What tells points apart, without which rows say nothing. Older rows may lack settings that were added later.
 NEEDED = {

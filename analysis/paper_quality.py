@@ -22,6 +22,7 @@ PAPER_WAY = {
     "quantised": "residual",
     "anchors": 0,
     "levels": 1,
+    "rotation": "none",
     "int8_tokens": 0,
     "gradient": "straight_through",
 }
@@ -32,6 +33,7 @@ WAYS = {
     "quantised": "{} quantised",
     "anchors": "{:g} exact anchor tokens",
     "levels": "{:g} codebooks in a row",
+    "rotation": "tokens turned to {}",
     "int8_tokens": "{:g} tokens of a device in int8",
     "gradient": "gradient by {}",
 }

@@ -23,7 +23,7 @@ from analysis.tables import points
 from analysis.words import FLOAT_BITS, better_up, judged_on, metric
 from testbed.rows import BASELINE
 
-SAME = ["model", "hidden", "groups", "codebook_size", "levels", "devices"]  # of a latency and of a quality
+SAME = ["model", "hidden", "groups", "codebook_size", "levels", "rotation", "devices"]  # of a latency and a quality
 # What tells apart several ways to make one variant.
 WAYS = ("stage", "noise", "commitment", "class_tokens", "objective", "trained_on", "quantised", "anchors")
 WAYS += ("gradient",)
@@ -38,8 +38,9 @@ def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     """
     table = points(latency)
     levels = table["settings"].str.extract(r"\blevels=(\d+)", expand=False).astype(float).fillna(1.0)
-    table = table.assign(levels=levels)
-    single = table[table["method"] == BASELINE].assign(groups=0.0, codebook_size=0.0, levels=0.0)
+    rotation = table["settings"].str.extract(r"\brotation=(\w+)", expand=False).fillna("none")
+    table = table.assign(levels=levels, rotation=rotation)
+    single = table[table["method"] == BASELINE].assign(groups=0.0, codebook_size=0.0, levels=0.0, rotation="")
     astra = table[table["groups"] > 0]
     both = pd.concat([single, astra]).merge(_judged(quality), on=SAME)
     both = both.assign(on_front=False)
@@ -55,7 +56,8 @@ def _judged(quality: pd.DataFrame) -> pd.DataFrame:
     Tokens in int8 are judged in simulation only: no latency is of them.
     """
     rows = quality[(quality["status"] == "ok") & ~(quality["int8_tokens"] > 0)]
-    rows = rows.assign(levels=rows["levels"].where(rows["groups"] > 0, 0.0))
+    coded = rows["groups"] > 0
+    rows = rows.assign(levels=rows["levels"].where(coded, 0.0), rotation=rows["rotation"].where(coded, ""))
     rows = rows.assign(hidden=(rows["compression"] * rows["bits_per_token"] / FLOAT_BITS).round())
     ways = [name for name in WAYS if name in rows]
     means = rows.groupby([*SAME, *ways], dropna=False)[["value", "change", "change_low", "change_high"]].mean()

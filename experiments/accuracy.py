@@ -90,8 +90,9 @@ class _Bench(Bench[VitVariant]):
     def measure(self, variant: VitVariant) -> None:
         self._original()
         model, size = self.original.model, variant.codebook_size
-        of = ([variant.groups], size, variant.seed, variant.levels)
-        quantizer = VectorQuantizer(codebooks_of_examples(model, self.examples, *of)[variant.groups], variant.vq)
+        of = ([variant.groups], size, variant.seed, variant.levels, variant.rotation)
+        codebooks, rotation = codebooks_of_examples(model, self.examples, *of)[variant.groups]
+        quantizer = VectorQuantizer(codebooks, variant.vq, rotation)
         class_tokens = cast(ClassTokens, variant.class_tokens)
         student = AstraVit(copy.deepcopy(model), quantizer, class_tokens, variant.int8_tokens)
         if KMEANS in self.stages:

@@ -35,7 +35,7 @@ from testbed.astra.codebooks import fingerprint, load_codebooks
 from testbed.astra.decoder import AstraDecoder, Quantised, bits_per_token, quantised_width
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.astra.int8_tokens import int8_bits
-from testbed.astra.quantizer import check_quantizer
+from testbed.astra.quantizer import Codebooks, check_quantizer
 from testbed.astra.vq import VectorQuantizer
 from testbed.comm.group import even_shares
 from testbed.errors import ConfigError
@@ -105,12 +105,13 @@ class _Bench(Bench[LmVariant]):
             student = self._student(copy.deepcopy(self.model), books, variant)
             self._judge(TRAINED, variant, student, self._adapt(student, variant))
 
-    def _student(self, model: Llama | Gpt2, books: Tensor, variant: LmVariant) -> AstraDecoder:
-        of = (VectorQuantizer(books, variant.vq), cast(Quantised, variant.quantised), variant.anchors)
+    def _student(self, model: Llama | Gpt2, books: Codebooks, variant: LmVariant) -> AstraDecoder:
+        quantizer = VectorQuantizer(books.codebooks_LIKd, variant.vq, books.rotation_LDD)
+        of = (quantizer, cast(Quantised, variant.quantised), variant.anchors)
         return AstraDecoder(model, self.data.length, *of, variant.int8_tokens).eval()
 
-    def _codebooks(self, variant: LmVariant) -> Tensor:
-        """Codebooks [L, G, K, d] of the variant, from the cache if it has them.
+    def _codebooks(self, variant: LmVariant) -> Codebooks:
+        """Codebooks of the variant, from the cache if it has them.
 
         One G at a time: that repeats the model's own pass, which is short beside k-means, and a run that is ended
         loses the less.
@@ -119,6 +120,7 @@ class _Bench(Bench[LmVariant]):
         title = f"  k-means on {len(self.codebook_NS)} windows of {self.data.train}, or the cache"
         with counted(title) as report:
             of = (quantised, [groups], size, variant.seed, CACHE, variant.anchors, report, variant.levels)
+            of += (variant.rotation,)
             return load_codebooks(decoder_codebooks_for(self.model, self.codebook_NS, *of)[groups])
 
     def _adapt(self, student: AstraDecoder, variant: LmVariant) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from testbed.astra.checkpoints import open_result
 from testbed.astra.codebooks import codebooks_for, save_codebooks
+from testbed.astra.quantizer import Codebooks
 from testbed.astra.simulation import AstraVit, Student
 from testbed.data import photograph
 from testbed.errors import ConfigError
@@ -28,7 +29,7 @@ from testbed.rules import ROOT
 from testbed.schema import LatencyConfig
 
 CACHE = ROOT / ".cache"
-Codebooks = dict[tuple[Any, ...], Path]
+CodebookFiles = dict[tuple[Any, ...], Path]
 POSITIONS = "position"  # the only tensor that depends on the number of tokens
 
 
@@ -46,14 +47,14 @@ class Assets:
     inputs: Tensor
     hidden: Tensor
     logits: Tensor
-    codebooks: Codebooks
+    codebooks: CodebookFiles
     core_macs_per_s: float
 
 
 def prepare_pictures(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
     """Build the ViT, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
 
-    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
+    CodebookFiles are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
     several numbers of tokens, for the smallest, as neither bytes nor time depend on what is in them. Raises
     ConfigError where the methods want others than the trained model has, or other tokens.
     """
@@ -80,7 +81,7 @@ def prepare_pictures(config: LatencyConfig, points: list[Point]) -> dict[int, As
 
 @torch.no_grad()
 def assets_of(
-    choice: ModelChoice | DecoderChoice, tokens: int, weights: list[Path], inputs: Tensor, codebooks: Codebooks
+    choice: ModelChoice | DecoderChoice, tokens: int, weights: list[Path], inputs: Tensor, codebooks: CodebookFiles
 ) -> Assets:
     """The model of these files, its input, and what one device makes of it."""
     model = load_model(choice, tokens, *weights)
@@ -95,23 +96,26 @@ def assets_of(
 
 def _codebooks(
     config: LatencyConfig, choice: ModelChoice, model: VisionTransformer, methods: list[Method]
-) -> Codebooks:
+) -> CodebookFiles:
     """Files of k-means codebooks for the methods that need some."""
-    codebooks: Codebooks = {}
+    codebooks: CodebookFiles = {}
     tokens = model.config.tokens
-    for size, levels in sorted({(method.codebook_size, method.levels) for method in methods if method.codebook_size}):
-        alike = [method for method in methods if (method.codebook_size, method.levels) == (size, levels)]
+    kinds = {(method.codebook_size, method.levels, method.rotation) for method in methods if method.codebook_size}
+    for kind in sorted(kinds):
+        alike = [method for method in methods if (method.codebook_size, method.levels, method.rotation) == kind]
+        size, levels, rotation = kind[0], kind[1], alike[0].rotation
         groups = sorted({method.groups for method in alike})
-        counts = f"G = {', '.join(map(str, groups))}" + (f", {levels} levels" if levels > 1 else "")
+        made = f"G = {', '.join(map(str, groups))}" + (f", {levels} levels" if levels > 1 else "")
         begin = time.monotonic()
-        with counted(f"codebooks of {size} codewords, {counts}: k-means on photographs, or the cache") as report:
-            found = codebooks_for(choice, model, tokens, groups, size, config.seed, CACHE, report, levels)
+        with counted(f"codebooks of {size} codewords, {made}: k-means on photographs, or the cache") as report:
+            of = (groups, size, config.seed, CACHE, report, levels)
+            found = codebooks_for(choice, model, tokens, *of, rotation)
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
         codebooks |= {method.codebook_key: found[method.groups] for method in alike}
     return codebooks
 
 
-def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str) -> Codebooks:
+def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str) -> CodebookFiles:
     """A file of the trained model's codebooks."""
     if student.class_tokens != "distributed":
         raise ConfigError("checkpoint", checkpoint, "must be a model with distributed class tokens")
@@ -120,7 +124,7 @@ def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str
 
 def trained_codebooks(
     student: Student, int8_tokens: int, own: dict[str, Any], methods: list[Method], checkpoint: str
-) -> Codebooks:
+) -> CodebookFiles:
     """A file of a trained model's codebooks. ConfigError where it has none, or a method wants others.
 
     own: settings of ASTRA that the model was trained with, besides the codebooks' sizes.
@@ -131,14 +135,14 @@ def trained_codebooks(
     if int8_tokens:
         made = f"was trained with int8_tokens={int8_tokens}"
         raise ConfigError("checkpoint", checkpoint, f"{made}, which is judged in simulation only: methods send none")
-    levels = quantizer.settings.levels
-    needed = {"groups": quantizer.groups, "codebook_size": quantizer.codebook_size, "levels": levels, **own}
+    needed = {"groups": quantizer.groups, "codebook_size": quantizer.codebook_size, **own}
+    needed |= {"levels": quantizer.settings.levels, "rotation": quantizer.rotation}
     for method in methods:
         if method.codebook_size and any(getattr(method, key) != value for key, value in needed.items()):
             settings = " ".join(f"{method.name}.{key}={value}" for key, value in needed.items())
             raise ConfigError("checkpoint", checkpoint, f"needs {settings}")
     path = scratch() / "codebooks.safetensors"
-    save_codebooks(quantizer.codebooks_LIKd.contiguous(), path)
+    save_codebooks(Codebooks(quantizer.codebooks_LIKd.contiguous(), quantizer.rotation_LDD), path)
     return {method.codebook_key: path for method in methods if method.codebook_size}
 
 

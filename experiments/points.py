@@ -125,7 +125,7 @@ class Bench:
             return
         codebooks = assets.codebooks.get(method.codebook_key)
         if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
-            method.attach(load_codebooks(codebooks), codebooks.parent)
+            method.attach(*load_codebooks(codebooks), codebooks.parent)
             method.shard(assets.model, 0, self.devices)
         self.session.prepare(key, point.method, point.speeds, dict(point.settings), codebooks)
         self.session.time_scale = 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from experiments.assets import CACHE, Assets, Codebooks, assets_of, methods_of, tokens_of, trained_codebooks
+from experiments.assets import CACHE, Assets, CodebookFiles, assets_of, methods_of, tokens_of, trained_codebooks
 from testbed.astra.checkpoints import open_decoder
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.errors import ConfigError
@@ -53,18 +53,18 @@ def prepare_prompts(config: DecoderLatencyConfig, points: list[Point]) -> dict[i
 
 def _codebooks(
     config: DecoderLatencyConfig, model: Llama | Gpt2, tokenizer: Tokenizer, methods: list[Method], tokens: int
-) -> Codebooks:
+) -> CodebookFiles:
     """Files of k-means codebooks for the methods that need some."""
-    codebooks: Codebooks = {}
+    codebooks: CodebookFiles = {}
     for method in methods:
         if not method.codebook_size or method.codebook_key in codebooks:
             continue
-        groups, size, quantised, anchors, levels = method.codebook_key
+        groups, size, quantised, anchors, levels, rotation = method.codebook_key
         count = math.ceil(SAMPLES_PER_CODEWORD * size / (tokens - anchors))
         windows_NS = windows(CORPUS, tokenizer, CACHE, tokens, count, "train")
         begin = time.monotonic()
         with counted(f"codebooks of {size} codewords, G = {groups}, {quantised}: k-means, or the cache") as report:
-            of = (quantised, [groups], size, config.seed, CACHE, anchors, report, levels)
+            of = (quantised, [groups], size, config.seed, CACHE, anchors, report, levels, rotation)
             codebooks[method.codebook_key] = decoder_codebooks_for(model, windows_NS, *of)[groups]
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
     return codebooks

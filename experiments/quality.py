@@ -18,6 +18,7 @@ from experiments.assets import CACHE
 from experiments.manifest import Manifest, print_settled
 from testbed.astra.evaluation import Examples
 from testbed.astra.objective import Objective
+from testbed.astra.rotation import Rotation
 from testbed.astra.settings import TrainingSettings
 from testbed.astra.simulation import Student
 from testbed.astra.training import train
@@ -34,11 +35,11 @@ DISTILL = Objective(labels=0.0, logits=1.0, states=1.0)
 FLOAT_BITS = 32
 # Keys of the configuration where they are not named as the variant's field.
 AXES = {"codebook_size": "codebook_sizes", "noise": "noises", "commitment": "commitments", "gradient": "gradients"}
-AXES |= {"objective": "objectives", "seed": "seeds"}
+AXES |= {"objective": "objectives", "rotation": "rotations", "seed": "seeds"}
 # What k-means does not depend on.
 OF_TRAINING = frozenset({"noise", "commitment", "gradient", "objective", "trained_on"})
 BLANK = {"groups": 0, "codebook_size": 0, "levels": 0, "quantised": "", "anchors": 0, "int8_tokens": 0, "noise": 0.0}
-BLANK |= {"commitment": 0.0, "gradient": "", "class_tokens": "", "objective": "", "trained_on": ""}
+BLANK |= {"rotation": "", "commitment": 0.0, "gradient": "", "class_tokens": "", "objective": "", "trained_on": ""}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Variant:
     groups: int
     codebook_size: int
     levels: int
+    rotation: Rotation
     int8_tokens: int
     noise: float
     commitment: float

@@ -62,13 +62,14 @@ def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets
     if not method.codebook_size:
         assert isinstance(assets.model, VisionTransformer)  # no other model comes to these methods
         return *method.simulate(assets.model, assets.inputs, world, [output.messages for output in outputs]), 0
-    quantizer = Quantizer(load_codebooks(assets.codebooks[method.codebook_key]), method.levels)
+    codebooks, rotation = load_codebooks(assets.codebooks[method.codebook_key])
+    quantizer = Quantizer(codebooks, method.levels, rotation)
     codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
     shares = method.shares(assets.model.shape.tokens, world)
     if isinstance(assets.model, VisionTransformer):
         done = simulate(assets.model, quantizer, assets.inputs, shares, codes)
     else:
-        _, _, quantised, anchors, _ = method.codebook_key
+        _, _, quantised, anchors, *_ = method.codebook_key
         done = simulate_decoder(assets.model, quantizer, assets.inputs, shares, codes, quantised, anchors)
     return done.hidden, done.logits, done.ties
 

@@ -163,6 +163,7 @@ ACCURACY = RowSchema(
         "groups": _COUNT,
         "codebook_size": _COUNT,
         "levels": _COUNT,
+        "rotation": _TEXT,
         "quantised": _TEXT,
         "anchors": _COUNT,
         "int8_tokens": _COUNT,
@@ -190,8 +191,8 @@ ACCURACY = RowSchema(
         "error": _TEXT,
     },
     (
-        *("stage", "groups", "codebook_size", "levels", "quantised", "anchors", "int8_tokens", "noise"),
-        *("commitment", "gradient", "class_tokens", "objective", "trained_on", "devices", "corpus", "seed"),
+        *("stage", "groups", "codebook_size", "levels", "rotation", "quantised", "anchors", "int8_tokens"),
+        *("noise", "commitment", "gradient", "class_tokens", "objective", "trained_on", "devices", "corpus", "seed"),
     ),
 )
 SCHEMAS = (LATENCY, FIDELITY, ACCURACY)

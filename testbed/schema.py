@@ -235,6 +235,7 @@ class QualityConfig(Config):
     groups: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     codebook_sizes: list[int] = ruled("whole numbers >= 2, at least one", lambda value: value >= 2)
     levels: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
+    rotations: list[str] = one_of("none", "components")
     int8_tokens: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
     noises: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
     commitments: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)

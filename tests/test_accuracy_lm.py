@@ -113,7 +113,9 @@ def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path
     test = windows("text", BYTES, tmp_path / "other", 16, 5, "held_out", texts)
     seen = windows("text", BYTES, tmp_path / "other", 16, 12, "train", texts)
     path = decoder_codebooks_for(model, seen, "keys_values", [4], 16, 0, tmp_path / "other", anchors=2)[4]
-    student = AstraDecoder(model, 16, VectorQuantizer(load_codebooks(path)), "keys_values", anchors=2).eval()
+    student = AstraDecoder(
+        model, 16, VectorQuantizer(load_codebooks(path).codebooks_LIKd), "keys_values", anchors=2
+    ).eval()
     plain, compressed = window_nll(model, test), window_nll(lambda ids: student(ids, [4] * 4).logits, test)
     assert rows["original"]["value"] == pytest.approx(perplexity(plain), rel=1e-6)
     assert rows["k-means"]["value"] == pytest.approx(perplexity(compressed), rel=1e-6)

@@ -154,7 +154,7 @@ def test_the_sweep_is_the_papers() -> None:
     assert config.bandwidths == [10, 20, 50, 100, 200, 500]
     assert (config.devices, config.tokens, config.model.layers, config.model.hidden) == ([4], [1024], 12, 768)
     axes = {"groups": [1, 16, 32], "codebook_size": 1024, "speedups": ["paper", "auto"]}
-    assert config.settings["astra"] == axes | {"quantised": "residual", "levels": 1, "anchors": 0}
+    assert config.settings["astra"] == axes | {"quantised": "residual", "levels": 1, "rotation": "none", "anchors": 0}
     assert (config.device.name, config.device.reference_s) == ("gtx1660ti", 0.350)
 
 
@@ -165,7 +165,7 @@ def test_overrides_reach_every_kind_of_key() -> None:
     assert (config.devices, config.bandwidths, config.methods, config.seed) == ([2, 4], [12.5], ["astra"], 7)
     assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
     settings = {"groups": 4, "codebook_size": 1024, "speedups": "paper", "quantised": "residual", "levels": 1}
-    settings |= {"anchors": 0}
+    settings |= {"rotation": "none", "anchors": 0}
     assert list(config.variants()) == [("astra", settings)]
     assert config.network.backend == "mininet"  # the last one counts
 

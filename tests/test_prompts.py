@@ -44,7 +44,7 @@ def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path)
             torch.testing.assert_close(each.logits, each.model(each.inputs)[0, -1])
         again = load_model(each.choice, tokens, *each.weights)  # what an actor does
         assert torch.equal(again.token_embed.weight, each.model.token_embed.weight)
-        shapes = {key[2:4]: tuple(load_codebooks(path).shape) for key, path in each.codebooks.items()}
+        shapes = {key[2:4]: tuple(load_codebooks(path).codebooks_LIKd.shape) for key, path in each.codebooks.items()}
         residual, keys_values = (LLAMA.layers, 4, 16, 6), (LLAMA.layers, 4, 16, 8)
         assert shapes == {
             (quantised, anchors): shape

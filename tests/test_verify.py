@@ -13,6 +13,7 @@ from experiments.assets import Assets
 from experiments.verify import verify
 from testbed.astra.codebooks import save_codebooks
 from testbed.astra.quantised import Quantised, quantised_width
+from testbed.astra.quantizer import Codebooks
 from testbed.clock import DeviceClock
 from testbed.cluster.worker import Pass
 from testbed.comm.tcp import TcpGroup
@@ -80,7 +81,7 @@ def test_a_decoder_is_held_to_its_simulation(
     generator = torch.Generator().manual_seed(6)
     width = quantised_width(model.shape, quantised)
     books = 0.3 * torch.randn(model.shape.layers, levels * 4, 32, width // 4, generator=generator)
-    save_codebooks(books, tmp_path / "books.safetensors")
+    save_codebooks(Codebooks(books), tmp_path / "books.safetensors")
     method.attach(books)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
     hidden = torch.zeros(TOKENS, model.shape.hidden)  # of the plain model: nothing that is quantised may be held to it

@@ -28,7 +28,7 @@ from testbed.models.vit import VisionTransformer, VitConfig
 from testbed.models.weights import save_tensors
 
 STATE = "state"  # key of the JSON in the header
-CODEBOOKS = "codebooks"
+CODEBOOKS, ROTATION = "codebooks", "rotation"
 _MODEL, _QUANTIZER, _OPTIMIZER = "model.", "quantizer.", "optimizer."
 
 
@@ -69,6 +69,8 @@ def save_result(path: Path, student: Student) -> None:
     tensors = {_MODEL + name: value for name, value in student.model.state_dict().items()}
     if student.quantizer is not None:
         tensors[CODEBOOKS] = student.quantizer.codebooks_LIKd
+        if student.quantizer.rotation_LDD is not None:
+            tensors[ROTATION] = student.quantizer.rotation_LDD
     _save(path, tensors, student.describe())
 
 
@@ -81,12 +83,14 @@ def load_result(path: Path, student: Student) -> None:
     expected = {_MODEL + name: list(value.shape) for name, value in student.model.state_dict().items()}
     if student.quantizer is not None:
         expected[CODEBOOKS] = list(student.quantizer.codebooks_LIKd.shape)
+        if student.quantizer.rotation_LDD is not None:
+            expected[ROTATION] = list(student.quantizer.rotation_LDD.shape)
     _check(path, tensors, expected)
-    codebooks = tensors.pop(CODEBOOKS, None)
+    codebooks, rotation = tensors.pop(CODEBOOKS, None), tensors.pop(ROTATION, None)
     student.model.load_state_dict({name.removeprefix(_MODEL): value for name, value in tensors.items()})
     if student.quantizer is not None and codebooks is not None:
         on = student.quantizer.codebooks_LIKd.device
-        student.quantizer = VectorQuantizer(codebooks, student.quantizer.settings).to(on)
+        student.quantizer = VectorQuantizer(codebooks, student.quantizer.settings, rotation).to(on)
 
 
 def open_result(path: Path, config: VitConfig) -> AstraVit:
@@ -124,7 +128,8 @@ def _described(
     described = {"int8_tokens": 0, **described}  # as the number of levels, older files lack it
     if CODEBOOKS not in tensors:
         return described, None
-    return described, VectorQuantizer(tensors[CODEBOOKS], VqSettings(levels=described["quantizer"].get("levels", 1)))
+    settings = VqSettings(levels=described["quantizer"].get("levels", 1))
+    return described, VectorQuantizer(tensors[CODEBOOKS], settings, tensors.get(ROTATION))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

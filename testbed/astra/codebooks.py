@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from testbed.astra.evaluation import Examples
-from testbed.astra.quantizer import Quantizer, check_quantizer
+from testbed.astra.quantizer import Codebooks, Quantizer, check_quantizer
+from testbed.astra.rotation import Rotation, check_rotation, components_rotation
 from testbed.astra.vq import nearest_codes
 from testbed.data import photographs
 from testbed.errors import EnvironmentFault
@@ -49,11 +50,12 @@ def train_codebooks(
     seed: int,
     progress: Progress | None = None,
     levels: int = 1,
-) -> dict[int, Tensor]:
+    rotation: Rotation = "none",
+) -> dict[int, Codebooks]:
     """Codebooks [layers, levels * G, codebook_size, hidden / G], float32, for each G of ``groups``, from one pass.
 
-    pictures_BCHW: model input of a size that fits ``model``. levels: see Quantizer. ``progress(done, total)`` is called
-    after each layer and G. The same on every run with the same number of threads.
+    pictures_BCHW: model input of a size that fits ``model``. levels, rotation: see Quantizer. ``progress(done, total)``
+    is called after each layer and G. The same on every run with the same number of threads.
 
     Raises ConfigError for groups or a codebook size that cannot be, ValueError if there are fewer content tokens than
     codewords.
@@ -68,7 +70,8 @@ def train_codebooks(
             f"{len(pictures_BCHW)} pictures of {tokens} tokens cannot give {codebook_size} codewords; "
             f"expected {need} pictures or more"
         )
-    books = {count: torch.empty(layers, levels * count, codebook_size, hidden // count) for count in groups}
+    shapes = {count: (layers, levels * count, codebook_size, hidden // count) for count in groups}
+    books = empty_codebooks(shapes, rotation)
     batches = pictures_BCHW.split(max(1, TOKENS_AT_ONCE // model.shape.sequence))
     x_BSD = torch.cat([model.embed(batch_BCHW) for batch_BCHW in batches])
     # layer by layer, so that the samples of one layer only are held at a time
@@ -87,14 +90,17 @@ def codebooks_of_examples(
     codebook_size: int,
     seed: int,
     levels: int = 1,
-) -> dict[int, Tensor]:
+    rotation: Rotation = "none",
+) -> dict[int, Codebooks]:
     """Codebooks as ``train_codebooks`` makes them, of examples that ``seed`` draws: where fine-tuning starts.
 
     The model must be on the CPU. Raises what ``train_codebooks`` raises.
     """
     wanted = max(FEWEST_EXAMPLES, math.ceil(TRAINING_SAMPLES_PER_CODEWORD * codebook_size / model.shape.tokens))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return train_codebooks(model, examples.batch(order[:wanted])[0], groups, codebook_size, seed, levels=levels)
+    return train_codebooks(
+        model, examples.batch(order[:wanted])[0], groups, codebook_size, seed, None, levels, rotation
+    )
 
 
 def codebooks_for(
@@ -107,6 +113,7 @@ def codebooks_for(
     cache_dir: Path,
     progress: Progress | None = None,
     levels: int = 1,
+    rotation: Rotation = "none",
 ) -> dict[int, Path]:
     """The files with the codebooks of ``model``, one for each G of ``groups``; trained where ``cache_dir`` has none.
 
@@ -118,13 +125,13 @@ def codebooks_for(
     for count in groups:
         check_quantizer(model.shape.hidden, count, codebook_size)
 
-    def train(missing: list[int]) -> dict[int, Tensor]:
+    def train(missing: list[int]) -> dict[int, Codebooks]:
         pictures = max(FEWEST_PICTURES, math.ceil(SAMPLES_PER_CODEWORD * codebook_size / tokens))
         pictures_BCHW = photographs(tokens, choice.patch, pictures, seed)
-        return train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress, levels)
+        return train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress, levels, rotation)
 
     recipe = {"recipe": RECIPE, "model": asdict(choice), "weights": fingerprint(model), "tokens": tokens, "seed": seed}
-    recipe |= {"codebook_size": codebook_size, "levels": levels}
+    recipe |= {"codebook_size": codebook_size, "levels": levels, "rotation": rotation}
     layers, hidden = model.shape.layers, model.shape.hidden
     shapes = {count: (layers, levels * count, codebook_size, hidden // count) for count in groups}
     return cached_codebooks(recipe, shapes, cache_dir, train)
@@ -134,7 +141,7 @@ def cached_codebooks(
     recipe: Mapping[str, object],
     shapes: Mapping[int, tuple[int, int, int, int]],
     cache_dir: Path,
-    train: Callable[[list[int]], dict[int, Tensor]],
+    train: Callable[[list[int]], dict[int, Codebooks]],
 ) -> dict[int, Path]:
     """The files with the codebooks of ``recipe``, one for each G of ``shapes``.
 
@@ -152,36 +159,57 @@ def cached_codebooks(
     return paths
 
 
-def save_codebooks(codebooks_LIKd: Tensor, path: Path, recipe: str = "") -> None:
+def empty_codebooks(shapes: Mapping[int, tuple[int, int, int, int]], rotation: Rotation) -> dict[int, Codebooks]:
+    """For ``cluster`` to fill in: codebooks of these shapes [L, I, K, d] for each G."""
+    check_rotation(rotation)
+    empty = {}
+    for count, shape in shapes.items():
+        layers, width = shape[0], count * shape[-1]
+        turn_LDD = None if rotation == "none" else torch.empty(layers, width, width)
+        empty[count] = Codebooks(torch.empty(shape), turn_LDD)
+    return empty
+
+
+def save_codebooks(codebooks: Codebooks, path: Path, recipe: str = "") -> None:
     """A file for ``load_codebooks``. recipe: what they were made of, as JSON."""
-    save_tensors({"codebooks": codebooks_LIKd}, path, {"recipe": recipe})
+    tensors = {"codebooks": codebooks.codebooks_LIKd, "rotation": codebooks.rotation_LDD}
+    save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, {"recipe": recipe})
 
 
-def load_codebooks(path: Path) -> Tensor:
-    """The codebooks [L, I, K, d] of a file, mapped and not copied, so that processes share them.
+def load_codebooks(path: Path) -> Codebooks:
+    """The codebooks of a file, mapped and not copied, so that processes share them.
 
     Raises EnvironmentFault naming a file that is missing, damaged or holds something else.
     """
     try:
-        codebooks_LIKd = load_file(path)["codebooks"]
+        tensors = load_file(path)
+        codebooks_LIKd = tensors["codebooks"]
     except (OSError, SafetensorError, KeyError) as error:
         raise EnvironmentFault(f"{path} is damaged or no file of codebooks ({error})") from error
     if codebooks_LIKd.dim() != 4 or codebooks_LIKd.dtype != torch.float32:
         found = f"{codebooks_LIKd.dtype} {list(codebooks_LIKd.shape)}"
         raise EnvironmentFault(f"{path} is damaged or no file of codebooks (they are {found})")
-    return codebooks_LIKd
+    return Codebooks(codebooks_LIKd, tensors.get("rotation"))
 
 
 def cluster(
-    x_NW: np.ndarray, layer: int, books: dict[int, Tensor], seed: int, progress: Progress | None = None
+    x_NW: np.ndarray,
+    layer: int,
+    books: dict[int, Codebooks],
+    seed: int,
+    progress: Progress | None = None,
+    parts: int = 1,
 ) -> None:
     """Fill in a layer of the codebooks [L, levels * G, K, W / G] of each G, from samples of its W numbers.
 
-    ``progress(done, total)`` is called after each G.
+    parts: of the W numbers, see components_rotation. ``progress(done, total)`` is called after each G.
     """
-    for position, (count, book_LIKd) in enumerate(books.items()):
+    for position, (count, (book_LIKd, turn_LWW)) in enumerate(books.items()):
         layers, indices, codebook_size, _ = book_LIKd.shape
         rest_NW = x_NW
+        if turn_LWW is not None:
+            turn_LWW[layer] = components_rotation(torch.from_numpy(x_NW), count, parts)
+            rest_NW = x_NW @ turn_LWW[layer].numpy().T
         for first in range(0, indices, count):
             level_GKd = book_LIKd[layer, first : first + count]
             if first:
@@ -217,7 +245,7 @@ def _usable(path: Path, shape: tuple[int, int, int, int]) -> bool:
     if not path.exists():
         return False
     try:
-        if load_codebooks(path).shape == shape:
+        if load_codebooks(path).codebooks_LIKd.shape == shape:
             return True
         reason = f"{path} is damaged (codebooks of another shape)"
     except EnvironmentFault as error:

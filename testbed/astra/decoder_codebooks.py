@@ -17,9 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from testbed.astra.codebooks import Progress, cached_codebooks, cluster, fingerprint
+from testbed.astra.codebooks import Progress, cached_codebooks, cluster, empty_codebooks, fingerprint
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width, to_quantise
-from testbed.astra.quantizer import check_quantizer
+from testbed.astra.quantizer import Codebooks, check_quantizer
+from testbed.astra.rotation import Rotation
 from testbed.models.decoder import DecoderBlock
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
@@ -39,10 +40,12 @@ def train_decoder_codebooks(
     anchors: int = 0,
     progress: Progress | None = None,
     levels: int = 1,
-) -> dict[int, Tensor]:
+    rotation: Rotation = "none",
+) -> dict[int, Codebooks]:
     """Codebooks [layers, levels * G, codebook_size, W / G], float32, for each G of ``groups``, from one pass.
 
-    windows_BS: token ids. anchors: how many first tokens of a window stay exact. levels: see Quantizer.
+    windows_BS: token ids. anchors: how many first tokens of a window stay exact. levels, rotation: see
+    Quantizer.
     ``progress(done, total)`` is called after each layer and G. Held at a time: one layer's input and what it quantises.
 
     Raises ConfigError for groups, a codebook size or something quantised that cannot be, ValueError if there are fewer
@@ -56,12 +59,13 @@ def train_decoder_codebooks(
         raise ValueError(
             f"{len(windows_BS)} windows of {windows_BS.shape[1]} tokens cannot give {codebook_size} codewords; {need}"
         )
-    books = {count: torch.empty(shape.layers, levels * count, codebook_size, width // count) for count in groups}
+    shapes = {count: (shape.layers, levels * count, codebook_size, width // count) for count in groups}
+    books, halves = empty_codebooks(shapes, rotation), 2 if quantised == "keys_values" else 1
     at_once = max(1, TOKENS_AT_ONCE // windows_BS.shape[1])
     parts = [model.embed(part_BS) for part_BS in windows_BS.split(at_once)]
     for layer, block in enumerate(cast(Iterable[DecoderBlock], model.blocks)):
         x_NW = torch.cat([to_quantise(block, x_BSD, quantised)[:, anchors:].flatten(0, 1) for x_BSD in parts]).numpy()
-        cluster(x_NW, layer, books, seed, progress)
+        cluster(x_NW, layer, books, seed, progress, halves)
         del x_NW
         if layer + 1 < shape.layers:
             for index, x_BSD in enumerate(parts):
@@ -80,6 +84,7 @@ def decoder_codebooks_for(
     anchors: int = 0,
     progress: Progress | None = None,
     levels: int = 1,
+    rotation: Rotation = "none",
 ) -> dict[int, Path]:
     """The files with what ``train_decoder_codebooks`` makes, one for each G; made where ``cache_dir`` has none.
 
@@ -87,8 +92,8 @@ def decoder_codebooks_for(
     """
     width = _checked_width(model, quantised, groups, codebook_size)
 
-    def train(missing: list[int]) -> dict[int, Tensor]:
-        of = (quantised, missing, codebook_size, seed, anchors, progress, levels)
+    def train(missing: list[int]) -> dict[int, Codebooks]:
+        of = (quantised, missing, codebook_size, seed, anchors, progress, levels, rotation)
         return train_decoder_codebooks(model, windows_BS, *of)
 
     recipe = {
@@ -99,6 +104,7 @@ def decoder_codebooks_for(
         "quantised": quantised,
         "anchors": anchors,
         "levels": levels,
+        "rotation": rotation,
         "codebook_size": codebook_size,
         "seed": seed,
     }

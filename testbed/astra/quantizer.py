@@ -2,13 +2,16 @@
 
 A token of width D is cut into G groups; each is replaced by the nearest of the K codewords of its own codebook. With
 R *levels*, the codebooks of a level quantise what those of the level before left over, and all levels' codewords add up
-(residual quantisation: Juang and Gray 1982; Chen et al. 2010).
+(residual quantisation: Juang and Gray 1982; Chen et al. 2010). A token may be turned before, and turned back after
+(rotation.py).
 
 Shape suffixes: P tokens, D hidden, G groups, R levels, I = R * G indices of a token, level after level, K codewords,
 d = D / G, L layers.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +32,17 @@ def check_quantizer(hidden: int, groups: int, codebook_size: int) -> None:
         raise ConfigError("astra.codebook_size", codebook_size, f"must be a power of two from 2 to {LARGEST_CODEBOOK}")
 
 
+class Codebooks(NamedTuple):
+    """Of all layers: codewords [L, I, K, d], and the orthogonal matrices by which tokens are turned, [L, D, D]."""
+
+    codebooks_LIKd: Tensor
+    rotation_LDD: Tensor | None = None
+
+
 class Quantizer:
     """The codebooks of all layers, [L, I, K, d], float32 on the CPU. Tokens in, indices out, and back."""
 
-    def __init__(self, codebooks_LIKd: Tensor, levels: int = 1):
+    def __init__(self, codebooks_LIKd: Tensor, levels: int = 1, rotation_LDD: Tensor | None = None):
         if codebooks_LIKd.dim() != 4 or codebooks_LIKd.dtype != torch.float32:
             found = f"{list(codebooks_LIKd.shape)} {codebooks_LIKd.dtype}"
             raise ValueError(
@@ -45,6 +55,10 @@ class Quantizer:
         self.levels, self.groups = levels, self.indices // levels
         self.hidden = self.groups * self.group_width
         check_quantizer(self.hidden, self.groups, self.codebook_size)
+        if rotation_LDD is not None and rotation_LDD.shape != (self.layers, self.hidden, self.hidden):
+            expected = [self.layers, self.hidden, self.hidden]
+            raise ValueError(f"rotations are {list(rotation_LDD.shape)}; expected {expected}")
+        self.rotation_LDD = rotation_LDD
         self._minus_half_norms_LIK = codebooks_LIKd.square().sum(-1).mul_(-0.5)
 
     @torch.no_grad()
@@ -55,6 +69,7 @@ class Quantizer:
         at G = 32 half the time of one batched product. Raises ValueError for another width.
         """
         self._check_tokens(x_PD)
+        x_PD = self._turned(layer, x_PD)
         codes_IP = torch.empty(self.indices, x_PD.shape[0], dtype=torch.int64)
         scores_PK = torch.empty(x_PD.shape[0], self.codebook_size)
         for index in range(self.indices):
@@ -74,7 +89,7 @@ class Quantizer:
         known_PD = self._words(layer, 0, codes_PI)
         for level in range(1, self.levels):
             known_PD += self._words(layer, level, codes_PI)
-        return known_PD
+        return known_PD if self.rotation_LDD is None else known_PD @ self.rotation_LDD[layer]
 
     @torch.no_grad()
     def excess(self, layer: int, x_PD: Tensor, codes_PI: Tensor) -> Tensor:
@@ -88,7 +103,7 @@ class Quantizer:
         if len(codes_PI) != len(x_PD):
             raise ValueError(f"codes are for {len(codes_PI)} tokens; expected the {len(x_PD)} of x")
         excess_PI = torch.empty(codes_PI.shape, dtype=torch.float64)
-        rest_PD = x_PD.double()
+        rest_PD = self._turned(layer, x_PD.double())
         for index in range(self.indices):
             level, group = divmod(index, self.groups)
             if level and not group:
@@ -99,6 +114,9 @@ class Quantizer:
             given_P = scores_PK.gather(1, codes_PI[:, index, None]).squeeze(1)
             excess_PI[:, index] = 2 * (scores_PK.amax(1) - given_P)
         return excess_PI
+
+    def _turned(self, layer: int, x_PD: Tensor) -> Tensor:
+        return x_PD if self.rotation_LDD is None else x_PD @ self.rotation_LDD[layer].to(x_PD.dtype).T
 
     def _words(self, layer: int, level: int, codes_PI: Tensor) -> Tensor:
         """A level's codewords side by side, [P, D]."""

@@ -23,7 +23,7 @@ class SentCodes(VectorQuantizer):
     """
 
     def __init__(self, quantizer: Quantizer, codes_LQI: Tensor | None):
-        super().__init__(quantizer.codebooks_LIKd, VqSettings(levels=quantizer.levels))
+        super().__init__(quantizer.codebooks_LIKd, VqSettings(levels=quantizer.levels), quantizer.rotation_LDD)
         self.quantizer, self.codes_LQI, self.ties = quantizer, codes_LQI, 0
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:

@@ -119,13 +119,14 @@ class Costs:
     speedups: Speedups
     quantised: Quantised = "residual"
     levels: int = 1
+    turned: bool = False  # before codes and after, by a matrix of W x W
 
     def encode(self, piece: int) -> Slot:
         """Nearest codewords of an own piece, and its keys and values, if these are what is quantised."""
         shape, tokens = self.split.shape, self.split.sent_tokens(self.split.rank)[piece]
         project = shape.key_value_macs(tokens) if self.quantised == "keys_values" else 0
-        search = self.levels * self.codebook_size * quantised_width(shape, self.quantised)
-        return Slot(project + tokens * search)
+        width = quantised_width(shape, self.quantised)
+        return Slot(project + tokens * width * (self.levels * self.codebook_size + self.turned * width))
 
     def local(self) -> Slot:
         """Queries of own rows, keys and values of those that have none yet, and attention among them."""
@@ -141,9 +142,12 @@ class Costs:
             return Slot(moved_bytes=2 * self._keys(tokens) * row_bytes)  # read, written side by side
         if self.speedups.tables:
             return Slot(moved_bytes=tokens * (self.groups + 1) * row_bytes)  # a row of each group read, the sum written
+        turn = self.turned * tokens * quantised_width(shape, self.quantised) ** 2
         if self.quantised == "keys_values":
-            return Slot(moved_bytes=(self.levels + 1) * tokens * row_bytes)  # each level's read, the sum written
-        return Slot(shape.key_value_macs(tokens))
+            return (
+                Slot(turn) if turn else Slot(moved_bytes=(self.levels + 1) * tokens * row_bytes)
+            )  # each level's read, the sum written
+        return Slot(turn + shape.key_value_macs(tokens))
 
     def attend(self, piece: int) -> Slot:
         """Own rows' attention to a received piece."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testbed.astra.quantizer import Quantizer
+from testbed.astra.rotation import Rotation
 from testbed.errors import ConfigError, nearest
 
 Gradient = Literal["straight_through", "rotation"]
@@ -118,13 +119,17 @@ class VectorQuantizer(nn.Module):
     residual_mean_LD: Tensor
     residual_square_LD: Tensor
     batches_L: Tensor
+    rotation_LDD: Tensor | None
 
-    def __init__(self, codebooks_LIKd: Tensor, settings: VqSettings | None = None):
-        """codebooks_LIKd: where to start, float32, such as ``train_codebooks`` gives. Raises ConfigError."""
+    def __init__(self, codebooks_LIKd: Tensor, settings: VqSettings | None = None, rotation_LDD: Tensor | None = None):
+        """codebooks_LIKd: where to start, float32, such as ``train_codebooks`` gives. Raises ConfigError.
+
+        rotation_LDD: by which tokens are turned before, and which training leaves as it is.
+        """
         super().__init__()
         self.settings = VqSettings() if settings is None else settings
         self.settings.check()
-        start = Quantizer(codebooks_LIKd, self.settings.levels)  # checks shape and type
+        start = Quantizer(codebooks_LIKd, self.settings.levels, rotation_LDD)  # checks shape and type
         self.groups, self.codebook_size, self.hidden = start.groups, start.codebook_size, start.hidden
         self.register_buffer("codebooks_LIKd", codebooks_LIKd.clone())
         self.register_buffer("counts_LIK", torch.ones(codebooks_LIKd.shape[:3]))
@@ -133,12 +138,21 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("residual_mean_LD", torch.zeros(start.layers, start.hidden))
         self.register_buffer("residual_square_LD", torch.zeros(start.layers, start.hidden))
         self.register_buffer("batches_L", torch.zeros(start.layers))
+        self.register_buffer("rotation_LDD", rotation_LDD)
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """(what other devices know of the tokens [B, T, D], commitment: mean over tokens of |X - sg(X̂)|^2).
 
         In training mode the codebooks and the residual's statistics take the tokens in.
         """
+        if self.rotation_LDD is None:
+            return self._quantise(layer, x_BTD)
+        turn_DD = self.rotation_LDD[layer]
+        known_BTD, commitment = self._quantise(layer, x_BTD @ turn_DD.T)
+        return known_BTD @ turn_DD, commitment
+
+    def _quantise(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` of tokens that have been turned."""
         with torch.no_grad(), torch.autocast(x_BTD.device.type, enabled=False):
             x_ND = x_BTD.detach().float().flatten(0, 1)
             quantised_ND = torch.zeros_like(x_ND)
@@ -156,6 +170,11 @@ class VectorQuantizer(nn.Module):
         commitment = (x_BTD - quantised_ND.view_as(x_BTD)).square().sum(-1).mean()
         return self._joined(x_BTD, quantised_ND.view_as(x_BTD), known_ND.view_as(x_BTD)), commitment
 
+    @property
+    def rotation(self) -> Rotation:
+        """How tokens are turned."""
+        return "none" if self.rotation_LDD is None else "components"
+
     def draw_residual(self, layer: int, count: int) -> Tensor:
         """Gaussian noise [count, D] of the running mean and variance of X - X̂, by the global random generator."""
         mean_D = self.residual_mean_LD[layer]
@@ -164,7 +183,12 @@ class VectorQuantizer(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """All settings, as JSON data."""
-        return {"groups": self.groups, "codebook_size": self.codebook_size, **asdict(self.settings)}
+        return {
+            "groups": self.groups,
+            "codebook_size": self.codebook_size,
+            "rotation": self.rotation,
+            **asdict(self.settings),
+        }
 
     def perplexity(self) -> Tensor:
         """Codewords in use [L, I], as exp(entropy) of all choices since ``forget_use``; 1 to K, NaN without choices."""

@@ -105,7 +105,7 @@ class DeviceWorker:
         """Build a method's shard of the model; later calls name it by ``key``."""
         method = load_method(name, speeds, **settings)
         if codebooks is not None:
-            method.attach(load_codebooks(codebooks), cache=codebooks.parent)
+            method.attach(*load_codebooks(codebooks), cache=codebooks.parent)
         self._loaded[key] = method, method.shard(self._model, self.rank, self.world), DeviceClock()
 
     def verify(self, key: str) -> tuple[Output, Pass]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from testbed.astra.critical_path import critical_path_s
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
+from testbed.astra.rotation import Rotation, check_rotation
 from testbed.astra.shard import AstraShard, Encoded
 from testbed.astra.speedups import AUTO, Speedups, candidates
 from testbed.astra.split import Costs, Slot, Split
@@ -45,6 +46,7 @@ class Astra(Method):
 
     quantised: what of a layer's input (quantised.py). anchors: of a causal model, how many first tokens every device
     computes itself, exactly. levels: codebooks in a row, each of which quantises what the one before left over.
+    rotation: how tokens are turned before (rotation.py).
     ``auto`` is what ``resolve`` finds best for the devices and links; elsewhere it stands for ``paper``. ``attach``
     the codebooks before ``shard`` for more than one device.
     """
@@ -61,10 +63,12 @@ class Astra(Method):
         quantised: str = "residual",
         anchors: int = 0,
         levels: int = 1,
+        rotation: str = "none",
     ):
         self.groups, self.codebook_size, self.speedups = groups, codebook_size, speedups
         self.quantised: Quantised = cast(Quantised, quantised)
         self.anchors, self.levels = anchors, levels
+        self.rotation: Rotation = cast(Rotation, rotation)
         self._chosen = Speedups() if speedups == AUTO else Speedups.parse(speedups)
         self._quantizer: Quantizer | None = None
         self._cache: Path | None = None
@@ -75,12 +79,13 @@ class Astra(Method):
         words = [f"astra G={self.groups} K={self.codebook_size} {self.speedups}"]
         words += [self.quantised] if self.quantised != "residual" else []
         words += [f"anchors={self.anchors}"] if self.anchors else []
-        return " ".join([*words, *([f"levels={self.levels}"] if self.levels > 1 else [])])
+        words += [f"levels={self.levels}"] if self.levels > 1 else []
+        return " ".join([*words, *([f"rotation={self.rotation}"] if self.rotation != "none" else [])])
 
     @property
     def codebook_key(self) -> tuple[Any, ...]:
-        """Also what is quantised, which tokens never are, and in how many levels."""
-        return self.groups, self.codebook_size, self.quantised, self.anchors, self.levels
+        """Also what is quantised, which tokens never are, in how many levels, and how it is turned."""
+        return self.groups, self.codebook_size, self.quantised, self.anchors, self.levels, self.rotation
 
     def check(self, shape: ModelShape, world: int) -> None:
         """Groups must divide the hidden width, the codebook size be a power of two, each device have a token a piece.
@@ -88,6 +93,7 @@ class Astra(Method):
         Attention per codeword is for one group.
         """
         check_quantised(self.quantised)
+        check_rotation(self.rotation)
         check_quantizer(quantised_width(shape, self.quantised), self.groups, self.codebook_size)
         if world > shape.tokens:
             raise ConfigError("devices", world, f"astra needs 1 to {shape.tokens} devices, one content token each")
@@ -97,6 +103,8 @@ class Astra(Method):
             raise ConfigError("astra.quantised", self.quantised, f"must be residual for astra.speedups={self.speedups}")
         if self._chosen.ahead and self.levels > 1:
             raise ConfigError("astra.levels", self.levels, f"must be 1 for astra.speedups={self.speedups}")
+        if self._chosen.ahead and self.rotation != "none":
+            raise ConfigError("astra.rotation", self.rotation, f"must be none for astra.speedups={self.speedups}")
         if self.quantised != "residual" and not shape.causal:
             raise ConfigError("astra.quantised", self.quantised, "must be residual but for a causal model")
         least = min(self.shares(shape.tokens, world))
@@ -115,27 +123,35 @@ class Astra(Method):
         table_bytes = shape.layers * rows_bytes(self.groups * self.codebook_size, 2 * shape.key_width)
         memory_bytes, least = min(device.memory_bytes for device in devices), min(self.shares(shape.tokens, world))
         best, best_s = Speedups(overlap=True), float("inf")
+        plain = (self.quantised, self.levels, self.rotation) == ("residual", 1, "none")
         for choice in candidates(self.groups, shape.rotary):
             if choice.pieces > least - self.anchors:
                 continue
-            if choice.ahead and (self.quantised != "residual" or self.levels > 1 or table_bytes > memory_bytes):
+            if choice.ahead and (not plain or table_bytes > memory_bytes):
                 continue
-            chosen = Astra(self.groups, self.codebook_size, str(choice), self.quantised, self.anchors, self.levels)
+            own = (self.quantised, self.anchors, self.levels, self.rotation)
+            chosen = Astra(self.groups, self.codebook_size, str(choice), *own)
             chosen.speeds = self.speeds
             seconds = chosen.predicted_s(shape, devices, wire) + HANDLED_S * chosen.messages(shape, world)
             if seconds < best_s:
                 best, best_s = choice, seconds
         return {"speedups": str(best)}
 
-    def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
+    def attach(self, codebooks: Tensor, rotation: Tensor | None = None, cache: Path | None = None) -> None:
         """Use these codebooks, float32 [layers, levels * groups, codebook_size, hidden / groups].
 
-        cache: folder of their tables. Raises ConfigError (key ``astra.codebooks``) where they differ from the settings.
+        rotation: [layers, hidden, hidden], where the settings have one. cache: folder of their tables.
+
+        Raises ConfigError (key ``astra.codebooks``, ``astra.rotation``) where they differ from the settings.
         """
         if codebooks.shape[1:3] != (self.levels * self.groups, self.codebook_size):
             allowed = f"must be [layers, {self.levels * self.groups}, {self.codebook_size}, ...], as the settings say"
             raise ConfigError("astra.codebooks", list(codebooks.shape), allowed)
-        self._quantizer, self._cache = Quantizer(codebooks, self.levels), cache
+        if (rotation is not None) != (self.rotation != "none"):
+            raise ConfigError(
+                "astra.rotation", self.rotation, f"the codebooks have {'no' if rotation is None else 'a'} rotation"
+            )
+        self._quantizer, self._cache = Quantizer(codebooks, self.levels, rotation), cache
 
     def shard(self, model: VisionTransformer | Decoder, rank: int, world: int) -> AstraShard:
         """The whole model, and tables of it if the speed-ups have them."""
@@ -182,7 +198,8 @@ class Astra(Method):
         return Split(shape, self.shares(shape.tokens, world), rank, self._chosen.pieces, anchors)
 
     def _costs(self, split: Split) -> Costs:
-        return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised, self.levels)
+        turned = self.rotation != "none"
+        return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised, self.levels, turned)
 
     def _codebooks_for(self, shape: ModelShape) -> Quantizer:
         quantizer = self._quantizer

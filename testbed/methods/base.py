@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from testbed.astra.rotation import Rotation
 from testbed.clock import Device, DeviceClock
 from testbed.comm.codecs import CODECS
 from testbed.comm.group import Group, even_shares
@@ -56,6 +57,7 @@ class Method(ABC):
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
     levels: int = 1
+    rotation: Rotation = "none"
     speeds: tuple[float, ...] = ()
 
     @property
@@ -84,10 +86,11 @@ class Method(ABC):
         """Values of the settings that are left to the method, for these devices, by rank, and links; others stay."""
         return {}
 
-    def attach(self, codebooks: Tensor, cache: Path | None = None) -> None:
+    def attach(self, codebooks: Tensor, rotation: Tensor | None = None, cache: Path | None = None) -> None:
         """Give a method with a codebook its codewords [layers, levels * groups, codebook_size, hidden / groups].
 
-        cache: a folder in which it may keep what it computes of them.
+        rotation: [layers, hidden, hidden], where tokens are turned. cache: a folder in which it may keep what it
+        computes of them.
         """
         raise NotImplementedError(f"{self.name} has no codebooks")
 

@@ -16,7 +16,8 @@ def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **cha
     return {
         **{"experiment": "accuracy_vit", "signature": "0", "model": "vit_tiny", "data": "fashion_mnist"},
         **{"corpus": "", "tokens": 49, "quantised": "", "anchors": 0, "int8_tokens": 0},
-        **{"levels": 0 if original else 1, "gradient": "straight_through" if stage == "trained" else ""},
+        **{"levels": 0 if original else 1, "rotation": "" if original else "none"},
+        **{"gradient": "straight_through" if stage == "trained" else ""},
         **{"metric": "accuracy_pct", "stage": stage, "groups": 0 if original else groups},
         **{"codebook_size": 0 if original else 1024, "bits_per_token": bits, "compression": 32 * 96 / bits},
         **{"noise": 0.0, "commitment": 0.0 if stage != "trained" else 2e-4},

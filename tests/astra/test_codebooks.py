@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from testbed.astra import codebooks
 from testbed.astra.codebooks import codebooks_for, load_codebooks, train_codebooks
-from testbed.astra.quantizer import Quantizer
+from testbed.astra.quantizer import Codebooks, Quantizer
 from testbed.errors import ConfigError, EnvironmentFault
 from testbed.models.weights import ModelChoice, build_model
 
@@ -32,7 +32,7 @@ def pictures():
 
 def relative_errors(model, books, pictures, levels=1):
     """Squared quantisation error over variance, per layer."""
-    quantizer, x_BSD, errors = Quantizer(books, levels), model.embed(pictures), []
+    quantizer, x_BSD, errors = Quantizer(books.codebooks_LIKd, levels, books.rotation_LDD), model.embed(pictures), []
     for layer, block in enumerate(model.blocks):
         content = x_BSD[:, 1:].flatten(0, 1)
         rest = content - quantizer.decode(layer, quantizer.encode(layer, content))
@@ -41,39 +41,63 @@ def relative_errors(model, books, pictures, levels=1):
     return errors
 
 
+def shapes_of(books):
+    return {groups: tuple(book.codebooks_LIKd.shape) for groups, book in books.items()}
+
+
 def test_codebooks_fit_the_stream_at_each_layer_s_input(model, pictures):
     books = train_codebooks(model, pictures, [1, 8], 32, seed=0)
-    assert {groups: tuple(book.shape) for groups, book in books.items()} == {1: (3, 1, 32, 24), 8: (3, 8, 32, 3)}
+    assert shapes_of(books) == {
+        1: (3, 1, 32, 24),
+        8: (3, 8, 32, 3),
+    }
     whole, grouped = relative_errors(model, books[1], pictures), relative_errors(model, books[8], pictures)
     assert max(whole) < 0.6
     assert all(g < w / 2 for g, w in zip(grouped, whole, strict=True))
-    shifted = relative_errors(model, books[1].roll(1, 0), pictures)
+    shifted = relative_errors(model, Codebooks(books[1].codebooks_LIKd.roll(1, 0)), pictures)
     assert all(wrong > right for wrong, right in zip(shifted, whole, strict=True))
 
 
 def test_a_second_level_fits_what_the_first_left_over(model, pictures):
     books = train_codebooks(model, pictures, [1, 8], 32, seed=0, levels=2)
-    assert {groups: tuple(book.shape) for groups, book in books.items()} == {1: (3, 2, 32, 24), 8: (3, 16, 32, 3)}
+    assert shapes_of(books) == {
+        1: (3, 2, 32, 24),
+        8: (3, 16, 32, 3),
+    }
     for groups, book in books.items():
         one = train_codebooks(model, pictures, [groups], 32, seed=0)[groups]
-        assert torch.equal(book[:, :groups], one)
+        assert torch.equal(book.codebooks_LIKd[:, :groups], one.codebooks_LIKd)
         pairs = zip(relative_errors(model, book, pictures, 2), relative_errors(model, one, pictures), strict=True)
         assert all(two < 0.8 * first for two, first in pairs)
 
 
+def test_turned_to_their_components_tokens_lose_less(model, pictures):
+    plain, turned = (
+        train_codebooks(model, pictures, [1, 8], 32, seed=0, rotation=rotation) for rotation in ("none", "components")
+    )
+    for groups, book in turned.items():
+        assert book.rotation_LDD is not None and book.rotation_LDD.shape == (3, 24, 24)
+        before = relative_errors(model, plain[groups], pictures)
+        # one group is the same cluster problem, turned
+        most = 1.1 if groups == 1 else 0.8
+        assert all(own < most * b for own, b in zip(relative_errors(model, book, pictures), before, strict=True))
+
+
 def test_the_class_token_and_batching_leave_no_trace(model, pictures, monkeypatch):
-    expected = train_codebooks(model, pictures, [2], 16, seed=0)[2]
+    expected = train_codebooks(model, pictures, [2], 16, seed=0)[2].codebooks_LIKd
     monkeypatch.setattr(codebooks, "TOKENS_AT_ONCE", 1)
-    one_by_one = train_codebooks(model, pictures, [2], 16, seed=0)[2]
+    one_by_one = train_codebooks(model, pictures, [2], 16, seed=0)[2].codebooks_LIKd
     torch.testing.assert_close(one_by_one[0], expected[0])  # later layers may round to other clusters
     other_class_token = build_model(TINY, TOKENS, seed=0)
     other_class_token.class_token.data += 1
-    torch.testing.assert_close(train_codebooks(other_class_token, pictures, [2], 16, seed=0)[2][0], expected[0])
+    other = train_codebooks(other_class_token, pictures, [2], 16, seed=0)[2].codebooks_LIKd
+    torch.testing.assert_close(other[0], expected[0])
 
 
 def test_one_pass_for_several_groups_equals_one_pass_each(model, pictures):
     both = train_codebooks(model, pictures, [2, 4], 16, seed=3)
-    assert torch.equal(both[4], train_codebooks(model, pictures, [4], 16, seed=3)[4])
+    alone = train_codebooks(model, pictures, [4], 16, seed=3)[4]
+    assert torch.equal(both[4].codebooks_LIKd, alone.codebooks_LIKd)
 
 
 def test_progress_counts_layers_and_groups(model, pictures):
@@ -90,7 +114,7 @@ def test_too_few_pictures_are_counted_out(model, pictures):
 def test_as_many_codewords_as_samples_and_equal_samples(model, pictures):
     blank = torch.zeros_like(pictures)
     books = train_codebooks(model, blank[:1], [1, 3], 32, seed=0)
-    assert all(book.isfinite().all() for book in books.values())
+    assert all(book.codebooks_LIKd.isfinite().all() for book in books.values())
 
 
 def test_groups_are_checked_first(model, tmp_path: Path):
@@ -112,7 +136,7 @@ def test_cache_is_used_and_only_what_is_missing_is_trained(model, tmp_path: Path
     both = codebooks_for(TINY, model, TOKENS, [1, 3], 16, 0, tmp_path / "new")
     assert asked == [([1, 2], 4), ([3], 4)]
     assert sorted((tmp_path / "new").iterdir()) == sorted({*first.values(), *both.values()})
-    assert load_codebooks(first[2]).shape == (3, 2, 16, 12)
+    assert load_codebooks(first[2]).codebooks_LIKd.shape == (3, 2, 16, 12)
 
 
 def test_pictures_grow_with_the_codebook(model, tmp_path: Path, monkeypatch):

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from testbed.astra import decoder_codebooks
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.decoder import AstraDecoder
 from testbed.astra.decoder_codebooks import decoder_codebooks_for, train_decoder_codebooks
 from testbed.astra.quantised import Quantised, to_quantise
-from testbed.astra.quantizer import Quantizer
+from testbed.astra.quantizer import Codebooks, Quantizer
 from testbed.astra.vq import VectorQuantizer
 from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2
@@ -26,9 +25,13 @@ MODELS = {name: build(config).requires_grad_(False) for name, config in CONFIGS.
 MODEL = MODELS["grouped"]
 
 
-def relative_errors(model: Llama | Gpt2, books: Tensor, quantised: Quantised, anchors: int = 0) -> list[float]:
+def quantizer_of(books: Codebooks) -> Quantizer:
+    return Quantizer(books.codebooks_LIKd, rotation_LDD=books.rotation_LDD)
+
+
+def relative_errors(model: Llama | Gpt2, books: Codebooks, quantised: Quantised, anchors: int = 0) -> list[float]:
     """Squared quantisation error over variance, per layer."""
-    quantizer, x_BSD, errors = Quantizer(books), model.embed(WINDOWS), []
+    quantizer, x_BSD, errors = quantizer_of(books), model.embed(WINDOWS), []
     for layer, block in enumerate(model.blocks):
         rows = to_quantise(block, x_BSD, quantised)[:, anchors:].flatten(0, 1)
         rest = rows - quantizer.decode(layer, quantizer.encode(layer, rows))
@@ -43,12 +46,12 @@ def test_codebooks_fit_what_each_layer_quantises(quantised: Quantised, monkeypat
     width = 48 if quantised == "keys_values" else 24
     many = width // 2
     books = train_decoder_codebooks(model, WINDOWS, quantised, [1, many], 32, seed=0)
-    shapes = {groups: tuple(book.shape) for groups, book in books.items()}
+    shapes = {groups: tuple(book.codebooks_LIKd.shape) for groups, book in books.items()}
     assert shapes == {1: (2, 1, 32, width), many: (2, many, 32, 2)}
     whole, grouped = (relative_errors(model, books[groups], quantised) for groups in (1, many))
     assert max(whole) < 0.75
     assert all(g < w / 2 for g, w in zip(grouped, whole, strict=True))
-    shifted = relative_errors(model, books[many].roll(1, 0), quantised)
+    shifted = relative_errors(model, Codebooks(books[many].codebooks_LIKd.roll(1, 0)), quantised)
     assert all(wrong > 1.2 * right for wrong, right in zip(shifted, grouped, strict=True))
     monkeypatch.setattr(decoder_codebooks, "TOKENS_AT_ONCE", 30)
     again = train_decoder_codebooks(model, WINDOWS, quantised, [many], 32, seed=0)[many]
@@ -60,15 +63,32 @@ def test_anchors_leave_no_trace() -> None:
     far = WINDOWS.clone()
     far[:, 0] = 0
     one, other = (train_decoder_codebooks(MODEL, w, "residual", [2], 16, 0, anchors=1)[2] for w in (WINDOWS, far))
-    assert torch.equal(one[0], other[0]), "the input of the first layer knows of no other token"
-    assert not torch.equal(one[0], train_decoder_codebooks(MODEL, far, "residual", [2], 16, 0)[2][0])
+    first = one.codebooks_LIKd[0]
+    assert torch.equal(first, other.codebooks_LIKd[0]), "the input of the first layer knows of no other token"
+    assert not torch.equal(first, train_decoder_codebooks(MODEL, far, "residual", [2], 16, 0)[2].codebooks_LIKd[0])
+
+
+@pytest.mark.parametrize("quantised", KINDS)
+def test_turned_to_their_components_tokens_lose_less(quantised: Quantised) -> None:
+    model = MODELS["gpt2"]
+    plain, turned = (
+        train_decoder_codebooks(model, WINDOWS, quantised, [4], 32, 0, rotation=rotation)[4]
+        for rotation in ("none", "components")
+    )
+    turn_LWW = turned.rotation_LDD
+    assert turn_LWW is not None
+    half = turn_LWW.shape[-1] // 2
+    apart = bool((turn_LWW[:, :half, half:] == 0).all())
+    assert apart == (quantised == "keys_values"), "keys and values are turned each for themselves"
+    pairs = zip(relative_errors(model, turned, quantised), relative_errors(model, plain, quantised), strict=True)
+    assert all(own < before for own, before in pairs)
 
 
 def test_more_codewords_lose_less() -> None:
     nlls = []
     for size in (2, 16, 256):
         books = train_decoder_codebooks(MODEL, WINDOWS, "keys_values", [4], size, seed=0)[4]
-        student = AstraDecoder(MODEL, 12, VectorQuantizer(books), "keys_values").eval()
+        student = AstraDecoder(MODEL, 12, VectorQuantizer(books.codebooks_LIKd), "keys_values").eval()
         with torch.no_grad():
             nlls.append((student(WINDOWS, [3, 3, 3, 3]).logits - MODEL(WINDOWS)).square().mean().item())
     assert nlls[0] > 2 * nlls[1] > 4 * nlls[2]
@@ -96,7 +116,7 @@ def test_the_cache_is_used_and_anything_that_matters_changes_the_file(
 ) -> None:
     first = decoder_codebooks_for(MODEL, WINDOWS, "keys_values", [2, 4], 16, 0, tmp_path, 1)
     expected = train_decoder_codebooks(MODEL, WINDOWS, "keys_values", [4], 16, 0, 1)[4]
-    assert torch.equal(load_codebooks(first[4]), expected)
+    assert torch.equal(load_codebooks(first[4]).codebooks_LIKd, expected.codebooks_LIKd)
     others = [
         decoder_codebooks_for(MODEL, WINDOWS, "residual", [2], 16, 0, tmp_path, 1),
         decoder_codebooks_for(MODEL, WINDOWS, "keys_values", [2], 16, 0, tmp_path, 2),

@@ -45,7 +45,7 @@ def test_a_vit_gives_what_the_simulation_gives(
     model, method = small_model("plain"), Astra(groups_for(speedups), 32, speedups)
     method.speeds = speeds
     inputs, codebooks = pixels(model), random_codebooks(model, method.groups, 32)
-    method.attach(codebooks, tmp_path)
+    method.attach(codebooks, cache=tmp_path)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
     sent = [executed.output.codes for executed, _ in passes if executed.output.codes is not None]
@@ -84,7 +84,7 @@ def test_a_causal_model_gives_what_the_simulation_gives(
     generator = torch.Generator().manual_seed(5)
     codebooks = 0.1 * torch.randn(3, method.groups, 32, 48 // method.groups, generator=generator)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
-    method.attach(codebooks, tmp_path)
+    method.attach(codebooks, cache=tmp_path)
     passes = execute_and_replay(method, model, ids, world)
     check_accounts(passes, method, model)
     student = AstraDecoder(model, TOKENS, VectorQuantizer(codebooks)).eval()
@@ -101,22 +101,27 @@ def test_a_causal_model_gives_what_the_simulation_gives(
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("speedups", ["paper", "overlap+split2"])
 @pytest.mark.parametrize(
-    ("quantised", "anchors", "levels"),
-    [("normalised", 0, 1), ("keys_values", 0, 1), ("residual", 3, 1), ("keys_values", 3, 2), ("residual", 0, 2)],
+    ("quantised", "anchors", "levels", "rotation"),
+    [
+        *[("normalised", 0, 1, "none"), ("keys_values", 0, 1, "none"), ("residual", 3, 1, "components")],
+        *[("keys_values", 3, 2, "components"), ("residual", 0, 2, "none")],
+    ],
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_is_quantised_anchors_and_levels(
-    kind: str, quantised: Quantised, anchors: int, levels: int, speedups: str, world: int
+def test_what_is_quantised_anchors_levels_and_rotation(
+    kind: str, quantised: Quantised, anchors: int, levels: int, rotation: str, speedups: str, world: int
 ) -> None:
-    model, method = decoder(kind), Astra(4, 32, speedups, quantised, anchors, levels)
+    model, method = decoder(kind), Astra(4, 32, speedups, quantised, anchors, levels, rotation)
     generator = torch.Generator().manual_seed(6)
     width = quantised_width(model.shape, quantised)
     codebooks = 0.3 * torch.randn(3, 4 * levels, 32, width // 4, generator=generator)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
-    method.attach(codebooks)
+    turned = torch.linalg.qr(torch.randn(3, width, width, generator=generator)).Q.contiguous()
+    turn = None if rotation == "none" else turned
+    method.attach(codebooks, turn)
     passes = execute_and_replay(method, model, ids, world)
     check_accounts(passes, method, model)
-    quantizer = VectorQuantizer(codebooks, VqSettings(levels=levels))
+    quantizer = VectorQuantizer(codebooks, VqSettings(levels=levels), turn)
     student = AstraDecoder(model, TOKENS, quantizer, quantised, anchors).eval()
     expected = student(ids, even_shares(TOKENS, world), keep_states=True)
     torch.testing.assert_close(joined_hidden(passes, TOKENS), model.norm(expected.states[-1])[0], atol=1e-4, rtol=0)
@@ -132,6 +137,10 @@ def test_what_is_quantised_anchors_and_levels(
             "astra.quantised=normalised: must be residual for astra.speedups=tables",
         ),
         (Astra(4, 32, "tables+overlap", levels=2), "astra.levels=2: must be 1 for astra.speedups=tables.overlap"),
+        (
+            Astra(4, 32, "tables", rotation="components"),
+            "astra.rotation=components: must be none for astra.speedups=tables",
+        ),
         (Astra(4, 32, anchors=2), "astra.anchors=2: must be 0, or for a causal model"),
         (Astra(3, 32, "codewords"), "astra.groups=3: must be 1 for astra.speedups=codewords"),
         (Astra(1, 32, "overlap+split16"), "astra.speedups=overlap.split16: must split the 10 tokens of a device less"),

@@ -24,6 +24,7 @@ ASTRA = {
     "astra": {"groups": 4, "codebook_size": 64},
     "astra, padded messages": {"groups": 3, "codebook_size": 32},
     "astra, one group": {"groups": 1, "codebook_size": 256},
+    "astra, turned": {"groups": 4, "codebook_size": 64, "rotation": "components"},
     "astra, two levels": {"groups": 3, "codebook_size": 32, "levels": 2},
 }
 
@@ -57,14 +58,17 @@ def test_astra_equals_its_simulation(
     model, method = small_model(size), load_method("astra", speeds, **settings)
     levels = [random_codebooks(model, method.groups, method.codebook_size) / 2**at for at in range(method.levels)]
     inputs, codebooks = pixels(model), torch.cat(levels, dim=1)
-    method.attach(codebooks)
+    layers, width = model.shape.layers, model.shape.hidden
+    turn = torch.linalg.qr(torch.randn(layers, width, width, generator=torch.Generator().manual_seed(1))).Q
+    rotation = None if method.rotation == "none" else turn.contiguous()
+    method.attach(codebooks, rotation)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
     codes = torch.cat([executed.output.codes for executed, _ in passes if executed.output.codes is not None], dim=1)
     assert codes.shape == (model.shape.layers, model.shape.tokens, method.levels * method.groups)
     shares = [len(executed.output.hidden) for executed, _ in passes if executed.output.hidden is not None]
     assert shares == (list(shares_by_speed(model.shape.tokens, speeds)) if speeds else even_shares(sum(shares), world))
-    expected = simulate(model, Quantizer(codebooks, method.levels), inputs, shares, codes)
+    expected = simulate(model, Quantizer(codebooks, method.levels, rotation), inputs, shares, codes)
     assert expected.ties <= 2
     torch.testing.assert_close(joined_hidden(passes, model.shape.tokens), expected.hidden, atol=1e-4, rtol=0)
     for executed, _ in passes:
