@@ -10,6 +10,7 @@ import torch
 
 from testbed.astra.checkpoints import load_checkpoint, load_result, open_result, save_checkpoint, save_result
 from testbed.astra.simulation import AstraVit
+from testbed.astra.vq import VectorQuantizer, VqSettings
 from testbed.errors import EnvironmentFault
 from tests.astra.toy import CONFIG, tiny_model, tiny_student
 
@@ -96,3 +97,22 @@ def test_results_go_on_with_fresh_averages_and_without_them_in_the_file(tmp_path
     plain = AstraVit(tiny_model(3))
     save_result(path, plain)
     assert torch.equal(open_result(path, CONFIG).model.position, plain.model.position)
+
+
+def test_levels_rotation_and_int8_tokens_come_back(tmp_path: Path) -> None:
+    path, generator = tmp_path / "r.safetensors", torch.Generator().manual_seed(1)
+    books = torch.randn(2, 2 * 2, 8, 12, generator=generator)
+    turn = torch.linalg.qr(torch.randn(2, 24, 24, generator=generator)).Q.contiguous()
+    quantizer = VectorQuantizer(books, VqSettings(levels=2), turn)
+    student = AstraVit(tiny_model(), quantizer, int8_tokens=1).eval()
+    save_result(path, student)
+    opened, pixels = open_result(path, CONFIG), torch.randn(3, 3, 8, 8, generator=generator)
+    assert torch.equal(opened(pixels, [8, 8]).logits, student(pixels, [8, 8]).logits)
+    assert opened.describe() == student.describe()
+    with pytest.raises(EnvironmentFault, match=r"holds rotation, expected none"):
+        load_result(path, AstraVit(tiny_model(), VectorQuantizer(books, VqSettings(levels=2))))
+    for levels, other_turn in ((1, turn), (2, None)):
+        fewer = VectorQuantizer(books[:, : 2 * levels], VqSettings(levels=levels), other_turn)
+        plain = AstraVit(tiny_model(), fewer).eval()
+        plain.model.load_state_dict(student.model.state_dict())
+        assert not torch.allclose(plain(pixels, [8, 8]).logits, student(pixels, [8, 8]).logits)

@@ -17,7 +17,7 @@ from testbed.astra.checkpoints import save_result
 from testbed.astra.decoder import AstraDecoder
 from testbed.astra.quantised import quantised_width
 from testbed.astra.simulation import AstraVit
-from testbed.astra.vq import VectorQuantizer
+from testbed.astra.vq import VectorQuantizer, VqSettings
 from testbed.models.hub import load_hub
 from testbed.models.llama import Llama
 from testbed.models.vit import VisionTransformer, VitConfig
@@ -68,11 +68,15 @@ def test_a_trained_decoder_across_mininet_links(tmp_path: Path) -> None:
     model = load_hub(folder)
     assert isinstance(model, Llama)
     width = quantised_width(model.config.shape(32), "keys_values")
-    books = 0.3 * torch.randn(LLAMA.layers, 4, 32, width // 4, generator=torch.Generator().manual_seed(3))
-    save_result(tmp_path / "astra.safetensors", AstraDecoder(model, 32, VectorQuantizer(books), "keys_values", 2))
+    generator = torch.Generator().manual_seed(3)
+    books = 0.3 * torch.randn(LLAMA.layers, 2 * 4, 32, width // 4, generator=generator)
+    turn = torch.linalg.qr(torch.randn(LLAMA.layers, width, width, generator=generator)).Q.contiguous()
+    quantizer = VectorQuantizer(books, VqSettings(levels=2), turn)
+    save_result(tmp_path / "astra.safetensors", AstraDecoder(model, 32, quantizer, "keys_values", 2))
     words = ["+experiment=decoder_sweep", "model=hub_folder", f"model.folder={folder}", "devices=[1,2,3,4]"]
     words += [f"checkpoint={tmp_path / 'astra.safetensors'}", "tokens=32", "astra.groups=4", "astra.codebook_size=32"]
     words += ["astra.quantised=keys_values", "astra.anchors=2", "astra.speedups=[paper,auto]", "repeats=1"]
+    words += ["astra.levels=2", "astra.rotation=components"]
     words += ["bandwidths=100", "compute_mode=replay", "network=mininet", f"results_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "testbed.run", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -80,7 +84,9 @@ def test_a_trained_decoder_across_mininet_links(tmp_path: Path) -> None:
     assert set(rows.devices) == {1, 2, 3, 4} and set(rows.speedups) == {"", "paper", "auto"}
     assert (rows.status == "ok").all() and (rows.verified.astype(str) == "True").all()  # equal the simulation's
     assert (rows.payload_bytes == rows.formula_bytes).all() and set(rows.model) == {"tiny-llama"}
-    assert set(rows.settings[rows.method == "astra"]) == {"anchors=2,quantised=keys_values"}
+    assert set(rows.settings[rows.method == "astra"]) == {
+        "anchors=2,levels=2,quantised=keys_values,rotation=components"
+    }
 
 
 def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
