@@ -53,7 +53,7 @@ def test_fine_tuning_wins_back_what_k_means_loses(tmp_path: Path) -> None:
     settings = TrainingSettings(epochs=4, batch=32, learning_rate=3e-3)
     manifest = run(plain, tmp_path / "plain", settings, examples=data)
     original = accuracy(plain, test, 1)
-    books = train_codebooks(plain.model, data.pixels, [1], 4, seed=0)[1]
+    books = train_codebooks(plain.model, data.pixels, [1], 4, seed=0)[1].codebooks_LIKd
     student = AstraVit(copy.deepcopy(plain.model), VectorQuantizer(books, VqSettings(noise=0.3)))
     after_the_fact = accuracy(student, test, 4)
     run(student, tmp_path / "astra", replace(settings, devices=(4,), learning_rate=1e-3), examples=data)
