@@ -54,7 +54,7 @@ class Assets:
 def prepare_pictures(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
     """Build the ViT, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
 
-    CodebookFiles are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
+    Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
     several numbers of tokens, for the smallest, as neither bytes nor time depend on what is in them. Raises
     ConfigError where the methods want others than the trained model has, or other tokens.
     """
@@ -119,12 +119,10 @@ def _trained_codebooks(student: AstraVit, methods: list[Method], checkpoint: str
     """A file of the trained model's codebooks."""
     if student.class_tokens != "distributed":
         raise ConfigError("checkpoint", checkpoint, "must be a model with distributed class tokens")
-    return trained_codebooks(student, student.int8_tokens, {}, methods, checkpoint)
+    return trained_codebooks(student, {}, methods, checkpoint)
 
 
-def trained_codebooks(
-    student: Student, int8_tokens: int, own: dict[str, Any], methods: list[Method], checkpoint: str
-) -> CodebookFiles:
+def trained_codebooks(student: Student, own: dict[str, Any], methods: list[Method], checkpoint: str) -> CodebookFiles:
     """A file of a trained model's codebooks. ConfigError where it has none, or a method wants others.
 
     own: settings of ASTRA that the model was trained with, besides the codebooks' sizes.
@@ -132,8 +130,8 @@ def trained_codebooks(
     quantizer = student.quantizer
     if quantizer is None:
         raise ConfigError("checkpoint", checkpoint, "must be a model with codebooks")
-    if int8_tokens:
-        made = f"was trained with int8_tokens={int8_tokens}"
+    if student.int8_tokens:
+        made = f"was trained with int8_tokens={student.int8_tokens}"
         raise ConfigError("checkpoint", checkpoint, f"{made}, which is judged in simulation only: methods send none")
     needed = {"groups": quantizer.groups, "codebook_size": quantizer.codebook_size, **own}
     needed |= {"levels": quantizer.settings.levels, "rotation": quantizer.rotation}

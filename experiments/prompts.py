@@ -40,7 +40,7 @@ def prepare_prompts(config: DecoderLatencyConfig, points: list[Point]) -> dict[i
     if config.checkpoint:
         student = open_decoder(Path(config.checkpoint), model.config)
         own = {"quantised": student.quantised, "anchors": student.anchors}
-        codebooks = trained_codebooks(student, student.int8_tokens, own, methods, config.checkpoint)
+        codebooks = trained_codebooks(student, own, methods, config.checkpoint)
         model = student.model
     else:
         codebooks = _codebooks(config, model, tokenizer, methods, tokens[0])

@@ -45,8 +45,8 @@ def train_decoder_codebooks(
     """Codebooks [layers, levels * G, codebook_size, W / G], float32, for each G of ``groups``, from one pass.
 
     windows_BS: token ids. anchors: how many first tokens of a window stay exact. levels, rotation: see
-    Quantizer.
-    ``progress(done, total)`` is called after each layer and G. Held at a time: one layer's input and what it quantises.
+    Quantizer. ``progress(done, total)`` is called after each layer and G. Held at a time: one layer's input and what it
+    quantises.
 
     Raises ConfigError for groups, a codebook size or something quantised that cannot be, ValueError if there are fewer
     tokens than codewords.

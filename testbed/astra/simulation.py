@@ -97,10 +97,12 @@ class Student(nn.Module):
     """A plain model as ASTRA runs it on any number of devices: what training and evaluation need to know of it.
 
     model: the plain model. quantizer: None where it only ever runs on one device, which is the plain model.
+    int8_tokens: how many tokens each device sends in int8 besides their codes.
     """
 
     model: nn.Module
     quantizer: VectorQuantizer | None
+    int8_tokens: int = 0
 
     @property
     def tokens(self) -> int:
