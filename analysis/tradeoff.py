@@ -25,8 +25,7 @@ from testbed.rows import BASELINE
 
 SAME = ["model", "hidden", "groups", "codebook_size", "levels", "rotation", "devices"]  # of a latency and a quality
 # What tells apart several ways to make one variant.
-WAYS = ("stage", "noise", "commitment", "class_tokens", "objective", "trained_on", "quantised", "anchors")
-WAYS += ("gradient",)
+WAYS = ("stage", "noise", "commitment", "gradient", "class_tokens", "objective", "trained_on", "quantised", "anchors")
 
 
 def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:

@@ -148,8 +148,9 @@ class VectorQuantizer(nn.Module):
         if self.rotation_LDD is None:
             return self._quantise(layer, x_BTD)
         turn_DD = self.rotation_LDD[layer]
-        known_BTD, commitment = self._quantise(layer, x_BTD @ turn_DD.T)
-        return known_BTD @ turn_DD, commitment
+        with torch.autocast(x_BTD.device.type, enabled=False):  # in full precision, as devices turn
+            known_BTD, commitment = self._quantise(layer, x_BTD.float() @ turn_DD.T)
+            return (known_BTD @ turn_DD).to(x_BTD.dtype), commitment
 
     def _quantise(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` of tokens that have been turned."""

@@ -10,6 +10,7 @@ Shape suffixes: P own tokens, Q own rows (the class copy first), D hidden, G gro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -39,6 +40,7 @@ from testbed.models.vit import VisionTransformer
 HANDLED_S = 40e-6
 
 T = TypeVar("T")
+PLAIN = {"quantised": "residual", "levels": 1, "rotation": "none"}  # the codewords are the residual stream's own
 
 
 class Astra(Method):
@@ -94,17 +96,16 @@ class Astra(Method):
         """
         check_quantised(self.quantised)
         check_rotation(self.rotation)
+        if self.levels < 1:
+            raise ConfigError("astra.levels", self.levels, "must be 1 or more")
         check_quantizer(quantised_width(shape, self.quantised), self.groups, self.codebook_size)
         if world > shape.tokens:
             raise ConfigError("devices", world, f"astra needs 1 to {shape.tokens} devices, one content token each")
         if self._chosen.codewords and self.groups > 1:
             raise ConfigError("astra.groups", self.groups, f"must be 1 for astra.speedups={self.speedups}")
-        if self._chosen.ahead and self.quantised != "residual":
-            raise ConfigError("astra.quantised", self.quantised, f"must be residual for astra.speedups={self.speedups}")
-        if self._chosen.ahead and self.levels > 1:
-            raise ConfigError("astra.levels", self.levels, f"must be 1 for astra.speedups={self.speedups}")
-        if self._chosen.ahead and self.rotation != "none":
-            raise ConfigError("astra.rotation", self.rotation, f"must be none for astra.speedups={self.speedups}")
+        if self._chosen.ahead and (others := self._not_plain()):
+            key, value = others.popitem()
+            raise ConfigError(f"astra.{key}", value, f"must be {PLAIN[key]} for astra.speedups={self.speedups}")
         if self.quantised != "residual" and not shape.causal:
             raise ConfigError("astra.quantised", self.quantised, "must be residual but for a causal model")
         least = min(self.shares(shape.tokens, world))
@@ -123,15 +124,13 @@ class Astra(Method):
         table_bytes = shape.layers * rows_bytes(self.groups * self.codebook_size, 2 * shape.key_width)
         memory_bytes, least = min(device.memory_bytes for device in devices), min(self.shares(shape.tokens, world))
         best, best_s = Speedups(overlap=True), float("inf")
-        plain = (self.quantised, self.levels, self.rotation) == ("residual", 1, "none")
         for choice in candidates(self.groups, shape.rotary):
             if choice.pieces > least - self.anchors:
                 continue
-            if choice.ahead and (not plain or table_bytes > memory_bytes):
+            if choice.ahead and (self._not_plain() or table_bytes > memory_bytes):
                 continue
-            own = (self.quantised, self.anchors, self.levels, self.rotation)
-            chosen = Astra(self.groups, self.codebook_size, str(choice), *own)
-            chosen.speeds = self.speeds
+            chosen = copy(self)
+            chosen._chosen = choice
             seconds = chosen.predicted_s(shape, devices, wire) + HANDLED_S * chosen.messages(shape, world)
             if seconds < best_s:
                 best, best_s = choice, seconds
@@ -148,9 +147,8 @@ class Astra(Method):
             allowed = f"must be [layers, {self.levels * self.groups}, {self.codebook_size}, ...], as the settings say"
             raise ConfigError("astra.codebooks", list(codebooks.shape), allowed)
         if (rotation is not None) != (self.rotation != "none"):
-            raise ConfigError(
-                "astra.rotation", self.rotation, f"the codebooks have {'no' if rotation is None else 'a'} rotation"
-            )
+            having = "no" if rotation is None else "a"
+            raise ConfigError("astra.rotation", self.rotation, f"the codebooks have {having} rotation")
         self._quantizer, self._cache = Quantizer(codebooks, self.levels, rotation), cache
 
     def shard(self, model: VisionTransformer | Decoder, rank: int, world: int) -> AstraShard:
@@ -190,6 +188,10 @@ class Astra(Method):
         """Pairs of tokens of one device: the squares of the shares, where tokens all see each other (PAPER.md, 1.2)."""
         return 100 * sum(own**2 for own in self.shares(shape.tokens, world)) / shape.tokens**2
 
+    def _not_plain(self) -> dict[str, Any]:
+        """Settings by which nothing of codewords can be computed ahead."""
+        return {key: value for key, plain in PLAIN.items() if (value := getattr(self, key)) != plain}
+
     def _of_rank(self, shape: ModelShape, rank: int, world: int) -> Costs:
         return self._costs(self._split(shape, rank, world))
 
@@ -198,8 +200,8 @@ class Astra(Method):
         return Split(shape, self.shares(shape.tokens, world), rank, self._chosen.pieces, anchors)
 
     def _costs(self, split: Split) -> Costs:
-        turned = self.rotation != "none"
-        return Costs(split, self.groups, self.codebook_size, self._chosen, self.quantised, self.levels, turned)
+        own = (self._chosen, self.quantised, self.levels, self.rotation != "none")
+        return Costs(split, self.groups, self.codebook_size, *own)
 
     def _codebooks_for(self, shape: ModelShape) -> Quantizer:
         quantizer = self._quantizer

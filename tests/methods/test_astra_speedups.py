@@ -141,6 +141,7 @@ def test_what_is_quantised_anchors_levels_and_rotation(
             Astra(4, 32, "tables", rotation="components"),
             "astra.rotation=components: must be none for astra.speedups=tables",
         ),
+        (Astra(4, 32, levels=0), "astra.levels=0: must be 1 or more"),
         (Astra(4, 32, anchors=2), "astra.anchors=2: must be 0, or for a causal model"),
         (Astra(3, 32, "codewords"), "astra.groups=3: must be 1 for astra.speedups=codewords"),
         (Astra(1, 32, "overlap+split16"), "astra.speedups=overlap.split16: must split the 10 tokens of a device less"),
