@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.cells import TextTable
 from analysis.figures import STYLE, save
+from analysis.load import ONLY_CHOICE
 from analysis.words import joined, values
 
 ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
@@ -27,7 +28,7 @@ METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexit
 OF_CODEBOOKS = {
     "groups": "G={:g}",
     "codebook_size": "K={:g}",
-    "levels": "{:g} levels",
+    "levels": "levels={:g}",
     "rotation": "rotation {}",
     "int8_tokens": "{:g} tokens of a device in int8",
     "quantised": "{}",
@@ -50,7 +51,8 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = frame[frame["status"] == "ok"]
     several = [name for name in SETTINGS if _kinds(rows, name) > 1]
-    named = [name for name in SETTINGS if name in ALWAYS or name in several]
+    coded = rows[rows["stage"] != ORIGINAL]
+    named = [name for name in SETTINGS if name in ALWAYS or name in several or _unusual(coded, name)]
     apart = [name for name in several if name != "groups"]
     rows = rows.assign(
         label=[_label(row, named) for _, row in rows.iterrows()],
@@ -154,6 +156,11 @@ def _kinds(rows: pd.DataFrame, name: str) -> int:
     """How many values a setting has among the rows that depend on it."""
     depend = rows["stage"] == TRAINED if name in OF_TRAINING else rows["stage"] != ORIGINAL
     return rows.loc[depend, name].nunique()
+
+
+def _unusual(coded: pd.DataFrame, name: str) -> bool:
+    """Whether a setting that was added later has another value than rows before it could have."""
+    return name in ONLY_CHOICE and not coded[name].isin([ONLY_CHOICE[name], ""]).all()
 
 
 def _label(row: pd.Series, names: list[str]) -> str:
