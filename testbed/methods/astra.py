@@ -3,31 +3,29 @@
 Each device owns consecutive tokens and its own copy of the class token, where the model has one. Per layer it encodes
 its tokens, sends the packed indices to all others, and attends to its own rows at full precision and to the others'
 quantised ones, in one softmax. The class copies stay at home until they are averaged before the head.
-
-Shape suffixes: P own tokens, Q own rows (the class copy first), D hidden, G groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from testbed.astra.critical_path import critical_path_s
+from testbed.astra.forward_pass import ForwardPass
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
 from testbed.astra.rotation import Rotation, check_rotation
-from testbed.astra.shard import AstraShard, Encoded
+from testbed.astra.shard import AstraShard
 from testbed.astra.speedups import AUTO, Speedups, candidates
-from testbed.astra.split import Costs, Slot, Split
+from testbed.astra.split import Costs, Split
 from testbed.astra.tables import rows_bytes
 from testbed.clock import Device, DeviceClock
-from testbed.comm.group import Group, Handle
+from testbed.comm.group import Group
 from testbed.comm.wire import Wire
 from testbed.errors import ConfigError
 from testbed.methods.base import Method, Output
@@ -39,7 +37,6 @@ from testbed.models.vit import VisionTransformer
 # that hide nothing must not look free.
 HANDLED_S = 40e-6
 
-T = TypeVar("T")
 PLAIN = {"quantised": "residual", "levels": 1, "rotation": "none"}  # the codewords are the residual stream's own
 
 
@@ -161,7 +158,7 @@ class Astra(Method):
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: AstraShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own tokens. All have the logits, but of a causal model the last one."""
-        return _Pass(shard, self._costs(shard.split), group, clock).run(inputs)
+        return ForwardPass(shard, self._costs(shard.split), group, clock).run(inputs)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """Per layer everybody's indices, each message in whole bytes; at the end the class copies' average."""
@@ -213,93 +210,3 @@ class Astra(Method):
         if (quantizer.layers, quantizer.hidden) != (shape.layers, width):
             raise ConfigError("astra.codebooks", list(quantizer.codebooks_LIKd.shape), allowed)
         return quantizer
-
-
-class _Pass:
-    """One rank's forward pass: which segment runs when, and what is under way meanwhile."""
-
-    def __init__(self, shard: AstraShard, costs: Costs, group: Group, clock: DeviceClock):
-        self.shard, self.split, self.costs, self.group, self.clock = shard, shard.split, costs, group, clock
-        self.codes: list[list[Tensor]] = [[] for _ in shard.blocks]
-        self.encoded: list[Encoded] = []  # of the next layer, by piece
-        self.messages: list[Handle | Tensor] = []
-
-    def run(self, inputs: Tensor) -> Output:
-        """Inputs of the model to what this rank holds at the end."""
-        shard, split = self.shard, self.split
-        x_QD = self._segment("compute", self.costs.embed(), partial(shard.rows.embed, inputs))
-        rows = [x_QD[first:end] for first, end in split.piece_rows]
-        for piece, x_PD in enumerate(rows):
-            self._send(0, piece, x_PD)
-        last = split.shape.layers - 1
-        for layer in range(last):
-            mixed_QD = self._attend(layer, rows)
-            for piece, (first, end) in enumerate(split.piece_rows):
-                rows[piece] = self._finish(layer, rows[piece], mixed_QD[first:end])
-                self._send(layer + 1, piece, rows[piece])
-        mixed_QD, x_QD = self._attend(last, rows), torch.cat(rows)
-        classes = split.shape.class_tokens
-        class_sum = self._sum_classes(last, x_QD[:classes], mixed_QD[:classes])
-        tokens_PD = self._finish(last, x_QD[classes:], mixed_QD[classes:])[split.copies :]
-        logits = self._answer(class_sum, tokens_PD)
-        codes = torch.stack([torch.cat(pieces) for pieces in self.codes]) if split.world > 1 else None
-        return Output(tokens_PD, split.start, logits, codes)
-
-    def _attend(self, layer: int, rows: list[Tensor]) -> Tensor:
-        """Own rows' attention [Q, D] to each other and to what has been received, before the output projection."""
-        shard, costs = self.shard, self.costs
-        local = partial(shard.local, layer, rows, self.encoded)
-        q_BHQK, part = self._segment("compute", costs.local(), local)
-        parts, messages = [part], self.messages
-        self.encoded, self.messages = [], []
-        for piece, message in enumerate(messages):
-            received = _arrived(message).split(costs.message_bytes(piece))
-            if self.split.sources:
-                keys = self._segment("decode", costs.expand(piece), partial(shard.keys, layer, piece, received))
-                parts.append(
-                    self._segment("compute", costs.attend(piece), partial(keys.attend, q_BHQK, self.split.copies))
-                )
-        return self._segment("compute", Slot(), partial(shard.mix, parts))
-
-    def _finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
-        return self._segment("compute", self.costs.finish(len(x_QD)), partial(self.shard.finish, layer, x_QD, mixed_QD))
-
-    def _send(self, layer: int, piece: int, x_QD: Tensor) -> None:
-        """Encode a piece's tokens; their indices leave at once."""
-        if self.split.world == 1:
-            return
-        encode = partial(self.shard.encode, layer, piece, x_QD)
-        encoded = self._segment("encode", self.costs.encode(piece), encode)
-        self.encoded.append(encoded)
-        self.codes[layer].append(encoded.codes_PG)
-        gather = self.group.all_gather_async if self.costs.speedups.overlap else self.group.all_gather
-        self.messages.append(gather(encoded.message, self.costs.message_bytes(piece)))
-
-    def _sum_classes(self, last: int, x_CD: Tensor, mixed_CD: Tensor) -> Handle | Tensor | None:
-        """Finish the class copy before the other rows, and begin to sum all copies; None where the model has none."""
-        if not self.split.shape.class_tokens:
-            return None
-        class_D = self._finish(last, x_CD, mixed_CD)[0]
-        if self.split.world == 1:
-            return class_D
-        handle = self.group.share_sum_async(class_D)
-        if not self.costs.speedups.overlap:
-            handle.wait()
-        return handle
-
-    def _answer(self, class_sum: Handle | Tensor | None, tokens_PD: Tensor) -> Tensor | None:
-        """Logits, on ranks that have them."""
-        if class_sum is not None:
-            answered_D = _arrived(class_sum) / self.split.world
-        elif self.split.rank == self.split.world - 1:
-            answered_D = tokens_PD[-1]
-        else:
-            return None
-        return self._segment("compute", self.costs.head(), partial(self.shard.rows.answer, answered_D))
-
-    def _segment(self, kind: str, slot: Slot, segment: Callable[[], T]) -> T:
-        return self.clock.run(kind, slot.macs, segment, slot.moved_bytes)
-
-
-def _arrived(result: Handle | Tensor) -> Tensor:
-    return result.wait() if isinstance(result, Handle) else result
