@@ -30,10 +30,11 @@ from testbed.models.transformer import Block
 class CodewordAttention:
     """Keys and values of one block's codewords, [1, H, K, k], from a codebook [1, K, D] of one group.
 
-    Raises ValueError for more groups, for a model that rotates keys, and what CodewordTables raises.
+    rotation_DD: by which tokens were turned before quantisation. Raises ValueError for more groups, for a model that
+    rotates keys, and what CodewordTables raises.
     """
 
-    def __init__(self, block: Block | DecoderBlock, codebook_GKd: Tensor):
+    def __init__(self, block: Block | DecoderBlock, codebook_GKd: Tensor, rotation_DD: Tensor | None = None):
         if len(codebook_GKd) != 1:
             raise ValueError(f"codebooks have {len(codebook_GKd)} groups; per-codeword attention allows 1")
         if isinstance(block.attn, GroupedAttention):
@@ -42,7 +43,8 @@ class CodewordAttention:
                 "keys; per-codeword attention allows only models whose positions are part of the embedding"
             )
         self.codebook_size = codebook_GKd.shape[1]
-        k_BHKk, v_BHKk = CodewordTables(block, codebook_GKd).keys_values(torch.arange(self.codebook_size)[:, None])
+        tables = CodewordTables(block, codebook_GKd, rotation_DD=rotation_DD)
+        k_BHKk, v_BHKk = tables.keys_values(torch.arange(self.codebook_size)[:, None])
         self.k_BHKk, self.v_BHKk = k_BHKk.contiguous(), v_BHKk.contiguous()
 
     @property

@@ -86,7 +86,8 @@ class PerCodeword(Expansion):
     """The codewords that occur, each with the logarithm of how often it does."""
 
     def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
-        self.codewords = CodewordAttention(block, quantizer.codebooks_LIKd[layer])
+        turn_DD = None if quantizer.rotation_LDD is None else quantizer.rotation_LDD[layer]
+        self.codewords = CodewordAttention(block, quantizer.codebooks_LIKd[layer], turn_DD)
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
         return Keys(*self.codewords.occurring(codes_RG))

@@ -4,7 +4,9 @@ A quantised token is G codewords side by side, so whatever is linear in it is a 
 (PAPER.md, section 4; the same idea as distance tables of product quantisation: Jegou et al. 2011). LayerNorm and
 RMSNorm are linear but for one number per token, its reciprocal deviation, and that follows from two more numbers per
 codeword, its sum and its sum of squares. The mean that LayerNorm takes away is linear: the rows are of weights from
-which it has been taken away already. So the result is exact, but for rounding.
+which it has been taken away already. A turn of tokens (rotation.py) is linear and keeps squares: the weights, and those
+of the sum, are turned once. So the result is exact, but for rounding. Levels are another matter: squares of sums of
+codewords are not sums of their squares.
 
 Keys and values of 768 received tokens, D = 768, K = 1024, one thread of a 2-core AMD EPYC (AVX2) that others used too,
 medians of 11 in ms, both ways in one process; decoding and projecting took 23 to 25 for every G:
@@ -64,15 +66,19 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Projection:
-    """A block's first norm and its key and value matrices as one: (x @ weight.T) / deviation + bias."""
+    """A block's first norm and its key and value matrices as one: (x @ weight.T) / deviation + bias.
+
+    summing_D: weights of a token's sum.
+    """
 
     weight_WD: Tensor
+    summing_D: Tensor
     bias_W: Tensor | None
     deviation: Deviation
 
     @classmethod
-    def of(cls, block: Block | DecoderBlock) -> Projection:
-        """Raises ValueError for a norm other than LayerNorm and RMSNorm."""
+    def of(cls, block: Block | DecoderBlock, rotation_DD: Tensor | None = None) -> Projection:
+        """rotation_DD: by which tokens have been turned. Raises ValueError for other norms than LayerNorm, RMSNorm."""
         norm, linears = block.norm1, (block.attn.k, block.attn.v)
         if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):
             raise ValueError(f"the block's first norm is {type(norm).__name__}; expected LayerNorm or RMSNorm")
@@ -85,8 +91,12 @@ class Projection:
         bias_W = torch.cat(biases).double()
         if centred and norm.bias is not None:
             bias_W += plain_WD @ norm.bias.double()
+        summing_D = torch.ones_like(weight_WD[0])
+        if rotation_DD is not None:
+            weight_WD, summing_D = (rows @ rotation_DD.double().T for rows in (weight_WD, summing_D))
         eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
-        return cls(weight_WD.float(), bias_W.float() if bias_W.any() else None, Deviation(centred, eps))
+        deviation = Deviation(centred, eps)
+        return cls(weight_WD.float(), summing_D, bias_W.float() if bias_W.any() else None, deviation)
 
     def rows(self, codebooks_GKd: Tensor) -> Tensor:
         """Each codeword times its part of the matrix, [G, K, W], float32."""
@@ -99,8 +109,9 @@ class CodewordTables:
 
     dtype: float32, or bfloat16 or float16, which halve memory and traffic; sums are then in float32, and the numbers
     in the table and their sum are rounded. ``bytes`` is their size, and ``made_s`` the seconds that making or loading
-    took. Files are mapped, so processes share them. Raises ValueError for codebooks of another width, a norm that is
-    neither LayerNorm nor RMSNorm, another dtype, and for float16 if a sum of rows could exceed it.
+    took. Files are mapped, so processes share them. rotation_DD: by which tokens were turned before quantisation; what
+    the tables give has been turned back. Raises ValueError for codebooks of another width, a norm that is neither
+    LayerNorm nor RMSNorm, another dtype, and for float16 if a sum of rows could exceed it.
     """
 
     @torch.no_grad()
@@ -110,6 +121,7 @@ class CodewordTables:
         codebooks_GKd: Tensor,
         dtype: torch.dtype = torch.float32,
         cache_dir: Path | None = None,
+        rotation_DD: Tensor | None = None,
     ):
         started = time.perf_counter()
         self.groups, self.codebook_size, group_width = codebooks_GKd.shape
@@ -119,7 +131,7 @@ class CodewordTables:
             raise ValueError(f"codebooks are of width {self.hidden}; expected {block.attn.k.weight.shape[1]}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
-        projection = Projection.of(block)
+        projection = Projection.of(block, rotation_DD)
         self._bias_W, self._deviation = projection.bias_W, projection.deviation
         self._key_width = len(block.attn.k.weight)
         self._attn: Attention = block.attn
@@ -183,13 +195,19 @@ def tables_for(
     dtype: torch.dtype = torch.float32,
     cache_dir: Path | None = None,
 ) -> list[CodewordTables]:
-    """The tables of each layer. Raises ValueError for another number of layers, and what CodewordTables raises."""
+    """The tables of each layer.
+
+    Raises ValueError for another number of layers, or several levels, and what CodewordTables raises.
+    """
     blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
     if len(blocks) != quantizer.layers:
         raise ValueError(f"the quantizer has {quantizer.layers} layers; expected the model's {len(blocks)}")
+    if quantizer.levels > 1:
+        raise ValueError(f"the codebooks have {quantizer.levels} levels; tables allow 1")
+    turns = [None] * len(blocks) if quantizer.rotation_LDD is None else quantizer.rotation_LDD
     return [
-        CodewordTables(block, books_GKd, dtype, cache_dir)
-        for block, books_GKd in zip(blocks, quantizer.codebooks_LIKd, strict=True)
+        CodewordTables(block, books_GKd, dtype, cache_dir, turn_DD)
+        for block, books_GKd, turn_DD in zip(blocks, quantizer.codebooks_LIKd, turns, strict=True)
     ]
 
 
@@ -201,14 +219,15 @@ def _make(projection: Projection, codebooks_GKd: Tensor, dtype: torch.dtype) -> 
         allowed = f"{torch.finfo(dtype).max:g}, which float16 holds; take bfloat16 or float32"
         raise ValueError(f"a sum of rows of the codeword table may reach {largest:g}; allowed: up to {allowed}")
     books_GKd = codebooks_GKd.double()
-    moments_GK2 = torch.stack([books_GKd.sum(-1), books_GKd.square().sum(-1)], dim=-1)
+    sums_GK1 = books_GKd @ projection.summing_D.unflatten(0, (len(books_GKd), -1))[..., None]
+    moments_GK2 = torch.cat([sums_GK1, books_GKd.square().sum(-1, keepdim=True)], dim=-1)
     return {"rows": rows_GKW.flatten(0, 1).to(dtype), "moments": moments_GK2.flatten(0, 1)}
 
 
 def _cached(projection: Projection, codebooks_GKd: Tensor, dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
     """As ``_make``, from a file named by a hash of all that the rows depend on; a damaged file is replaced."""
     digest = hashlib.sha256(f"{RECIPE} {dtype} {list(codebooks_GKd.shape)}".encode())
-    for tensor in (projection.weight_WD, codebooks_GKd):
+    for tensor in (projection.weight_WD, projection.summing_D, codebooks_GKd):
         digest.update(tensor.contiguous().numpy().data)
     path = folder / f"tables-{digest.hexdigest()[:16]}.safetensors"
     if path.exists():

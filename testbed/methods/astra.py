@@ -37,7 +37,7 @@ from testbed.models.vit import VisionTransformer
 # that hide nothing must not look free.
 HANDLED_S = 40e-6
 
-PLAIN = {"quantised": "residual", "levels": 1, "rotation": "none"}  # the codewords are the residual stream's own
+PLAIN = {"quantised": "residual", "levels": 1}  # a codeword says what its tokens of the residual stream have there
 
 
 class Astra(Method):

@@ -50,6 +50,11 @@ def books(groups, size, width, seed, offset=0.0):
     return offset + torch.randn(1, groups, size, width, generator=generator)
 
 
+def turns(layers, hidden, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(layers, hidden, hidden, generator=generator)).Q.contiguous()
+
+
 def draw_codes(tokens, groups, size, seed):
     return torch.randint(size, (tokens, groups), generator=torch.Generator().manual_seed(seed))
 
@@ -72,13 +77,16 @@ def relative_error(found, expected):
     width=st.sampled_from([2, 4, 6]),
     tokens=st.integers(0, 30),
     offset=st.sampled_from([0.0, 3.0]),
+    turned=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_tables_give_what_decoding_and_projecting_gives(kind, bias, groups, size, width, tokens, offset, seed):
+def test_tables_give_what_decoding_and_projecting_gives(kind, bias, groups, size, width, tokens, offset, turned, seed):
     block = make_block(kind, groups * width, seed, bias)
-    quantizer = Quantizer(books(groups, size, width, seed, offset))
+    turn = turns(1, groups * width, seed) if turned else None
+    quantizer = Quantizer(books(groups, size, width, seed, offset), rotation_LDD=turn)
     codes = draw_codes(tokens, groups, size, seed)
-    found = CodewordTables(block, quantizer.codebooks_LIKd[0]).keys_values(codes, 5)
+    rotation = None if turn is None else turn[0]
+    found = CodewordTables(block, quantizer.codebooks_LIKd[0], rotation_DD=rotation).keys_values(codes, 5)
     for x, expected in zip(found, decoded_keys_values(block, quantizer, codes, 5), strict=True):
         # an offset that the norm takes away costs digits on either way
         torch.testing.assert_close(x, expected, atol=3e-5, rtol=1e-5)
@@ -232,6 +240,8 @@ def test_what_cannot_be_is_refused():
         CodewordTables(block, codebooks * 1e5, torch.float16)
     with pytest.raises(ConfigError):
         CodewordTables(block, codebooks[:, :7])
+    with pytest.raises(ValueError, match="have 3 levels; tables allow 1"):
+        tables_for(Llama(llama_config(12, 4, 1)), Quantizer(books(3, 8, 12, 2), levels=3))
     with pytest.raises(ValueError, match="has 1 layers; expected the model's 2"):
         tables_for(Llama(llama_config(12, 4, 1, layers=2)), Quantizer(codebooks[None]))
     block.norm1 = nn.Identity()

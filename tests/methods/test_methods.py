@@ -25,6 +25,8 @@ ASTRA = {
     "astra, padded messages": {"groups": 3, "codebook_size": 32},
     "astra, one group": {"groups": 1, "codebook_size": 256},
     "astra, turned": {"groups": 4, "codebook_size": 64, "rotation": "components"},
+    "astra, tables of turned": {"groups": 4, "codebook_size": 64, "rotation": "components", "speedups": "tables"},
+    "astra, codewords of turned": {"codebook_size": 64, "rotation": "components", "speedups": "codewords"},
     "astra, two levels": {"groups": 3, "codebook_size": 32, "levels": 2},
 }
 
