@@ -83,7 +83,8 @@ def _rich(table: TextTable) -> Table:
     )
     for index, name in enumerate(table.columns):
         left = index == 0 or name in table.left
-        wraps = name in table.left
+        # a figure with its interval may take two lines where there is no room; a number may not lose its end
+        wraps = name in table.left or any(" " in row[index] for row in table.rows)
         grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
     for row in table.rows:
         grid.add_row(*map(escape, row))

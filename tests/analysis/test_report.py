@@ -18,7 +18,7 @@ from analysis.tables import points
 from testbed.config import load_config
 from testbed.rows import ACCURACY
 from tests.analysis import synthetic
-from tests.analysis.synthetic_quality import quality
+from tests.analysis.synthetic_quality import quality, quality_row
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
 TEXTS = {"report.html", "tables.md", "tables.tex"}
@@ -161,6 +161,19 @@ def test_terminal_gets_colour_and_its_own_width(folder, tmp_path, no_figures):
         summarize(folder, Console(file=file, force_terminal=True, width=160))
         file.seek(0)
         assert "\x1b[" in file.read()
+
+
+def test_where_there_is_no_room_intervals_take_two_lines_and_lose_nothing(tmp_path, no_figures):
+    counts = (1, 2, 4, 8)
+    rows = [
+        quality_row(devices=n, rotation="components", change=-0.5, change_low=-0.93, change_high=-0.17) for n in counts
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    with (tmp_path / "narrow").open("w+") as file:
+        summarize(tmp_path, Console(file=file, force_terminal=True, width=100))
+        file.seek(0)
+        text = file.read()
+    assert text.count("-0.93") == text.count("-0.17]") == len(counts)
 
 
 def test_old_figures_go_and_other_files_stay(folder, no_rendering):
