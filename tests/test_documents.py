@@ -132,10 +132,12 @@ def test_speed_ups_and_accuracies_are_those_that_are_kept(page: str) -> None:
     speedups = speedup_table(load_rows(ROOT / "docs/measured/ablation")).round(2)
     for name in ("paper", "tables", "tables+overlap"):
         assert table_row(page, name) == speedups.loc[f"astra G=1 {name}"].to_list()
-    rows = load_rows(ROOT / "notebooks/sample/accuracy_vit")
     for devices in (2, 4, 8):
-        changes = rows[rows["devices"] == devices].set_index("stage")["change"].round(2)
-        assert table_row(page, str(devices)) == [changes["k-means"], changes["trained"]]
+        shown = table_row(page, str(devices))
+        for folder in ("accuracy_vit_8_rotation", "accuracy_vit_1")[: len(shown) // 2]:
+            rows = load_rows(ROOT / "docs/measured" / folder)
+            changes = rows[rows["devices"] == devices].set_index("stage")["change"].round(2)
+            assert [shown.pop(0), shown.pop(0)] == [changes["k-means"], changes["trained"]]
 
 
 def test_the_readmes_python_runs_on_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
