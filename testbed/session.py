@@ -28,6 +28,7 @@ from testbed.schema import Config, LatencyConfig
 ANSWER_S = 5.0  # a rank's answer may take so much longer than the operation it reports on
 COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
 LINE_UPS = 8
+SETTLE_S = 0.25  # by then the last acknowledgements have left: Linux delays one for 0.2 s at most (TCP_DELACK_MAX)
 QUIET_S = 0.5  # how long the data network is watched when it should be silent
 
 
@@ -124,6 +125,7 @@ class Session:
 
     def idle_bytes(self) -> int | None:
         """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""
+        time.sleep(SETTLE_S)
         before = self.network.carried_bytes()
         time.sleep(QUIET_S)
         after = self.network.carried_bytes()

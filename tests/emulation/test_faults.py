@@ -191,13 +191,12 @@ def test_a_fault_among_links_alone_costs_its_point(tmp_path: Path) -> None:
             if "[1/2]" in line:  # the next message takes 3 s
                 time.sleep(1.5)
                 actor(run, 1).kill()
-    assert run.returncode == 1, "".join(lines)
+    print(*lines, sep="")  # shown if the test fails
+    assert run.returncode == 1
     rows = pd.read_csv(tmp_path / "latest" / "results.csv")
     assert list(rows.status) == ["ok", "failed"]
     assert rows.error[1] == "one_way: the actor of rank 1 died"
-    # it was built anew; on a busy machine a new one may not come up at once, which the run says
-    tries = 2 + sum("trying once more" in line for line in lines)
-    assert sum("cluster of 2 devices on mininet, up" in line for line in lines) in range(2, tries + 1), "".join(lines)
+    assert sum("cluster of 2 devices on mininet, up" in line for line in lines) == 2  # it was built anew
 
 
 def test_a_peer_that_never_joins_is_named(tmp_path: Path) -> None:
