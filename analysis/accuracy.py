@@ -45,15 +45,15 @@ EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}
 def results(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per (label, stage, corpus, devices): means over seeds.
 
-    Columns: label, series (the label without what is on a figure's axis), stage, corpus, devices, value, change,
-    change_low, change_high, seeds, bits_per_token, compression, train_s. The interval is the bootstrap's over
-    examples, mean of the seeds; with several seeds at least as wide as the seeds lie apart.
+    Columns: label, series (the label without what bits on a figure's axis say: G, or K where there is one G), stage,
+    corpus, devices, value, change, change_low, change_high, seeds, bits_per_token, compression, train_s. The interval
+    is the bootstrap's over examples, mean of the seeds; with several seeds at least as wide as the seeds lie apart.
     """
     rows = frame[frame["status"] == "ok"]
     several = [name for name in SETTINGS if _kinds(rows, name) > 1]
     coded = rows[rows["stage"] != ORIGINAL]
     named = [name for name in SETTINGS if name in ALWAYS or name in several or _unusual(coded, name)]
-    apart = [name for name in several if name != "groups"]
+    apart = [name for name in several if name != ("groups" if "groups" in several else "codebook_size")]
     rows = rows.assign(
         label=[_label(row, named) for _, row in rows.iterrows()],
         series=[_label(row, apart) for _, row in rows.iterrows()],
@@ -130,6 +130,8 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
         grid[0][0].set_ylabel(f"change of {name.removesuffix(' (%)')} ({unit})")
         grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         caption = f"{joined(frame, 'model')} on {joined(frame, 'data')}; against the original; bars: 95% interval."
+        if len(lines) > 1:
+            caption += "\nPoints of as many bits stand side by side."
         figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
         return save(figure, out_dir / "quality")
 

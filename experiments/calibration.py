@@ -13,6 +13,7 @@ from typing import TypeVar
 import psutil
 
 from testbed.comm.pacing import wire_bytes
+from testbed.errors import ClusterError
 from testbed.network.links import Hop, Load
 from testbed.rows import STEAL_LIMIT_PCT
 from testbed.session import Session
@@ -81,6 +82,14 @@ def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
                 errors[rate] = max(found.values(), key=abs)
         overhead = _message_overhead_s(session, 1e6 * max(link_rates))
     return Calibration(errors, overhead, busy, idle)
+
+
+def calibrate_fresh(session: Session, link_rates: Collection[float]) -> Calibration:
+    """``calibrate`` of a cluster that nothing has been asked of yet. ClusterError if its data network is not silent."""
+    found = calibrate(session, link_rates)
+    if found.idle_bytes:
+        raise ClusterError(f"the idle data network carried {found.idle_bytes} bytes: something but tensors uses it")
+    return found
 
 
 def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments.calibration import RATE_LIMIT_PCT, calibrate, calmest, taken_away
+from experiments.calibration import RATE_LIMIT_PCT, calibrate, calibrate_fresh, calmest, taken_away
 from experiments.lasting import LastingSession
 from experiments.manifest import NOT_CALMER, Manifest, print_settled
 from experiments.messages import Message
@@ -57,7 +57,7 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
             costs = (_cost_s(config, lasting.session, message) for message in messages)
             with steps(f"{len(messages)} points", sum(costs)) as shown:
                 failed += _measure_all(config, backend, folder, lasting, messages, shown)
-            facts["calibration"].append(_calibration(lasting.session, config))
+            facts["calibration"].append(vars(calibrate(lasting.session, _link_rates(lasting.session, config))))
             manifest.close_cluster(facts)
     return failed
 
@@ -65,13 +65,14 @@ def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
 def _begin(config: FidelityConfig, backend: str, facts: dict[str, Any], session: Session) -> None:
     """Calibrate a fresh cluster."""
     print(f"cluster of {session.devices} devices on {backend}, up in {session.start_s:.1f} s")
-    facts["calibration"].append(_calibration(session, config))
-    facts |= {"idle_bytes": session.assert_silent(), "network": session.network.describe()}
+    found = calibrate_fresh(session, _link_rates(session, config))
+    facts["calibration"].append(vars(found))
+    facts |= {"idle_bytes": found.idle_bytes, "network": session.network.describe()}
 
 
-def _calibration(session: Session, config: FidelityConfig) -> dict[str, Any]:
-    """Of the rates that links really run at on this machine."""
-    return vars(calibrate(session, [rate / session.time_scale for rate in config.rates]))
+def _link_rates(session: Session, config: FidelityConfig) -> list[float]:
+    """Mbps that links really run at on this machine."""
+    return [rate / session.time_scale for rate in config.rates]
 
 
 def _messages(config: FidelityConfig, devices: int) -> list[Message]:

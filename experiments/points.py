@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from experiments.assets import Assets
-from experiments.calibration import Calibration, calibrate, calmest, taken_away
+from experiments.calibration import Calibration, calibrate, calibrate_fresh, calmest, taken_away
 from experiments.known import formula_bytes, known_columns, played, predicted_s, real_wire, resolved
 from experiments.lasting import LastingSession
 from experiments.pace import Pace, pace
@@ -87,13 +87,12 @@ class Bench:
     def _begin(self, session: Session) -> None:
         """Calibrate a fresh cluster."""
         session.shape(max(self.config.bandwidths))
-        idle = session.assert_silent()
-        self.calibrations.append(calibrate(session, self._link_rates))
+        self.calibrations.append(calibrate_fresh(session, self._link_rates))
         self._tokens = 0
         self.facts = {
             "start_s": round(session.start_s, 2),
             "reshape_s": round(session.reshape_s, 4),
-            "idle_bytes": idle,
+            "idle_bytes": self.calibrations[-1].idle_bytes,
             "network": session.network.describe(),
         }
 

@@ -16,7 +16,6 @@ from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import Pass
 from testbed.comm.pacing import CreditHold
 from testbed.comm.schedule import AUTO
-from testbed.errors import ClusterError
 from testbed.methods.base import Output
 from testbed.models.weights import Choice
 from testbed.network.backend import Network
@@ -192,10 +191,3 @@ class Session:
         """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
         calls = self.rank_times(operation, payload_bytes, repeats)
         return [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*calls, strict=True)]
-
-    def assert_silent(self) -> int | None:
-        """``idle_bytes``; ClusterError if the data network carried anything."""
-        idle = self.idle_bytes()
-        if idle:
-            raise ClusterError(f"the idle data network carried {idle} bytes: something but tensors uses it")
-        return idle

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import page, report, sections
-from analysis.accuracy import accuracy_figures
+from analysis.accuracy import accuracy_figures, results
 from analysis.drawing import Drawing
 from analysis.figures import latency_breakdown, save, speedup_plot
 from analysis.load import load_rows, normalise
@@ -112,6 +112,14 @@ def test_narrow_ranges_have_ticks(tmp_path, tick_labels):
     frame = normalise(quality(), ACCURACY)
     accuracy_figures(frame.assign(bits_per_token=(frame["groups"] == 8).map({True: 320.0, False: 317.5})), tmp_path)
     assert {"256", "512"} <= set(tick_labels[0][0])
+
+
+def test_one_curve_joins_what_only_bits_tell_apart():
+    by_size = pd.DataFrame([quality_row(codebook_size=size, bits_per_token=8 + i) for i, size in enumerate((256, 512))])
+    by_groups = pd.DataFrame([quality_row(groups=groups) for groups in (1, 8)])
+    assert results(normalise(by_size, ACCURACY))["series"].nunique() == 1
+    assert results(normalise(by_groups, ACCURACY))["series"].nunique() == 1
+    assert results(normalise(pd.concat([by_size, by_groups]), ACCURACY))["series"].nunique() == 3  # one for each K
 
 
 @pytest.mark.parametrize("name", PARTIAL)
