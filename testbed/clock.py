@@ -3,7 +3,7 @@
 Two cores cannot compute for eight devices at once, so computation runs in slots of the emulated device's time:
 
 execute  as fast as this machine goes (real hardware, and the pass that verifies a method);
-hold     compute, then wait out the slot that the device profile gives; an overrun is recorded and spoils the point;
+hold     compute, then wait out the slot that the device profile gives; an overrun is counted and spoils the point;
 replay   wait out the slot and return the output that the verifying pass recorded: the code path and the bytes on the
          wire are the real ones, only the arithmetic is skipped.
 
@@ -18,9 +18,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from testbed.comm.traffic import Traffic
+from testbed.tape import Tape
 
 T = TypeVar("T")
 KINDS = ("compute", "encode", "decode")
@@ -61,11 +62,12 @@ class DeviceClock:
 
     def __init__(self, mode: str = "execute", device: Device | None = None, time_scale: float = 1.0):
         self.mode, self.device, self.time_scale = mode, device or Device(), time_scale
-        self._tape: list[Any] = []
+        self._tape = Tape()
+        self._recording = False
         self.restart()
 
     def restart(self, traffic: Traffic | None = None) -> None:
-        """Before each forward pass. A pass in ``execute`` records its outputs for later replay.
+        """Before each forward pass.
 
         traffic: of the group that the pass uses; it tells whether a message was awaited.
         """
@@ -74,17 +76,24 @@ class DeviceClock:
         self.macs = self.moved_bytes = 0
         self.overruns = 0
         self.late_s = 0.0
-        self._position = 0
+        self._tape.rewind()
         self._due = self._ended = self._stretch = self._blocked_s = 0.0
-        if self.mode == "execute":
-            self._tape.clear()
+
+    def record(self, forward: Callable[[], T]) -> T:
+        """Run a forward pass in ``execute`` and record its segments' outputs for later replay."""
+        self._tape, self._recording = Tape(), True
+        try:
+            return self._tape.record(forward)
+        finally:
+            self._recording = False
 
     def run(self, kind: str, macs: int, segment: Callable[[], T], moved_bytes: int = 0) -> T:
         """Run one segment of ``macs`` multiply-accumulates; ``kind`` is compute, encode or decode.
 
         moved_bytes: of the device's memory, where they and not products take the time.
 
-        The segment must not change tensors that another segment returned: replay hands the same ones out again.
+        The segment must not change tensors that another segment returned: replay hands the same ones out again, with
+        their values if an operation of torch beyond the segments has read them (see testbed.tape).
         """
         begin = time.monotonic()
         slot = self.time_scale * self.device.seconds(macs, moved_bytes)
@@ -96,12 +105,9 @@ class DeviceClock:
             self._close_stretch()
             self._due, self._stretch = begin + slot, slot
         if self.mode == "replay":
-            output = self._tape[self._position]
-            self._position += 1
+            output = self._tape.next()
         else:
-            output = segment()
-            if self.mode == "execute":
-                self._tape.append(output)
+            output = self._tape.add(segment) if self._recording else segment()
         if self.mode != "execute":
             _wait_until(self._due)
         self._ended, self._blocked_s = time.monotonic(), self._traffic.blocked_s

@@ -47,7 +47,7 @@ def test_hold_waits_out_the_slot_and_time_scale_stretches_it(fake: FakeTime) -> 
 
 def test_replay_returns_the_recorded_outputs_without_computing(fake: FakeTime) -> None:
     clock = DeviceClock()
-    outputs = [clock.run("compute", 1, object) for _ in range(3)]
+    outputs = clock.record(lambda: [clock.run("compute", 1, object) for _ in range(3)])
     clock.mode, clock.device = "replay", Device(1e3)
     for _ in range(2):
         clock.restart()
@@ -100,8 +100,10 @@ def test_what_is_awaited_takes_device_time(fake: FakeTime) -> None:
 
 
 def test_an_overrun_of_the_last_stretch_counts(fake: FakeTime) -> None:
-    clock = DeviceClock("replay", device=Device(1e6))
-    clock._tape = [None]
+    clock = DeviceClock(device=Device(1e6))
+    clock.record(lambda: clock.run("compute", 10_000, lambda: None))
+    clock.mode = "replay"
+    clock.restart()
     fake.sleep(1)
     slot = clock.run("compute", 10_000, lambda: None)
     assert slot is None and clock.overruns == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from testbed.errors import ClusterError, CommError
@@ -13,6 +14,7 @@ class Answers:
 
     def __init__(self, phase: str, world: int):
         self.phase, self.world = phase, world
+        self._memory_kills = memory_kills()
         self._results: dict[int, Any] = {}
         self._dead: list[int] = []
         self._faults: dict[int, BaseException] = {}
@@ -43,7 +45,8 @@ class Answers:
         """All results by rank; CommError or ClusterError (see ``Cluster.call_each``) unless every rank gave one."""
         late = sorted(set(range(self.world)) - self.seen)
         if self._dead:
-            raise ClusterError(f"{self.phase}: the actor of rank {_listed(self._dead)} died", self._dead)
+            why = ": the kernel ended processes for lack of memory" if memory_kills() > self._memory_kills else ""
+            raise ClusterError(f"{self.phase}: the actor of rank {_listed(self._dead)} died{why}", self._dead)
         comm = {rank: fault for rank, fault in self._faults.items() if isinstance(fault, CommError)}
         for rank, fault in self._faults.items():
             if rank not in comm:
@@ -56,6 +59,15 @@ class Answers:
         if late:
             raise ClusterError(f"{self.phase}: rank {_listed(late)} did not answer within {timeout_s:g} s", late)
         return [self._results[rank] for rank in range(self.world)]
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has ended for lack of memory since it started; 0 where it does not tell."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counters.get("oom_kill", 0))
 
 
 def blame(faults: dict[int, CommError]) -> tuple[str, list[int]]:

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class DeviceWorker:
         method, shard, clock = self._loaded[key]
         clock.mode = "execute"
         self._start_line()
-        return self._one_pass(method, shard, clock)
+        return self._one_pass(method, shard, clock, record=True)
 
     def measure(self, key: str, mode: str, device: Device, time_scale: float, repeats: int, warmups: int) -> list[Pass]:
         """``repeats`` timed passes after ``warmups`` that do not count."""
@@ -126,12 +127,13 @@ class DeviceWorker:
                 passes.append(self._one_pass(method, shard, clock)[1])
         return passes[warmups:]
 
-    def _one_pass(self, method: Method, shard: Any, clock: DeviceClock) -> tuple[Output, Pass]:
+    def _one_pass(self, method: Method, shard: Any, clock: DeviceClock, record: bool = False) -> tuple[Output, Pass]:
         group = self._connected()
+        forward = partial(method.forward, self._inputs, shard, group, clock)
         group.traffic.reset()
         clock.restart(group.traffic)
         begin = time.monotonic()
-        output = method.forward(self._inputs, shard, group, clock)
+        output = clock.record(forward) if record else forward()
         end = time.monotonic()
         clock.finish()
         times, traffic = clock.seconds, group.traffic

@@ -83,7 +83,9 @@ class TcpGroup(Group):
         return self._submit(lambda: (result, self._run_stages("all_gather", stages)))
 
     def share_sum_async(self, local: Tensor) -> Handle:
-        return self._submit(lambda: self._share_sum(local))
+        rows = even_shares(len(local), self.world)
+        parts = local.contiguous().split(rows)
+        return self._submit(lambda: self._share_sum(parts, rows))
 
     def all_reduce(self, local: Tensor) -> Tensor:
         self._settle()
@@ -104,7 +106,7 @@ class TcpGroup(Group):
 
     def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         self._settle()
-        total, timings = self._reduce(local, rows)
+        total, timings = self._reduce(local.contiguous().split(list(rows)))
         self._book(*timings)
         return total
 
@@ -185,8 +187,7 @@ class TcpGroup(Group):
             stages.append((outgoing, incoming))
         return result, stages
 
-    def _reduce(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
-        parts = local.contiguous().split(list(rows))
+    def _reduce(self, parts: Sequence[Tensor]) -> tuple[Tensor, list[Timing]]:
         received = {peer: torch.empty_like(parts[self.rank]) for peer in self._others}
         sends = {peer: parts[peer] for peer in self._others}
         timings = self._rounds("reduce_scatter", _views(sends), _views(received))
@@ -195,9 +196,8 @@ class TcpGroup(Group):
             total += parts[rank] if rank == self.rank else received[rank]
         return total, timings
 
-    def _share_sum(self, local: Tensor) -> tuple[Tensor, list[Timing]]:
-        rows = even_shares(len(local), self.world)
-        total, summed = self._reduce(local, rows)
+    def _share_sum(self, parts: Sequence[Tensor], rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
+        total, summed = self._reduce(parts)
         result, gathered = self._gather(total, rows)
         return result, [*summed, *gathered]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,8 +79,9 @@ def one_pass(method: Method, shard: Any, inputs: Tensor, group: TcpGroup, clock:
     clock.restart()
     group.barrier()
     group.traffic.reset()
+    forward = partial(method.forward, inputs, shard, group, clock)
     with MacCounter() as counter, counted_messages(group) as messages:
-        output = method.forward(inputs, shard, group, clock)
+        output = clock.record(forward) if clock.mode == "execute" else forward()
     traffic = group.traffic
     received = 8 * traffic.received_bytes
     return Pass(output, received, 8 * traffic.sent_bytes, len(messages), clock.macs, clock.moved_bytes, counter.macs)

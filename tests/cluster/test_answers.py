@@ -1,0 +1,35 @@
+"""Whom a failed call blames."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from testbed.cluster import answers
+from testbed.cluster.answers import Answers
+from testbed.errors import ClusterError
+
+
+@pytest.mark.parametrize(
+    ("kills", "text"),
+    [(7, "verify: the actor of rank 1 died$"), (8, "died: the kernel ended processes for lack of memory$")],
+)
+def test_a_dead_actor_is_named_and_so_is_a_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch, kills: int, text: str
+) -> None:
+    def dead(_: object) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(ray, "get", dead)
+    monkeypatch.setattr(answers, "memory_kills", lambda: 7)
+    call = Answers("verify", 2)
+    call.take(1, None)
+    monkeypatch.setattr(answers, "memory_kills", lambda: kills)
+    with pytest.raises(ClusterError, match=text) as caught:
+        call.results(30.0)
+    assert caught.value.ranks == (1,)
+
+
+def test_the_kernels_count_of_killed_processes_is_read() -> None:
+    assert answers.memory_kills() >= 0
