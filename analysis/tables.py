@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from analysis.load import MODES, method_rank, with_labels
@@ -62,9 +64,20 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     spread = 100 * (table["latency_max"] - table["latency_min"]) / table["latency_ms"]
     table["spread_pct"] = spread.where(table["repeats"] > 1)
-    ranked = table.assign(rank=table["method"].map(method_rank), mode=table["compute_mode"].map(MODES.index))
-    ranked = ranked.sort_values(["rank", "groups", "mode", "label", "bandwidth_mbps"])
-    return ranked.drop(columns=["rank", "mode"]).reset_index(drop=True)
+    places = {label: place for place, label in enumerate(sorted(set(table["label"]), key=_by_number))}
+    ranked = table.assign(
+        rank=table["method"].map(method_rank),
+        mode=table["compute_mode"].map(MODES.index),
+        place=table["label"].map(places),
+    )
+    ranked = ranked.sort_values(["rank", "groups", "mode", "place", "bandwidth_mbps"])
+    return ranked.drop(columns=["rank", "mode", "place"]).reset_index(drop=True)
+
+
+def _by_number(label: str) -> list[str | float]:
+    """A label's words and numbers in turn, so that T=256 comes before T=1024."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def latency_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,11 @@ def test_golden_latency_and_speedup():
     assert speedup_table(frame).at["sequence", 10.0] == pytest.approx(350 / 1.02 / (123 + 22649 + 2))
 
 
+def test_variants_are_in_the_order_of_their_numbers():
+    frame = synthetic.frame([synthetic.row("sequence", tokens=tokens) for tokens in (1024, 256, 4096)])
+    assert latency_table(frame).index.tolist() == ["sequence T=256", "sequence T=1024", "sequence T=4096"]
+
+
 def test_spread_is_slowest_less_fastest_over_median():
     table = points(synthetic.sweep(bandwidths=(10.0,)))
     assert table["repeats"].eq(3).all()
