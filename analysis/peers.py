@@ -7,6 +7,7 @@ emulated here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ from analysis.words import MODEL, is_analytic, short_modes
 
 PEERS_CSV = Path(__file__).parent / "paper" / "peers.csv"
 CLASS_TOKENS = 1  # of the models here, beside ``tokens``
-RUN = "+experiment=peers"
+EXPERIMENT = "peers"
+RUN = f"+experiment={EXPERIMENT}"
 COLUMNS = ["peer", "figure", "theirs", "ours", "difference", "what ours is", "source"]
 
 Ours = Callable[[pd.Series, pd.Series], float]
@@ -46,6 +48,13 @@ def peers_table(latency: list[pd.DataFrame]) -> TextTable:
     ]
     left = frozenset({"figure", "what ours is", "source"})
     return TextTable("Peers' figures beside ours", COLUMNS, found + missing, notes, left=left)
+
+
+def known_beside(frame: pd.DataFrame) -> TextTable:
+    """The published figures that a run of this experiment has something to set beside; no rows for any other run."""
+    table, ours = peers_table([frame]), COLUMNS.index("ours")
+    asked = (frame["experiment"] == EXPERIMENT).any()
+    return replace(table, rows=[row for row in table.rows if asked and row[ours] != "-"])
 
 
 def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list[list[str]]:

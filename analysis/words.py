@@ -99,18 +99,18 @@ def modes(frame: pd.DataFrame) -> list[str]:
     for name in map(str, values(frame, "compute_mode")):
         lines.append(COMPUTE.get(name, name) + (profile if name != "execute" else ""))
     scales = values(frame, "time_scale")
-    if len(scales) > 2:
-        lines.append(
-            f"time scale chosen for each point, {scales[0]:g} to {scales[-1]:g}: run so many times slower, links and "
-            "slots alike; results divided by it"
-        )
+    if len(scales) > 1:
+        also = f"time scale of the points {_range(scales)}: run so many times slower"
     else:
-        lines += [
-            f"time scale {scale:g}: run {_slower(scale)}, links and slots alike; results divided by it"
-            for scale in scales
-            if scale != 1
-        ]
+        also = "".join(f"time scale {scale:g}: run {_slower(scale)}" for scale in scales if scale != 1)
+    if also:
+        lines.append(f"{also}, links and slots alike; results divided by it")
     return lines
+
+
+def _range(scales: list[float]) -> str:
+    """``4``, or ``0.25 to 16``."""
+    return f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
 
 
 def _slower(scale: float) -> str:
@@ -120,10 +120,11 @@ def _slower(scale: float) -> str:
 
 def short_modes(frame: pd.DataFrame) -> str:
     """The same for a figure's caption: ``network mininet, compute replay (gtx1660ti), time scale 1``."""
+    scales = values(frame, "time_scale")
     parts = [
         joined(frame, "network", "network {}"),
         joined(frame, "compute_mode", "compute {}") + joined(frame, "device_profile", " (device profile {})"),
-        joined(frame, "time_scale", "time scale {}"),
+        f"time scale {_range(scales)}" if scales else "",
     ]
     return ", ".join(part for part in parts if part)
 

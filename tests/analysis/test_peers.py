@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from analysis.contents import tables
 from analysis.peers import peers_table
 from experiments.analytic import analytic_row
 from testbed.config import load_config
@@ -41,3 +42,11 @@ def test_what_has_nothing_beside_it_is_listed_with_the_reason():
     assert detransformer[3] == "-" and "does not say" in detransformer[5]
     assert all(row[-1] for row in table.rows)  # a source
     assert "nothing was measured" in table.rows[0][5]
+
+
+def test_a_run_ends_with_the_figures_that_it_has_something_beside():
+    shown = [
+        table for table in tables(rows_of().assign(experiment="peers")) if table.title == "Peers' figures beside ours"
+    ]
+    assert [row[0] for table in shown for row in table.rows] == ["PRISM", "PRISM", "Voltage"]
+    assert not any("Peers" in table.title for table in tables(synthetic.sweep()))
