@@ -18,10 +18,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from testbed.comm.traffic import Traffic
-from testbed.tape import Tape
+
+if TYPE_CHECKING:
+    from testbed.tape import Tape
 
 T = TypeVar("T")
 KINDS = ("compute", "encode", "decode")
@@ -62,7 +64,7 @@ class DeviceClock:
 
     def __init__(self, mode: str = "execute", device: Device | None = None, time_scale: float = 1.0):
         self.mode, self.device, self.time_scale = mode, device or Device(), time_scale
-        self._tape = Tape()
+        self._tape: Tape | None = None
         self._recording = False
         self.restart()
 
@@ -76,11 +78,14 @@ class DeviceClock:
         self.macs = self.moved_bytes = 0
         self.overruns = 0
         self.late_s = 0.0
-        self._tape.rewind()
+        if self._tape is not None:
+            self._tape.rewind()
         self._due = self._ended = self._stretch = self._blocked_s = 0.0
 
     def record(self, forward: Callable[[], T]) -> T:
         """Run a forward pass in ``execute`` and record its segments' outputs for later replay."""
+        from testbed.tape import Tape  # not above: it imports torch, and a configuration is checked without
+
         self._tape, self._recording = Tape(), True
         try:
             return self._tape.record(forward)
@@ -105,9 +110,9 @@ class DeviceClock:
             self._close_stretch()
             self._due, self._stretch = begin + slot, slot
         if self.mode == "replay":
-            output = self._tape.next()
+            output = self._recorded().next()
         else:
-            output = self._tape.add(segment) if self._recording else segment()
+            output = self._recorded().add(segment) if self._recording else segment()
         if self.mode != "execute":
             _wait_until(self._due)
         self._ended, self._blocked_s = time.monotonic(), self._traffic.blocked_s
@@ -115,6 +120,11 @@ class DeviceClock:
         self.moved_bytes += moved_bytes
         self.seconds[kind] += self._ended - begin
         return output
+
+    def _recorded(self) -> Tape:
+        if self._tape is None:
+            raise RuntimeError("a replay needs a recorded pass")
+        return self._tape
 
     def finish(self) -> None:
         """After the last segment of a pass."""
