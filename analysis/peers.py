@@ -52,9 +52,8 @@ def peers_table(latency: list[pd.DataFrame]) -> TextTable:
 
 def known_beside(frame: pd.DataFrame) -> TextTable:
     """The published figures that a run of this experiment has something to set beside; no rows for any other run."""
-    table, ours = peers_table([frame]), COLUMNS.index("ours")
-    asked = (frame["experiment"] == EXPERIMENT).any()
-    return replace(table, rows=[row for row in table.rows if asked and row[ours] != "-"])
+    table, ours = peers_table([frame[frame["experiment"] == EXPERIMENT]]), COLUMNS.index("ours")
+    return replace(table, rows=[row for row in table.rows if row[ours] != "-"])
 
 
 def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list[list[str]]:

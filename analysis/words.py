@@ -99,12 +99,9 @@ def modes(frame: pd.DataFrame) -> list[str]:
     for name in map(str, values(frame, "compute_mode")):
         lines.append(COMPUTE.get(name, name) + (profile if name != "execute" else ""))
     scales = values(frame, "time_scale")
-    if len(scales) > 1:
-        also = f"time scale of the points {_range(scales)}: run so many times slower"
-    else:
-        also = "".join(f"time scale {scale:g}: run {_slower(scale)}" for scale in scales if scale != 1)
-    if also:
-        lines.append(f"{also}, links and slots alike; results divided by it")
+    if scales and scales != [1]:
+        of, slower = (" of the points", "so many times slower") if len(scales) > 1 else ("", _slower(scales[0]))
+        lines.append(f"time scale{of} {_range(scales)}: run {slower}, links and slots alike; results divided by it")
     return lines
 
 

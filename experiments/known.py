@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from testbed.clock import Device
 from testbed.comm.wire import EXCHANGE_S, Wire
+from testbed.device import Device
 from testbed.errors import ConfigError
 from testbed.grid import Point, points
 from testbed.mix import emulated_devices

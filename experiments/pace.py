@@ -13,8 +13,8 @@ import os
 from dataclasses import dataclass
 
 from experiments.known import known_columns, played, predicted_s
-from testbed.clock import Device
 from testbed.comm.wire import EXCHANGE_S
+from testbed.device import Device
 from testbed.grid import Point
 from testbed.schema import AUTO, LatencyConfig
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from testbed.clock import Device
+from testbed.device import Device
 from testbed.methods.astra import Astra
 from testbed.methods.base import CodedMethod, Method
 from testbed.methods.block import BlockParallel

@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from testbed.comm.traffic import Traffic
-
-if TYPE_CHECKING:
-    from testbed.tape import Tape
+from testbed.device import Device
+from testbed.tape import Tape
 
 T = TypeVar("T")
 KINDS = ("compute", "encode", "decode")
@@ -38,22 +36,6 @@ AWAKE_S = 150e-6
 TOLERANCE_S, TOLERANCE_SHARE = 0.5e-3, 0.05
 
 
-@dataclass(frozen=True)
-class Device:
-    """Speed and size of the emulated device: multiply-accumulates and bytes of its memory per second, and bytes of it.
-
-    Without arguments it takes no time, and anything fits.
-    """
-
-    macs_per_s: float = float("inf")
-    memory_bytes_per_s: float = float("inf")
-    memory_bytes: float = float("inf")
-
-    def seconds(self, macs: int, moved_bytes: int = 0) -> float:
-        """The slot of a segment that multiplies so often and reads and writes so many bytes."""
-        return max(macs / self.macs_per_s, moved_bytes / self.memory_bytes_per_s)
-
-
 class DeviceClock:
     """Runs segments of one rank's forward pass in the chosen mode.
 
@@ -64,7 +46,7 @@ class DeviceClock:
 
     def __init__(self, mode: str = "execute", device: Device | None = None, time_scale: float = 1.0):
         self.mode, self.device, self.time_scale = mode, device or Device(), time_scale
-        self._tape: Tape | None = None
+        self._tape = Tape()
         self._recording = False
         self.restart()
 
@@ -78,14 +60,11 @@ class DeviceClock:
         self.macs = self.moved_bytes = 0
         self.overruns = 0
         self.late_s = 0.0
-        if self._tape is not None:
-            self._tape.rewind()
+        self._tape.rewind()
         self._due = self._ended = self._stretch = self._blocked_s = 0.0
 
     def record(self, forward: Callable[[], T]) -> T:
         """Run a forward pass in ``execute`` and record its segments' outputs for later replay."""
-        from testbed.tape import Tape  # not above: it imports torch, and a configuration is checked without
-
         self._tape, self._recording = Tape(), True
         try:
             return self._tape.record(forward)
@@ -110,9 +89,9 @@ class DeviceClock:
             self._close_stretch()
             self._due, self._stretch = begin + slot, slot
         if self.mode == "replay":
-            output = self._recorded().next()
+            output = self._tape.next()
         else:
-            output = self._recorded().add(segment) if self._recording else segment()
+            output = self._tape.add(segment) if self._recording else segment()
         if self.mode != "execute":
             _wait_until(self._due)
         self._ended, self._blocked_s = time.monotonic(), self._traffic.blocked_s
@@ -120,11 +99,6 @@ class DeviceClock:
         self.moved_bytes += moved_bytes
         self.seconds[kind] += self._ended - begin
         return output
-
-    def _recorded(self) -> Tape:
-        if self._tape is None:
-            raise RuntimeError("a replay needs a recorded pass")
-        return self._tape
 
     def finish(self) -> None:
         """After the last segment of a pass."""

@@ -6,7 +6,7 @@ import itertools
 
 from omegaconf import OmegaConf
 
-from testbed.clock import Device
+from testbed.device import Device
 from testbed.errors import ConfigError, nearest
 from testbed.rows import BASELINE
 from testbed.rules import CONF, choices

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from testbed.clock import Device
 from testbed.comm.schedule import AUTO, COLLECTIVES
 from testbed.corpora import CORPORA
+from testbed.device import Device
 from testbed.network.links import LINE, LINES, SHARES, LinkGraph, is_share, link_graph
 from testbed.network.shaping import SHAPERS
 from testbed.rows import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from testbed.clock import Device
 from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import Pass
 from testbed.comm.pacing import CreditHold
 from testbed.comm.schedule import AUTO
+from testbed.device import Device
 from testbed.methods.base import Output
 from testbed.models.weights import Choice
 from testbed.network.backend import Network

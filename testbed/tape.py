@@ -54,12 +54,6 @@ class Tape:
         self._position += 1
         return self._outputs[self._position - 1]
 
-    @property
-    def kept_bytes(self) -> int:
-        """Memory of the values that are kept."""
-        kept = [leaf for leaf in tree_leaves(self._outputs) if isinstance(leaf, Tensor) and not leaf.is_meta]
-        return sum({_storage(leaf): leaf.untyped_storage().nbytes() for leaf in kept}.values())
-
     def _kept(self, tensor: Tensor) -> Tensor:
         return tensor if _storage(tensor) in self._readers.read else tensor.to("meta")
 

@@ -20,8 +20,8 @@ from experiments import latency
 from experiments.analytic import analytic_row
 from experiments.paper_accounting import paper_bits, paper_compute_s
 from testbed import run
-from testbed.clock import Device
 from testbed.config import load_config
+from testbed.device import Device
 from testbed.grid import points
 from testbed.methods import load_method
 from testbed.models.shape import ModelShape

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 import testbed.clock
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.comm.traffic import Traffic
+from testbed.device import Device
 
 
 class FakeTime:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from testbed.astra.split import Costs, Slot
-from testbed.clock import Device
 from testbed.comm.wire import Wire
+from testbed.device import Device
 
 
 def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wire) -> float:

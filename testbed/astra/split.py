@@ -14,8 +14,8 @@ from functools import cached_property
 from testbed.astra.codes import index_bits, packed_bytes
 from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.speedups import Speedups
-from testbed.clock import Device
 from testbed.comm.group import even_shares
+from testbed.device import Device
 from testbed.models.shape import ModelShape
 
 FLOAT_BYTES, FLOAT_BITS = 4, 32

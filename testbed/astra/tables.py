@@ -5,7 +5,8 @@ A quantised token is G codewords side by side, so whatever is linear in it is a 
 RMSNorm are linear but for one number per token, its reciprocal deviation, and that follows from two more numbers per
 codeword, its sum and its sum of squares. The mean that LayerNorm takes away is linear: the rows are of weights from
 which it has been taken away already. A turn of tokens (rotation.py) is linear and keeps squares: the weights, and those
-of the sum, are turned once. So the result is exact, but for rounding. Levels are another matter: squares of sums of
+of the sum, are turned once. So the result is exact, but for rounding; that of a turn's matrix weighs more where a mean
+leaves little to deviate, as of two numbers that are nearly equal. Levels are another matter: squares of sums of
 codewords are not sums of their squares.
 
 Keys and values of 768 received tokens, D = 768, K = 1024, one thread of a 2-core AMD EPYC (AVX2) that others used too,

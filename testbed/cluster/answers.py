@@ -8,6 +8,8 @@ from typing import Any
 
 from testbed.errors import ClusterError, CommError
 
+VMSTAT = Path("/proc/vmstat")
+
 
 class Answers:
     """Results and faults of one call by rank."""
@@ -64,7 +66,7 @@ class Answers:
 def memory_kills() -> int:
     """How many processes the kernel has ended for lack of memory since it started; 0 where it does not tell."""
     try:
-        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        counters = dict(line.split() for line in VMSTAT.read_text().splitlines())
     except OSError:
         return 0
     return int(counters.get("oom_kill", 0))

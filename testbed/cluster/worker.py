@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codebooks import load_codebooks
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.cluster.priority import realtime
 from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
+from testbed.device import Device
 from testbed.errors import CommError
 from testbed.methods import load_method
 from testbed.methods.base import Method, Output

@@ -24,9 +24,10 @@ from testbed.astra.shard import AstraShard
 from testbed.astra.speedups import AUTO, Speedups, candidates
 from testbed.astra.split import Costs, Split
 from testbed.astra.tables import rows_bytes
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
+from testbed.device import Device
 from testbed.errors import ConfigError
 from testbed.methods.base import Method, Output
 from testbed.models.decoder import Decoder

@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from testbed.astra.rotation import Rotation
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.comm.codecs import CODECS
 from testbed.comm.group import Group, even_shares
 from testbed.comm.wire import Wire
+from testbed.device import Device
 from testbed.errors import ConfigError, nearest
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer

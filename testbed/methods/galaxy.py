@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.coded import CodedGroup, Relay, gathered_bits
 from testbed.comm.codecs import Codec
 from testbed.comm.group import Group, Handle, even_shares
 from testbed.comm.wire import Wire
+from testbed.device import Device
 from testbed.methods.base import Output
 from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
 from testbed.methods.sequence import embed_macs

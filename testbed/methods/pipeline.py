@@ -16,10 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.coded import CodedGroup, Relay
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
+from testbed.device import Device
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.models.shape import ModelShape

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from testbed.astra.merge import Part, attend_part, merge
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.coded import CodedGroup, gathered_bits
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
+from testbed.device import Device
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod, Output
 from testbed.methods.sequence import SequenceParallel, SequenceShard, check_rows, embed_macs

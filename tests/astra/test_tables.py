@@ -68,6 +68,11 @@ def relative_error(found, expected):
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
+def lost_by_turn(decoded):
+    """The share of a deviation that a turn may change: its matrix is rounded and keeps squares to 2^-22, measured."""
+    return 2**-21 * float((decoded.square().mean(-1) / decoded.var(-1, correction=0)).max())
+
+
 @settings(max_examples=80)
 @example("layer scale", False, 1, 64, 2, 2, 0.0, True, 1)  # two numbers that are nearly equal
 @given(
@@ -88,11 +93,11 @@ def test_tables_give_what_decoding_and_projecting_gives(kind, bias, groups, size
     codes = draw_codes(tokens, groups, size, seed)
     rotation = None if turn is None else turn[0]
     found = CodewordTables(block, quantizer.codebooks_LIKd[0], rotation_DD=rotation).keys_values(codes, 5)
-    decoded = quantizer.decode(0, codes)
-    # what the norm takes away costs digits on either way: the more, the less it leaves
-    taken = (decoded.abs().amax(-1) / decoded.std(-1, correction=0).clamp(min=1e-3)).amax() if tokens else 1.0
+    lost = lost_by_turn(quantizer.decode(0, codes)) if turned and tokens and kind.startswith("layer") else 0.0
     for x, expected in zip(found, decoded_keys_values(block, quantizer, codes, 5), strict=True):
-        torch.testing.assert_close(x, expected, atol=max(3e-5, 5e-6 * float(taken)), rtol=1e-5)
+        by_turn = lost * float(expected.abs().max()) if lost else 0.0
+        # an offset that the norm takes away costs digits on either way
+        torch.testing.assert_close(x, expected, atol=3e-5 + by_turn, rtol=1e-5)
 
 
 def test_a_token_of_equal_numbers_has_no_deviation_but_eps():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import ray
 from ray.exceptions import RayActorError
@@ -31,5 +33,9 @@ def test_a_dead_actor_is_named_and_so_is_a_lack_of_memory(
     assert caught.value.ranks == (1,)
 
 
-def test_the_kernels_count_of_killed_processes_is_read() -> None:
+def test_the_kernels_count_of_killed_processes_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert answers.memory_kills() >= 0
+    monkeypatch.setattr(answers, "VMSTAT", tmp_path / "vmstat")
+    assert answers.memory_kills() == 0
+    answers.VMSTAT.write_text("nr_free_pages 57\noom_kill 3\n")
+    assert answers.memory_kills() == 3

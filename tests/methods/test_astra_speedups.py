@@ -15,9 +15,9 @@ from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.speedups import Speedups, candidates
 from testbed.astra.vq import VectorQuantizer, VqSettings
-from testbed.clock import Device
 from testbed.comm.group import even_shares
 from testbed.comm.wire import EXCHANGE_S, Wire
+from testbed.device import Device
 from testbed.errors import ConfigError
 from testbed.methods.astra import HANDLED_S, Astra
 from testbed.models.gpt2 import Gpt2, Gpt2Config

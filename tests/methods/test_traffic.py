@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from testbed.clock import Device, DeviceClock
+from testbed.clock import DeviceClock
 from testbed.comm.exchange import Exchange, Operation
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.tcp import TcpGroup
 from testbed.comm.wire import Wire
+from testbed.device import Device
 from testbed.methods import load_method
 from testbed.network.links import link_graph, star
 from tests.conftest import run_ranks
