@@ -34,7 +34,8 @@ AHEAD_BYTES = (1 << 13, 1 << 18)  # the least and the most of it
 # delays those and starves the other direction, less stalls this one.
 SEND_BUFFER_S = 10e-3
 SEND_BUFFER_BYTES = (1 << 15, 1 << 18)
-ALONE = ("send", "barrier")  # operations in which a rank may be the only one that sends
+READY = "ready"
+ALONE = ("send", "barrier", READY)  # operations in which a rank may be the only one that sends
 
 
 class Exchange:
@@ -85,6 +86,18 @@ class Exchange:
         sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload.
         """
         return self.finish(self.queue(name, sends, receives))
+
+    def run_in_turn(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
+        """``run``, but a message that is not brief leaves when its receiver says that it has what came before.
+
+        So no two of them share a receiver's link while another rests, however late or unlike the senders are.
+        """
+        turn = Operation(READY, self._nothing_for(receives), self._nothing_for(sends))
+        if not turn.messages:
+            return [self.run(name, sends, receives)]
+        turn.volume = sum(map(len, (*sends.values(), *receives.values())))  # for as much the others may have to wait
+        self._queued.append(turn)
+        return [self.finish(turn), self.run(name, sends, receives)]
 
     def queue(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
         """As ``run``, but returns at once: the thread that is in ``finish``, now or later, carries it on."""
@@ -146,6 +159,11 @@ class Exchange:
                     for message in messages:
                         message.released, message.release_s = message.left, release_s
                 self._lanes.setdefault(pacing, deque()).extend(messages)
+
+    def _nothing_for(self, messages: dict[int, memoryview]) -> dict[int, memoryview]:
+        """An empty message for each that is not brief. Both ends know its length, so they agree on that."""
+        nothing = memoryview(bytearray())
+        return {peer: nothing for peer, payload in messages.items() if not self.is_brief(len(payload))}
 
     def _route(self, message: Outgoing) -> Route:
         return self._routes[message.peer]

@@ -15,7 +15,7 @@ _GREETING = struct.Struct(">16sI")  # the run's token, source rank
 _MAGIC = b"AT"
 HEADER_BYTES = _HEADER.size
 GREETING_BYTES = _GREETING.size
-OPERATIONS = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all", "send", "barrier")
+OPERATIONS = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all", "send", "barrier", "ready")
 
 
 def pack_header(operation: str, source: int, sequence: int, payload_bytes: int) -> bytes:

@@ -24,9 +24,13 @@ class Route:
 
 @dataclass(frozen=True)
 class RankLinks:
-    """One rank's routes by peer, how the ranks gather (testbed.comm.schedule), and the ranks of each room."""
+    """One rank's routes by peer, how the ranks gather (testbed.comm.schedule), and the ranks of each room.
+
+    slowest_bps: the least rate of any rank's routes. Ranks decide by it what goes in rounds, so all have the same.
+    """
 
     routes: Mapping[int, Route]
+    slowest_bps: float
     collective: str = PAIRWISE
     rooms: Rooms = ()
 
@@ -34,9 +38,4 @@ class RankLinks:
     def one(cls, rank: int, world: int, pacing: Pacing, rate_bps: float, collective: str = PAIRWISE) -> RankLinks:
         """A single link towards all others."""
         route = Route(pacing, rate_bps)
-        return cls({peer: route for peer in range(world) if peer != rank}, collective)
-
-    @property
-    def slowest_bps(self) -> float:
-        """The least rate of all routes; infinite without any."""
-        return min((route.rate_bps for route in self.routes.values()), default=float("inf"))
+        return cls({peer: route for peer in range(world) if peer != rank}, rate_bps, collective)

@@ -3,9 +3,9 @@
 Order matters on a star of equal links: if everybody sends to rank 0 first, its link is shared by N-1 senders while
 the others idle (incast, 1.2 to 1.8 times the ideal). Here rank n sends to n+1, n+2, ... in turn while it receives
 from n-1, n-2, ..., so at any time each link carries one sender's data. Large messages go in rounds, a round for each
-distance (pairwise exchange, Thakur et al. 2005): a rank that ran ahead would take half of somebody's link, and leave
-another idle. Small ones, which a link carries in a moment, go all at once. Sums go round a ring. Other topologies have
-other ways to gather: testbed.comm.schedule.
+distance (pairwise exchange, Thakur et al. 2005). A rank that ran ahead would take half of somebody's link, and leave
+another idle, so a message waits until its receiver says that it is ready (rendezvous). Small ones, which a link carries
+in a moment, go all at once. Sums go round a ring. Other topologies have other ways to gather: testbed.comm.schedule.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class TcpGroup(Group):
         result, stages = self._stages(local, rows)
         if len(stages) == 1:
             return self._queue("all_gather", *stages[0], result)
-        return self._submit(lambda: (result, self._run_stages("all_gather", stages)))
+        return self._submit(lambda: (result, self._run_gather(stages)))
 
     def share_sum_async(self, local: Tensor) -> Handle:
         rows = even_shares(len(local), self.world)
@@ -168,7 +168,7 @@ class TcpGroup(Group):
 
     def _gather(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Timing]]:
         result, stages = self._stages(local, rows)
-        return result, self._run_stages("all_gather", stages)
+        return result, self._run_gather(stages)
 
     def _stages(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Stage]]:
         """Of an all-gather: the result with the own rows in it, and what is sent and received to fill the rest."""
@@ -226,15 +226,22 @@ class TcpGroup(Group):
         """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
         at_once = self._links.collective == AT_ONCE
         if at_once or self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
-            return self._run_stages(operation, [(sends, receives)])
-        stages = []
+            return [self._wire.run(operation, sends, receives)]
+        stages: list[Stage] = []
         for step in range(1, self.world):
             to, source = (self.rank + step) % self.world, (self.rank - step) % self.world
             stages.append(({to: sends[to]}, {source: receives[source]}))
-        return self._run_stages(operation, stages)
+        return self._run_rounds(operation, stages)
 
-    def _run_stages(self, operation: str, stages: list[Stage]) -> list[Timing]:
-        return [self._wire.run(operation, sends, receives) for sends, receives in stages]
+    def _run_gather(self, stages: list[Stage]) -> list[Timing]:
+        if self._links.collective == PAIRWISE:
+            return self._run_rounds("all_gather", stages)
+        return [self._wire.run("all_gather", sends, receives) for sends, receives in stages]
+
+    def _run_rounds(self, operation: str, stages: list[Stage]) -> list[Timing]:
+        if len(stages) == 1:
+            return [self._wire.run(operation, *stages[0])]
+        return [timing for stage in stages for timing in self._wire.run_in_turn(operation, *stage)]
 
     def _exchange(self, operation: str, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> None:
         self._book(self._wire.run(operation, _views(sends), _views(receives)))

@@ -11,6 +11,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,8 @@ class MininetNetwork(Network):
                 policy = self._policy(hop)
                 pacing = pacings.setdefault(hop, policy.pacing())
                 routes[peer] = Route(pacing, policy.rate_bps, self.graph.payers[hop])
-        return RankLinks(routes, collective, self.graph.rooms)
+        slowest_bps = min((self._policy(self.graph.slowest(*ends)).rate_bps for ends in self.graph.routes), default=inf)
+        return RankLinks(routes, slowest_bps, collective, self.graph.rooms)
 
     @property
     def bucket_bytes(self) -> int:

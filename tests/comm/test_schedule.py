@@ -76,7 +76,7 @@ def test_all_ways_gather_the_same_and_receive_the_same(collective: str, world: i
     def links(rank: int) -> RankLinks:
         route = Route(Unpaced(), rate_bps)
         peers = [peer for peer in range(world) if peer != rank]
-        return RankLinks(dict.fromkeys(peers, route), collective, in_rooms(world))
+        return RankLinks(dict.fromkeys(peers, route), rate_bps, collective, in_rooms(world))
 
     check_all_gather(torch.randn(sum(rows), 601), rows, links)
 
@@ -111,7 +111,7 @@ def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_on
     def main(group: TcpGroup) -> list[int]:
         near, trunk = Recorder(), Recorder()
         routes = {peer: Route(near, 1e9) if peer // 2 == group.rank // 2 else Route(trunk, 1e9, 2) for peer in range(4)}
-        group.set_links(RankLinks(routes, AT_ONCE))
+        group.set_links(RankLinks(routes, 1e9, AT_ONCE))
         group.all_gather(torch.zeros(100, dtype=torch.uint8), [100] * 4)
         assert near.asked == [116]  # with the frame's header
         if group.rank == 0:
@@ -132,7 +132,7 @@ def test_links_of_their_own_are_used_side_by_side(shared: bool, messages: int) -
         one = Route(TransportPacing(rate_bps), rate_bps)
         peers = [peer for peer in range(3) if peer != group.rank]
         routes = {peer: one if shared else Route(TransportPacing(rate_bps), rate_bps) for peer in peers}
-        group.set_links(RankLinks(routes, AT_ONCE))
+        group.set_links(RankLinks(routes, rate_bps, AT_ONCE))
         return best_gather_s(group, size)
 
     ideal_s = 8 * messages * wire_bytes(size) / rate_bps

@@ -49,7 +49,7 @@ def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pyt
 
     def rank_main(group: TcpGroup) -> None:
         routes = {peer: Route(Unpaced(), 1e6) for peer in range(WORLD) if peer != group.rank}
-        group.set_links(RankLinks(routes, SLOW_TRUNK.suited, SLOW_TRUNK.rooms))
+        group.set_links(RankLinks(routes, 1e6, SLOW_TRUNK.suited, SLOW_TRUNK.rooms))
         method.forward(inputs, method.shard(model, group.rank, WORLD), group, DeviceClock())
 
     run_ranks(WORLD, rank_main)
