@@ -24,6 +24,7 @@ from analysis.tables import points
 from analysis.words import is_analytic, statistic
 from testbed.rows import BASELINE
 
+MOST_LINES = 12  # in one panel; if there are more variants, each method has a line of panels
 IDEAL: dict[str, Any] = {"color": "#444444", "linewidth": 1, "linestyle": (0, (6, 3))}
 
 
@@ -47,7 +48,7 @@ def tokens_plot(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
 
 
 def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> list[Path]:
-    """Speed-up against a column, a panel for the lowest, a middle and the highest bandwidth; the file has its name."""
+    """Speed-up against a column, which names the file; panels for the lowest, a middle and the highest bandwidth."""
     table = parallel_points(frame)
     counts = sorted(table[axis].unique())
     if len(counts) < 2:
@@ -55,47 +56,59 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
     bandwidths = sorted(table["bandwidth_mbps"].unique())
     shown = sorted({bandwidths[0], bandwidths[len(bandwidths) // 2], bandwidths[-1]})
     styles = line_styles(table.assign(label=table["variant"]))
+    crowded = table["variant"].nunique() > MOST_LINES
+    lines = [rows for _, rows in table.groupby("method", sort=False)] if crowded else [table]
     with plt.style.context(STYLE):
+        size = (3.3 * len(shown) + 1.9, 1.9 * len(lines) + 1.2 if crowded else 4.2)
         figure, grid = plt.subplots(
-            1, len(shown), figsize=(3.3 * len(shown) + 1.9, 4.2), sharey=True, squeeze=False, layout="constrained"
+            len(lines), len(shown), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
         )
+        for line, part in zip(grid, lines, strict=True):
+            for axes, bandwidth in zip(line, shown, strict=True):
+                if ideal:
+                    axes.plot(counts, counts, **IDEAL)
+                axes.axhline(1, color="black", linewidth=1.2)
+                _lines(axes, axis, part[part["bandwidth_mbps"] == bandwidth], styles)
+                _scales(axes, counts, (1.0,) if crowded else (1.0, 2.0, 5.0))
+            handles = [_handle(variant, **styles[variant]) for variant in part["variant"].drop_duplicates()]
+            line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=3.2)
         for axes, bandwidth in zip(grid[0], shown, strict=True):
-            here = table[table["bandwidth_mbps"] == bandwidth]
-            if ideal:
-                axes.plot(counts, counts, **IDEAL)
-            axes.axhline(1, color="black", linewidth=1.2)
-            for variant, rows in here.groupby("variant", sort=False):
-                _line(axes, axis, rows.sort_values(axis), styles[str(variant)])
             axes.set_title(f"{bandwidth:g} Mbps")
+        for axes in grid[-1]:
             axes.set_xlabel(axis)
-            _scales(axes, counts)
-        grid[0][0].set_ylabel("speed-up over one device")
-        handles = [Line2D([], [], **styles[variant], label=variant) for variant in table["variant"].drop_duplicates()]
-        handles += [Line2D([], [], **IDEAL, label=ideal)] if ideal else []
-        handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
+        figure.supylabel("speed-up over one device")
+        handles = [_handle(ideal, **IDEAL)] if ideal else []
+        handles.append(_handle("one device", color="black", linewidth=1.2))
         if table["degraded"].any():
-            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
-        figure.legend(handles=handles, loc="outside right center", handlelength=3.2)
+            handles.append(_handle("hollow: degraded", **HOLLOW))
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=3.2)
         bars = "" if is_analytic(frame) else "; bars: slowest to fastest repeat"
         condition_caption(figure, frame, f"{statistic(frame).capitalize()}{bars}.", 110)
         return save(figure, out_dir / axis)
 
 
-def _scales(axes: Axes, counts: Sequence[float]) -> None:
-    """Both logarithmic, with the counts that were measured and plain numbers."""
+def _scales(axes: Axes, counts: Sequence[float], labels: Sequence[float]) -> None:
+    """Both logarithmic, with plain numbers: the counts that were measured, and ``labels`` times powers of 10."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(counts, [f"{count:g}" for count in counts])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_locator(LogLocator(subs=labels))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)
 
 
-def _line(axes: Axes, axis: str, rows: pd.DataFrame, style: dict[str, Any]) -> None:
+def _lines(axes: Axes, axis: str, table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    """One for each variant."""
     columns = (axis, "speedup", "speedup_min", "speedup_max", "degraded")
-    x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
-    spread_line(axes, x, y, (low, high), degraded, style)
+    for variant, rows in table.sort_values(axis).groupby("variant", sort=False):
+        x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
+        spread_line(axes, x, y, (low, high), degraded, styles[str(variant)])
+
+
+def _handle(label: str, **style: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], **style, label=label)
 
 
 def tokens_tables(frame: pd.DataFrame) -> list[TextTable]:

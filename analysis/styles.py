@@ -1,7 +1,8 @@
 """Colours, markers and line styles: the same method looks the same in every figure, in colour and in grey.
 
 Colours are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which can be told apart with any colour
-vision.
+vision, and darker ones of the same hue for methods that are kin (megatron_sp to tensor, galaxy and sequence, ring and
+block): their markers differ too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import pandas as pd
 _METHODS: dict[str, tuple[str, str, int]] = {
     "single": ("#000000", "x", 0),
     "tensor": ("#D55E00", "s", 3),
-    "megatron_sp": ("#D55E00", "p", 2),
-    "galaxy": ("#E69F00", "h", 1),
+    "megatron_sp": ("#8C2D04", "p", 2),
+    "galaxy": ("#8B6914", "h", 1),
     "sequence": ("#E69F00", "D", 1),
     "ring": ("#CC79A7", "8", 3),
-    "block": ("#CC79A7", "<", 1),
+    "block": ("#882255", "<", 1),
     "prism": ("#999999", ">", 2),
     "pipeline": ("#009E73", "v", 2),
 }

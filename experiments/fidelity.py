@@ -1,10 +1,10 @@
 """How faithful are the emulated links? Messages of known size against the time that they should take.
 
 The ideal of an operation (experiments.messages) is what its busiest link needs for its bytes. A repeat is degraded if
-it misses the ideal by more than TOLERANCE and a moment for each message, or the rate by more than the calibration
-allows; but where several devices send to one and its queue drops packets, that is what was asked. What a point takes
-too long is this machine's time, which time_scale does not stretch, so the row says which time_scale would keep it
-within the tolerance.
+it takes longer than that by more than TOLERANCE and a moment for each message, or less by more than the calibration
+allows, or if the rate is off by as much; but where several devices send to one and its queue drops packets, that is
+what was asked. What a point takes too long is this machine's time, which time_scale does not stretch, so the row says
+which time_scale would keep it within the tolerance.
 """
 
 from __future__ import annotations
@@ -198,11 +198,16 @@ def _measure(config: FidelityConfig, session: Session, message: Message) -> Iter
 def _breaches(message: Message, elapsed_s: float, ideal_s: float, rate_error_pct: float | None) -> list[str]:
     """What is wrong with one operation, in words."""
     found = []
-    if abs(elapsed_s - ideal_s) > TOLERANCE * ideal_s + message.slack_s():
+    if elapsed_s > (1 + TOLERANCE) * ideal_s + message.slack_s() or _is_too_fast(elapsed_s, ideal_s):
         found.append(f"{elapsed_s / ideal_s:.2f} times the ideal")
     if rate_error_pct is not None and abs(rate_error_pct) > RATE_LIMIT_PCT:
         found.append(f"link rate off by {rate_error_pct:+.1f}%")
     return found
+
+
+def _is_too_fast(elapsed_s: float, ideal_s: float) -> bool:
+    """Whether links let through more than their rate. Hosts and transport can only add time, so they excuse nothing."""
+    return elapsed_s < (1 - RATE_LIMIT_PCT / 100) * ideal_s
 
 
 def _needed_time_scale(
@@ -212,7 +217,7 @@ def _needed_time_scale(
 
     1 where the links keep up in real time. A link that is too fast owes it to its bucket, which slows down with it.
     """
-    if elapsed_s - ideal_s < -TOLERANCE * ideal_s - message.slack_s() or (rate_error_pct or 0) > RATE_LIMIT_PCT:
+    if _is_too_fast(elapsed_s, ideal_s) or (rate_error_pct or 0) > RATE_LIMIT_PCT:
         return None
     late = time_scale * (elapsed_s - ideal_s - message.slack_s()) / (TOLERANCE * ideal_s)
     slow = time_scale * -(rate_error_pct or 0) / RATE_LIMIT_PCT

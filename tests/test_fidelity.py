@@ -37,10 +37,13 @@ def test_a_link_that_is_too_slow_or_too_fast_is_degraded() -> None:
     ideal = message().ideal_s(*STAR, 1e7)
     assert _breaches(message(), 1.09 * ideal, ideal, -1.0) == []
     assert _breaches(message(), 1.2 * ideal, ideal, None) == ["1.20 times the ideal"]
-    assert _breaches(message(), 0.8 * ideal, ideal, None) == ["0.80 times the ideal"]
+    assert _breaches(message(), 0.98 * ideal, ideal, None) == []
+    assert _breaches(message(), 0.9 * ideal, ideal, None) == ["0.90 times the ideal"]
     assert _breaches(message(), ideal, ideal, -5.0) == ["link rate off by -5.0%"]
     brief = message(size_bytes=320)
-    assert _breaches(brief, brief.ideal_s(*STAR, 1e8) + 0.9e-3, brief.ideal_s(*STAR, 1e8), None) == []
+    ideal = brief.ideal_s(*STAR, 1e8)
+    assert _breaches(brief, ideal + 0.9e-3, ideal, None) == []
+    assert _breaches(brief, 0.9 * ideal, ideal, None) == ["0.90 times the ideal"]
 
 
 @given(st.floats(1.0, 50.0), st.sampled_from([320, 10_000, 1_000_000]), st.sampled_from([1.0, 4.0]))

@@ -195,10 +195,10 @@ class DeviceWorker:
             ),
             "both_ways": lambda: group.sendrecv(local, partner, [payload_bytes], torch.uint8, partner),
             "incast_all": lambda: (
-                group.send(local, 0)
+                group.exchange_async({0: local}, {}, senders=len(others))
                 if self.rank
-                else group.exchange_async({}, dict.fromkeys(others, payload_bytes)).wait()
-            ),
+                else group.exchange_async({}, dict.fromkeys(others, payload_bytes))
+            ).wait(),
             "incast_ordered": lambda: _answer(group, local) if self.rank else _ask(group, others, payload_bytes),
             "exchange": lambda: group.exchange_async(dict.fromkeys(peers, local), from_peers).wait(),
         }

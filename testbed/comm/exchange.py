@@ -99,9 +99,11 @@ class Exchange:
         self._queued.append(turn)
         return [self.finish(turn), self.run(name, sends, receives)]
 
-    def queue(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
+    def queue(
+        self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1
+    ) -> Operation:
         """As ``run``, but returns at once: the thread that is in ``finish``, now or later, carries it on."""
-        operation = Operation(name, sends, receives)
+        operation = Operation(name, sends, receives, senders)
         self._queued.append(operation)
         if self._carried_on:
             with contextlib.suppress(BlockingIOError):  # it has been rung often enough
@@ -171,7 +173,7 @@ class Exchange:
     def _release_s(self, message: Outgoing, size: int, now: float) -> float:
         """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
         route = self._route(message)
-        payers = 1 if message.operation.name in ALONE else route.payers
+        payers = message.operation.senders if message.operation.name in ALONE else route.payers
         return route.pacing.release(size * payers, now, message.ready_s)
 
     def _expect(self, message: Incoming) -> None:

@@ -86,7 +86,9 @@ class GlooGroup(Group):
         self._book(begin, result.nbytes)
         return result
 
-    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+    def exchange_async(
+        self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int], senders: int = 1
+    ) -> Handle:
         """Over before it returns, as ``all_gather_async``."""
         received = {peer: torch.empty(size, dtype=torch.uint8) for peer, size in received_bytes.items()}
         begin = time.monotonic()

@@ -101,10 +101,13 @@ class Group(ABC):
         """Send ``tensor`` to one peer while receiving one of this shape and dtype from another or the same."""
 
     @abstractmethod
-    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+    def exchange_async(
+        self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int], senders: int = 1
+    ) -> Handle:
         """Send messages to some peers, in this order, and receive from some, while the caller computes.
 
         sends: uint8 message for each peer, unchanged until ``wait``. received_bytes: length of each peer's message.
+        senders: ranks, this one included, that send a peer as much at once, so that its link is idle for none of them.
         The handle gives what came as one uint8 tensor, in the order of ``received_bytes``.
         """
 

@@ -12,10 +12,13 @@ PACKET_BYTES = 1448
 
 
 class Operation:
-    """Messages that belong together. sends: peer -> payload, in sending order; receives: peer -> buffer."""
+    """Messages that belong together. sends: peer -> payload, in sending order; receives: peer -> buffer.
 
-    def __init__(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]):
-        self.name, self.sends, self.receives = name, sends, receives
+    senders: ranks that send such messages to the same peers, as far as this one has been told.
+    """
+
+    def __init__(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1):
+        self.name, self.sends, self.receives, self.senders = name, sends, receives, senders
         self.volume = sum(map(len, (*sends.values(), *receives.values())))
         self.messages = len(sends) + len(receives)  # that are not done
         self.begin_s = self.done_s = time.monotonic()

@@ -136,12 +136,14 @@ class TcpGroup(Group):
         self._exchange("send", {to: tensor.contiguous()}, {source: result})
         return result
 
-    def exchange_async(self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int]) -> Handle:
+    def exchange_async(
+        self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int], senders: int = 1
+    ) -> Handle:
         result = torch.empty(sum(received_bytes.values()), dtype=torch.uint8)
         parts = result.split(list(received_bytes.values()))
         outgoing = _views({peer: message.contiguous() for peer, message in sends.items()})
         incoming = _views(dict(zip(received_bytes, parts, strict=True)))
-        return self._queue("send", outgoing, incoming, result)
+        return self._queue("send", outgoing, incoming, result, senders)
 
     def barrier(self) -> None:
         self._settle()
@@ -202,12 +204,19 @@ class TcpGroup(Group):
         return result, [*summed, *gathered]
 
     def _queue(
-        self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview], result: Tensor
+        self,
+        operation: str,
+        sends: dict[int, memoryview],
+        receives: dict[int, memoryview],
+        result: Tensor,
+        senders: int = 1,
     ) -> Handle:
         """Messages that leave behind those under way, if these are all queued; ``receives`` fill ``result``."""
         if self._stepwise is not None and not self._stepwise.done():
-            return self._submit(lambda: (result, [self._wire.run(operation, sends, receives)]))
-        queued = self._wire.queue(operation, sends, receives)
+            return self._submit(
+                lambda: (result, [self._wire.finish(self._wire.queue(operation, sends, receives, senders))])
+            )
+        queued = self._wire.queue(operation, sends, receives, senders)
         self._pending = self._thread().submit(lambda: (result, [self._wire.finish(queued)]))
         return Handle(self._pending, self)
 

@@ -118,10 +118,14 @@ def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_on
             group.send(torch.zeros(100, dtype=torch.uint8), 2)
         elif group.rank == 2:
             group.recv([100], torch.uint8, 0)
+        if group.rank < 2:  # both know of each other
+            group.exchange_async({3: torch.zeros(100, dtype=torch.uint8)}, {}, senders=2).wait()
+        elif group.rank == 3:
+            group.exchange_async({}, {0: 100, 1: 100}).wait()
         return trunk.asked
 
     both = 2 * 2 * 116  # two messages over the trunk, and the room's other rank has as many
-    assert run_ranks(4, main) == [[both, 116], [both], [both], [both]]
+    assert run_ranks(4, main) == [[both, 116, 2 * 116], [both, 2 * 116], [both], [both]]
 
 
 @pytest.mark.parametrize(("shared", "messages"), [(False, 1), (True, 2)])

@@ -93,9 +93,11 @@ def counted_messages(group: TcpGroup) -> Iterator[list[int]]:
     messages: list[int] = []
     queue = group._wire.queue
 
-    def counting(name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Operation:
+    def counting(
+        name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1
+    ) -> Operation:
         messages.extend(receives)
-        return queue(name, sends, receives)
+        return queue(name, sends, receives, senders)
 
     group._wire.queue = counting
     try:

@@ -41,9 +41,9 @@ def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pyt
     sent: Counter[tuple[int, int]] = Counter()
     queue = Exchange.queue
 
-    def counted(wire: Exchange, name: str, sends: dict[int, memoryview], receives: Any) -> Operation:
+    def counted(wire: Exchange, name: str, sends: dict[int, memoryview], receives: Any, senders: int = 1) -> Operation:
         sent.update({(wire.rank, peer): len(payload) for peer, payload in sends.items()})
-        return queue(wire, name, sends, receives)
+        return queue(wire, name, sends, receives, senders)
 
     monkeypatch.setattr(Exchange, "queue", counted)
 
