@@ -77,15 +77,18 @@ class Exchange:
         """Whether the slowest route carries this much in so short a time that who sends when does not matter."""
         return _fits(payload_bytes, BRIEF_S, self._slowest_bps)
 
-    def run(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> Timing:
+    def run(
+        self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1
+    ) -> Timing:
         """Send the messages in this order while receiving all of ``receives``; over when both are done.
 
         Messages that queue at different links go side by side. In an operation of all ranks, what this rank sends over
         a link that others use too counts as often as there are such ranks, since they send alike.
 
-        sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload.
+        sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload. senders: see
+        ``Group.exchange_async``.
         """
-        return self.finish(self.queue(name, sends, receives))
+        return self.finish(self.queue(name, sends, receives, senders))
 
     def run_in_turn(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
         """``run``, but a message that is not brief leaves when its receiver says that it has what came before.

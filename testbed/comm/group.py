@@ -107,7 +107,8 @@ class Group(ABC):
         """Send messages to some peers, in this order, and receive from some, while the caller computes.
 
         sends: uint8 message for each peer, unchanged until ``wait``. received_bytes: length of each peer's message.
-        senders: ranks, this one included, that send a peer as much at once, so that its link is idle for none of them.
+        senders: ranks, this one included, that send a peer as much at once: what its idle link lets through for free,
+        they pay for together.
         The handle gives what came as one uint8 tensor, in the order of ``received_bytes``.
         """
 

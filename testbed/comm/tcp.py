@@ -213,9 +213,7 @@ class TcpGroup(Group):
     ) -> Handle:
         """Messages that leave behind those under way, if these are all queued; ``receives`` fill ``result``."""
         if self._stepwise is not None and not self._stepwise.done():
-            return self._submit(
-                lambda: (result, [self._wire.finish(self._wire.queue(operation, sends, receives, senders))])
-            )
+            return self._submit(lambda: (result, [self._wire.run(operation, sends, receives, senders)]))
         queued = self._wire.queue(operation, sends, receives, senders)
         self._pending = self._thread().submit(lambda: (result, [self._wire.finish(queued)]))
         return Handle(self._pending, self)
