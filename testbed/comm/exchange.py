@@ -77,9 +77,7 @@ class Exchange:
         """Whether the slowest route carries this much in so short a time that who sends when does not matter."""
         return _fits(payload_bytes, BRIEF_S, self._slowest_bps)
 
-    def run(
-        self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1
-    ) -> Timing:
+    def run(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1) -> Timing:
         """Send the messages in this order while receiving all of ``receives``; over when both are done.
 
         Messages that queue at different links go side by side. In an operation of all ranks, what this rank sends over
