@@ -28,6 +28,9 @@ _FURTHER = ("1", "2", "3", "4")  # markers of a method's fifth and later variant
 # astra's variants, from few groups to many: dark to light blue, so that the order shows in grey too.
 _BLUES, _ASTRA_MARKERS = ("#003F72", "#0072B2", "#56B4E9", "#8CC9EE"), ("o", "^", "d", "X", "s", "v", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
+# Where variants of a method differ by their number format only, each format has its dash, the same in every method.
+_CODEC_DASHES: dict[str, Any] = dict(zip(("fp32", "int8", "int4", "fp16"), _DASHES, strict=True))
+_CODEC_DASHES["topk"] = (0, (5, 1.5, 1, 1.5, 1, 1.5))
 
 # Parts of a latency, in the order in which they are stacked: name in the legend, colour, hatch.
 PARTS: dict[str, tuple[str, str, str]] = {
@@ -48,7 +51,7 @@ def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """
     styles: dict[str, dict[str, Any]] = {}
     for method, rows in table.groupby("method", sort=False):
-        groups = list(rows["groups"].drop_duplicates())
+        groups, codecs = list(rows["groups"].drop_duplicates()), rows.drop_duplicates("label")["codec"]
         for index, (label, variant) in enumerate(rows.drop_duplicates("label").set_index("label").iterrows()):
             if method == "astra" and len(groups) > 1:
                 alike = rows.loc[rows["groups"] == variant["groups"], "label"].drop_duplicates()
@@ -61,5 +64,8 @@ def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
                 colour, marker, first_dash = _METHODS.get(str(method), _OTHER)
                 marker = (marker, *_FURTHER)[index // len(_DASHES) % (1 + len(_FURTHER))]
                 dash = first_dash + index
-            styles[str(label)] = {"color": colour, "marker": marker, "linestyle": _DASHES[dash % len(_DASHES)]}
+            line = _DASHES[dash % len(_DASHES)]
+            if len(codecs) > 1 and codecs.is_unique and codecs.isin(_CODEC_DASHES).all():
+                marker, line = _METHODS.get(str(method), _OTHER)[1], _CODEC_DASHES[variant["codec"]]
+            styles[str(label)] = {"color": colour, "marker": marker, "linestyle": line}
     return styles

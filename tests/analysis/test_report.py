@@ -90,6 +90,17 @@ def test_variants_of_one_number_of_groups_differ_by_more_than_their_dash():
     assert len({(look["color"], look["marker"]) for look in looks}) == len({look["marker"] for look in looks}) == 7
 
 
+def test_a_number_format_has_one_dash_in_every_method():
+    formats = ("fp32", "fp16", "int8", "int4", "topk")
+    rows = [synthetic.row(method, codec=codec) for method in ("tensor", "sequence") for codec in formats]
+    table = points(synthetic.frame(rows))
+    styles = line_styles(table)
+    looks = {
+        (str(styles[label]["linestyle"]), codec) for label, codec in zip(table["label"], table["codec"], strict=True)
+    }
+    assert len(looks) == len(formats) == len({dash for dash, _ in looks})
+
+
 @pytest.fixture
 def tick_labels(monkeypatch):
     """What the ticks of figures say, instead of pictures: a list of (x, y) for each panel."""
