@@ -16,7 +16,10 @@ from testbed.cluster.worker import Pass
 from testbed.methods.base import Method, Output
 from testbed.models.vit import VisionTransformer
 
-TOLERANCE = 1e-4  # largest difference of any hidden state or logit
+TOLERANCE = 1e-4  # largest difference of any hidden state or logit ...
+# ... or so much of the reference's largest number, if that is more. SmolLM2's reach 45, and what one process computes
+# in float32 is itself 4e-5 to 7e-5 off the same in float64 with the same codes.
+ROUNDING = 1e-5
 
 
 @dataclass
@@ -87,6 +90,7 @@ def _compare(outputs: list[Output], hidden: Tensor, logits: Tensor) -> tuple[flo
             errors.append((output.logits - logits).abs().max().item())
     if not covered.all() or all(output.logits is None for output in outputs):
         return float("nan"), "no rank holds part of the result"
-    error = max(errors)
+    error = torch.tensor(errors).max().item()  # NaN if any is
+    allowed = max(TOLERANCE, ROUNDING * max(hidden.abs().max().item(), logits.abs().max().item()))
     # written so that NaN fails
-    return error, "" if error <= TOLERANCE else f"outputs differ by {error:.2e}, allowed is {TOLERANCE:g}"
+    return error, "" if error <= allowed else f"outputs differ by {error:.2e}, allowed is {allowed:.2g}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.assets import Assets
-from experiments.verify import verify
+from experiments.verify import _compare, verify
 from testbed.astra.codebooks import save_codebooks
 from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.quantizer import Codebooks
@@ -70,6 +70,16 @@ def test_right_passes_are_let_through_and_wrong_ones_not(name: str, settings: di
         damaged = [torch.zeros_like(output.messages[0]), *output.messages[1:]]
         fault = verify(method, 2, [(replace(output, messages=damaged), done), other], assets).fault
         assert "what was sent differs from the simulation's: a message of rank 0 is" in fault
+
+
+@pytest.mark.parametrize(
+    ("largest", "difference", "right"), [(5.0, 3e-4, False), (45.0, 3e-4, True), (45.0, 6e-4, False)]
+)
+def test_what_is_allowed_grows_with_the_references_numbers(largest: float, difference: float, right: bool) -> None:
+    hidden, logits = torch.full((3, 4), largest), torch.zeros(2)
+    output = Output(hidden + difference, 0, logits)
+    assert (_compare([output], hidden, logits)[1] == "") == right
+    assert _compare([replace(output, logits=torch.full((2,), torch.nan))], hidden, logits)[1]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
