@@ -70,17 +70,17 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
                 axes.axhline(1, color="black", linewidth=1.2)
                 _lines(axes, axis, part[part["bandwidth_mbps"] == bandwidth], styles)
                 _scales(axes, counts, (1.0,) if crowded else (1.0, 2.0, 5.0))
-            handles = [_handle(variant, **styles[variant]) for variant in part["variant"].drop_duplicates()]
+            handles = [Line2D([], [], **styles[name], label=name) for name in part["variant"].drop_duplicates()]
             line[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=3.2)
         for axes, bandwidth in zip(grid[0], shown, strict=True):
             axes.set_title(f"{bandwidth:g} Mbps")
         for axes in grid[-1]:
             axes.set_xlabel(axis)
         figure.supylabel("speed-up over one device")
-        handles = [_handle(ideal, **IDEAL)] if ideal else []
-        handles.append(_handle("one device", color="black", linewidth=1.2))
+        handles = [Line2D([], [], **IDEAL, label=ideal)] if ideal else []
+        handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
         if table["degraded"].any():
-            handles.append(_handle("hollow: degraded", **HOLLOW))
+            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=3.2)
         bars = "" if is_analytic(frame) else "; bars: slowest to fastest repeat"
         condition_caption(figure, frame, f"{statistic(frame).capitalize()}{bars}.", 110)
@@ -104,11 +104,6 @@ def _lines(axes: Axes, axis: str, table: pd.DataFrame, styles: dict[str, dict[st
     for variant, rows in table.sort_values(axis).groupby("variant", sort=False):
         x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
         spread_line(axes, x, y, (low, high), degraded, styles[str(variant)])
-
-
-def _handle(label: str, **style: Any) -> Line2D:
-    """An entry of a legend."""
-    return Line2D([], [], **style, label=label)
 
 
 def tokens_tables(frame: pd.DataFrame) -> list[TextTable]:

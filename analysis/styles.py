@@ -51,10 +51,12 @@ def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """
     styles: dict[str, dict[str, Any]] = {}
     for method, rows in table.groupby("method", sort=False):
-        groups, codecs = list(rows["groups"].drop_duplicates()), rows.drop_duplicates("label")["codec"]
-        for index, (label, variant) in enumerate(rows.drop_duplicates("label").set_index("label").iterrows()):
+        variants = rows.drop_duplicates("label").set_index("label")
+        groups, codecs = list(variants["groups"].drop_duplicates()), variants["codec"]
+        by_codec = len(codecs) > 1 and codecs.is_unique and codecs.isin(_CODEC_DASHES).all()
+        for index, (label, variant) in enumerate(variants.iterrows()):
             if method == "astra" and len(groups) > 1:
-                alike = rows.loc[rows["groups"] == variant["groups"], "label"].drop_duplicates()
+                alike = variants.index[variants["groups"] == variant["groups"]]
                 shade, dash = groups.index(variant["groups"]), list(alike).index(label)
                 colour, marker = _BLUES[shade % len(_BLUES)], _ASTRA_MARKERS[shade % len(_ASTRA_MARKERS)]
             elif method == "astra":
@@ -62,10 +64,9 @@ def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
                 dash = index // len(_BLUES)
             else:
                 colour, marker, first_dash = _METHODS.get(str(method), _OTHER)
-                marker = (marker, *_FURTHER)[index // len(_DASHES) % (1 + len(_FURTHER))]
+                if not by_codec:
+                    marker = (marker, *_FURTHER)[index // len(_DASHES) % (1 + len(_FURTHER))]
                 dash = first_dash + index
-            line = _DASHES[dash % len(_DASHES)]
-            if len(codecs) > 1 and codecs.is_unique and codecs.isin(_CODEC_DASHES).all():
-                marker, line = _METHODS.get(str(method), _OTHER)[1], _CODEC_DASHES[variant["codec"]]
+            line = _CODEC_DASHES[variant["codec"]] if by_codec else _DASHES[dash % len(_DASHES)]
             styles[str(label)] = {"color": colour, "marker": marker, "linestyle": line}
     return styles

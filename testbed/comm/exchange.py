@@ -18,7 +18,7 @@ from collections import deque
 
 from testbed.comm.frame import HEADER_BYTES, check_header, pack_header
 from testbed.comm.group import Timing
-from testbed.comm.message import PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
+from testbed.comm.message import NOTHING, PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
 from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.traffic import Traffic
@@ -165,8 +165,7 @@ class Exchange:
 
     def _nothing_for(self, messages: dict[int, memoryview]) -> dict[int, memoryview]:
         """An empty message for each that is not brief. Both ends know its length, so they agree on that."""
-        nothing = memoryview(bytearray())
-        return {peer: nothing for peer, payload in messages.items() if not self.is_brief(len(payload))}
+        return {peer: NOTHING for peer, payload in messages.items() if not self.is_brief(len(payload))}
 
     def _route(self, message: Outgoing) -> Route:
         return self._routes[message.peer]

@@ -9,6 +9,7 @@ from testbed.comm.frame import HEADER_BYTES
 
 SMALL_BYTES = 1 << 14  # payloads up to this travel in one buffer with their header
 PACKET_BYTES = 1448
+NOTHING = memoryview(bytearray())  # all that an empty message carries
 
 
 class Operation:

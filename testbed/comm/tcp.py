@@ -22,6 +22,7 @@ from torch import Tensor
 
 from testbed.comm.exchange import Exchange
 from testbed.comm.group import Group, Handle, Timing, even_shares
+from testbed.comm.message import NOTHING
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks
 from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
@@ -33,7 +34,7 @@ TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags,
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The tensor's own memory as bytes. The tensor must be contiguous and on the CPU."""
-    return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(bytearray())
+    return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else NOTHING
 
 
 def _views(tensors: dict[int, Tensor]) -> dict[int, memoryview]:
@@ -147,11 +148,10 @@ class TcpGroup(Group):
 
     def barrier(self) -> None:
         self._settle()
-        nothing = memoryview(bytearray())
         distance = 1
         while distance < self.world:  # dissemination barrier (Hensgen et al. 1988): log2 N rounds
             to, source = (self.rank + distance) % self.world, (self.rank - distance) % self.world
-            self._wire.run("barrier", {to: nothing}, {source: nothing})
+            self._wire.run("barrier", {to: NOTHING}, {source: NOTHING})
             distance *= 2
 
     def retransmits(self) -> int:
