@@ -102,11 +102,13 @@ def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
                 _lines(axes, here[here["size_bytes"] == size])
                 axes.set_title(f"{devices - 1:g} x {size / 1000:g} KB to one, {rate:g} Mbps")
                 _axes(axes, table["queue_kb"])
+        for axes in grid[-1]:
+            axes.set_xlabel("queue of the receiver's port (KB)")
         handles = [
             Line2D([], [], color=colour, marker=marker, linestyle=dash, label=words)
             for words, colour, marker, dash in ORDERS.values()
         ]
-        caption = f"Queue of a switch's port, KB; median over repeats, bars: fastest to slowest. {short_modes(frame)}."
+        caption = f"Median over repeats, bars: fastest to slowest. {short_modes(frame)}."
         label_panels(figure, handles, bool(table["degraded"].any()), "goodput, of the receiver's rate", caption)
         return save(figure, out_dir / "incast")
 
