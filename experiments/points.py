@@ -93,6 +93,7 @@ class Bench:
             "start_s": round(session.start_s, 2),
             "reshape_s": round(session.reshape_s, 4),
             "idle_bytes": self.calibrations[-1].idle_bytes,
+            "congestion_control": session.congestion_control(),
             "network": session.network.describe(),
         }
 

@@ -187,6 +187,11 @@ class Session:
         """Segments that the ranks' data connections have sent twice so far."""
         return sum(self.cluster.call("retransmits", timeout_s=self.timeout_s, phase="counters"))
 
+    def congestion_control(self) -> list[str]:
+        """The congestion controls in force on the ranks' data connections, each once; ``cubic`` where it may be set."""
+        found = self.cluster.call("congestion_control", timeout_s=self.timeout_s, phase="counters")
+        return sorted({name for names in found for name in names})
+
     def collective_s(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
         """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
         calls = self.rank_times(operation, payload_bytes, repeats)

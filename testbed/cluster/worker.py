@@ -217,6 +217,10 @@ class DeviceWorker:
         """Segments that this rank's data connections have sent twice; 0 on transports that do not tell."""
         return self._group.retransmits() if isinstance(self._group, TcpGroup) else 0
 
+    def congestion_control(self) -> list[str]:
+        """What decides how fast this rank's data connections send; empty on transports that do not tell."""
+        return self._group.congestion_control() if isinstance(self._group, TcpGroup) else []
+
 
 def _ask(group: Group, peers: Iterable[int], payload_bytes: int) -> None:
     """Receive from one peer after another, each when the one before is done."""

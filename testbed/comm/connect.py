@@ -127,10 +127,7 @@ def _accept(
 def _open(address: tuple[str, int], source: str, peer: int, deadline: float, greeting: bytes) -> socket.socket:
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_CONGESTION"):
-        # The machine's default may be BBR, which leaves a tenth of a shaped two-way link unused and differs from
-        # machine to machine. CUBIC is Linux's own default (RFC 9438).
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+    _use_cubic(connection)
     connection.bind((source, 0))
     connection.settimeout(max(0.01, deadline - time.monotonic()))
     try:
@@ -140,3 +137,16 @@ def _open(address: tuple[str, int], source: str, peer: int, deadline: float, gre
         connection.close()
         raise CommError(f"rank {peer} at {address[0]}:{address[1]} does not answer: {error}", [peer]) from error
     return connection
+
+
+def _use_cubic(connection: socket.socket) -> None:
+    """Choose CUBIC where the system lets this user choose; elsewhere the connection keeps the system's default.
+
+    The default may be BBR, which leaves a tenth of a shaped two-way link unused and differs from machine to machine.
+    CUBIC is Linux's own default (RFC 9438). A user without root may take only what
+    net.ipv4.tcp_allowed_congestion_control lists, and a kernel may lack CUBIC. ``TcpGroup.congestion_control`` reads
+    back what is in force.
+    """
+    if hasattr(socket, "TCP_CONGESTION"):
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")

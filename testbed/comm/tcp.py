@@ -29,6 +29,7 @@ from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
 from testbed.comm.traffic import Traffic
 
 Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: what is sent, and where what comes goes
+CONGESTION_BYTES = 16  # TCP_CA_NAME_MAX: the longest name of a congestion control in Linux
 TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags, then the 24th 32-bit number
 
 
@@ -160,6 +161,13 @@ class TcpGroup(Group):
             return 0
         infos = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS.stop) for c in self._connections)
         return sum(int.from_bytes(info[TOTAL_RETRANS], sys.byteorder) for info in infos)
+
+    def congestion_control(self) -> list[str]:
+        """The congestion controls in force on these connections, each once; empty where the system does not tell."""
+        if not hasattr(socket, "TCP_CONGESTION"):
+            return []
+        names = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_BYTES) for c in self._connections)
+        return sorted({name.rstrip(b"\0").decode() for name in names})
 
     def close(self) -> None:
         if self._worker is not None:
