@@ -47,13 +47,13 @@ report: $(READY) ## One page about all results, or some: make report ARGS=result
 	@$(PY) -m analysis.report $(ARGS)
 
 bench: $(READY) ## Measure the testbed itself: start-up, re-shaping, collectives
-	@$(PY) -m experiments.bench $(ARGS)
+	@$(PY) -m experiments.benchmarks.instrument $(ARGS)
 
 soak: $(READY) ## 50 clusters up and down: does anything grow? About 10 minutes; another number with ARGS=5
-	@$(PY) -m experiments.soak $(ARGS)
+	@$(PY) -m experiments.benchmarks.soak $(ARGS)
 
 docs: $(READY) ## Write docs/configuration.md again, after a change of keys or defaults
-	@$(PY) -m testbed.reference
+	@$(PY) -m testbed.config.reference
 
 clean: ## Remove .venv, caches and build products; results stay
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

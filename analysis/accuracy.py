@@ -15,10 +15,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.cells import TextTable
-from analysis.figures import STYLE, save
+from analysis.describe import joined, values
+from analysis.latency import STYLE, save
 from analysis.load import ONLY_CHOICE
-from analysis.words import joined, values
+from analysis.text_table import TextTable
 
 ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
 MARKERS = {KMEANS: ("s", "--"), TRAINED: ("o", "-")}

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 
-from analysis.cells import DEGRADED, NOTES, TextTable, number
-from analysis.figures import STYLE, condition_caption, save
+from analysis.describe import MODEL, is_analytic
+from analysis.latency import STYLE, condition_caption, save
 from analysis.scaling import parallel_points
-from analysis.words import MODEL, is_analytic
+from analysis.text_table import DEGRADED, NOTES, TextTable, number
 
 COLOURS = "cividis"  # even in grey and for any colour vision
 NEVER, MIXED, ABOUT = "never", "*", "≈"

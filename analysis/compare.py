@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.cells import DEGRADED, TextTable, number
+from analysis.describe import joined
 from analysis.load import MEASURED, ResultsError, fact
 from analysis.runs import CONDITIONS, Run, read_run
-from analysis.words import joined
-from testbed.rows import ACCURACY, FIDELITY, LATENCY
+from analysis.text_table import DEGRADED, TextTable, number
+from testbed.results.schema import ACCURACY, FIDELITY, LATENCY
 
 RESAMPLES, LEVEL = 2000, 0.95
 FEWEST = 3  # repeats of each run, below which noise is not known

@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from analysis.cells import DEGRADED, TextTable
-from analysis.fidelity import fidelity_tables, messages
-from analysis.figures import STYLE, save
+from analysis.describe import short_modes
+from analysis.latency import STYLE, save
+from analysis.links import fidelity_tables, messages
 from analysis.panels import label_panels, panels, spread_line
-from analysis.words import short_modes
+from analysis.text_table import DEGRADED, TextTable
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, colour, marker, dash
     "incast_all": ("at once", "#D55E00", "s", "--"),

@@ -1,6 +1,6 @@
 """Read the rows of one run, and name what each row is a measurement of.
 
-Rows are tidy: one per point of the grid and repeat. Columns and units are those of ``testbed.rows``.
+Rows are tidy: one per point of the grid and repeat. Columns and units are those of ``testbed.results.schema``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from testbed.errors import printable
-from testbed.rows import ACCURACY, FIDELITY, LATENCY, SCHEMAS, RowSchema
+from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, SCHEMAS, RowSchema
 
 # Order in tables and legends: the reference, the exact methods, then the one that quantises.
 METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")

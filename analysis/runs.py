@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.describe import joined, values
 from analysis.load import (
     MEASURED,
     ResultsError,
@@ -21,8 +22,7 @@ from analysis.load import (
     unwritten,
     with_labels,
 )
-from analysis.words import joined, values
-from testbed.rows import BASELINE, LATENCY, SAME_CONDITIONS, RowSchema
+from testbed.results.schema import BASELINE, LATENCY, SAME_CONDITIONS, RowSchema
 
 SET_ASIDE = re.compile(r"-\d{8}T\d{6}\.\d+Z$")  # what resume=false moved out of the way
 # What makes two latencies the same thing measured twice, or two points of one curve.
@@ -103,7 +103,7 @@ def _checked(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _speedup_within_networks(frame: pd.DataFrame) -> pd.DataFrame:
-    """``testbed.rows.with_speedup``, the network being one of the conditions that must agree."""
+    """``testbed.results.schema.with_speedup``, the network being one of the conditions that must agree."""
     same = [*SAME_CONDITIONS, "network"]
     ok = frame["status"] == "ok"
     baseline = frame[ok & (frame["method"] == BASELINE)].groupby(same)["latency_ms"].median().rename("baseline_ms")

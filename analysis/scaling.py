@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.cells import DEGRADED, TextTable, number
-from analysis.figures import STYLE, condition_caption, save
+from analysis.describe import is_analytic, statistic
+from analysis.latency import STYLE, condition_caption, save
 from analysis.panels import HOLLOW, spread_line
+from analysis.points import points
 from analysis.styles import line_styles
-from analysis.tables import points
-from analysis.words import is_analytic, statistic
-from testbed.rows import BASELINE
+from analysis.text_table import DEGRADED, TextTable, number
+from testbed.results.schema import BASELINE
 
 MOST_LINES = 12  # in one panel; if there are more variants, each method has a line of panels
 IDEAL: dict[str, Any] = {"color": "#444444", "linewidth": 1, "linestyle": (0, (6, 3))}

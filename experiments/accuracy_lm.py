@@ -3,7 +3,8 @@
 Codebooks and adaptation see the training part of one corpus (*data*, in rows); the model is judged on windows of
 several (*corpus*), each device having an even share of a window. Changes are of the same windows, in percent.
 
-Anchors cost no bits: they see no token but each other, so every device computes them itself (testbed.astra.decoder).
+Anchors cost no bits: they see no token but each other, so every device computes them itself
+(testbed.astra.training.decoder).
 
 How much text k-means sees is a compromise of time and quality: its cost is samples x K x W a layer and iteration,
 whatever G is. By default 32 windows, 16 samples a codeword at K = 1024; SmolLM2 then takes 1 to 4 minutes a codebook on
@@ -27,28 +28,38 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from analysis.intervals import bootstrap_interval
-from experiments.assets import CACHE
-from experiments.quality import KMEANS, ORIGINAL, TRAINED, Bench, Measured, Subject, Variant, adapted, measure_all
-from experiments.quality import variants as all_variants
+from experiments.accuracy_common import (
+    KMEANS,
+    ORIGINAL,
+    TRAINED,
+    Bench,
+    Measured,
+    Subject,
+    Variant,
+    adapted,
+    measure_all,
+)
+from experiments.accuracy_common import variants as all_variants
+from experiments.measurement.vit_inputs import CACHE
 from testbed.astra.codebooks import fingerprint, load_codebooks
-from testbed.astra.decoder import AstraDecoder, Quantised, bits_per_token, quantised_width
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.astra.int8_tokens import int8_bits
 from testbed.astra.quantizer import Codebooks, check_quantizer
-from testbed.astra.vq import VectorQuantizer
+from testbed.astra.training.decoder import AstraDecoder, Quantised, bits_per_token, quantised_width
+from testbed.astra.training.ema_quantizer import VectorQuantizer
 from testbed.comm.group import even_shares
+from testbed.config.schema import AccuracyLmConfig, Texts
+from testbed.datasets.perplexity import perplexity, window_nll
+from testbed.datasets.token_windows import NextTokens, windows
 from testbed.errors import ConfigError
 from testbed.models.decoders import load_decoder
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
 from testbed.models.weights import save_tensors
-from testbed.perplexity import perplexity, window_nll
 from testbed.progress import counted
-from testbed.provenance import short_hash
-from testbed.records import RunFolder
-from testbed.schema import AccuracyLmConfig, Texts
-from testbed.text import NextTokens, windows
+from testbed.results.bootstrap import bootstrap_interval
+from testbed.results.provenance import short_hash
+from testbed.results.run_folder import RunFolder
 
 RECIPE = 1  # to be raised with every change that alters what is cached, so that older files are not used
 VALIDATION_WINDOWS = 16  # of the training part, left out of training

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from experiments.analytic import analytic_row
+from experiments.cost_model.analytic import analytic_row
 from experiments.latency import run_points
-from testbed.records import RunFolder
-from testbed.schema import LatencyConfig
+from testbed.config.schema import LatencyConfig
+from testbed.results.run_folder import RunFolder
 
 
 def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:

@@ -1,6 +1,6 @@
 """How faithful are the emulated links? Messages of known size against the time that they should take.
 
-The ideal of an operation (experiments.messages) is what its busiest link needs for its bytes. A repeat is degraded if
+The ideal of an operation (link_operations.py) is what its busiest link needs for its bytes. A repeat is degraded if
 it takes longer than that by more than TOLERANCE and a moment for each message, or less by more than the calibration
 allows, or if the rate is off by as much; but where several devices send to one and its queue drops packets, that is
 what was asked. What a point takes too long is this machine's time, which time_scale does not stretch, so the row says
@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments.calibration import RATE_LIMIT_PCT, calibrate, calibrate_fresh, calmest, taken_away
-from experiments.lasting import LastingSession
-from experiments.manifest import NOT_CALMER, Manifest, print_settled
-from experiments.messages import Message
+from experiments.measurement.calibration import RATE_LIMIT_PCT, calibrate, calibrate_fresh, calmest, taken_away
+from experiments.measurement.link_operations import Message
+from experiments.measurement.manifest import NOT_CALMER, Manifest, print_settled
+from experiments.measurement.recovery import LastingSession
+from testbed.config.schema import FidelityConfig
 from testbed.errors import ClusterError, CommError, EnvironmentFault
-from testbed.network.links import Hop
 from testbed.progress import Steps, steps
-from testbed.records import RunFolder
-from testbed.rows import FIDELITY
-from testbed.schema import FidelityConfig
+from testbed.results.run_folder import RunFolder
+from testbed.results.schema import FIDELITY
 from testbed.session import Session
+from topologies.link_graph import Hop
 
 TOLERANCE = 0.10  # of the ideal
 RATE_FROM_S = 0.2  # a link's rate can be told from operations whose bytes keep it busy for so long
@@ -153,7 +153,7 @@ def _observe(session: Session, message: Message, repeats: int) -> Observed:
 def _measure(config: FidelityConfig, session: Session, message: Message) -> Iterable[dict[str, Any]]:
     """What was measured, for each repeat; counters are of all repeats together, shared out.
 
-    While the host of a virtual machine takes the cores away it is measured again (experiments.calibration.calmest).
+    While the host of a virtual machine takes the cores away it is measured again (``calmest``).
     """
     rate_bps = message.rate_mbps * 1e6 / session.time_scale
     over = session.graph, session.collective

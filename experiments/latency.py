@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments import analytic
-from experiments.assets import prepare_pictures
-from experiments.known import skip_impossible
-from experiments.manifest import NOT_CALMER, Manifest, print_settled
-from experiments.pace import pace
-from experiments.points import Bench, describe_rows, resolve_mode
-from experiments.prompts import prepare_prompts
+from experiments.cost_model import analytic
+from experiments.cost_model.point_costs import skip_impossible
+from experiments.measurement.cluster_bench import Bench, describe_rows, resolve_mode
+from experiments.measurement.decoder_inputs import prepare_prompts
+from experiments.measurement.manifest import NOT_CALMER, Manifest, print_settled
+from experiments.measurement.time_scale import pace
+from experiments.measurement.vit_inputs import prepare_pictures
+from testbed.config.schema import AUTO, DecoderLatencyConfig, LatencyConfig
 from testbed.grid import Point, batches
 from testbed.progress import steps
-from testbed.records import RunFolder
-from testbed.rows import ANALYTIC
-from testbed.schema import AUTO, DecoderLatencyConfig, LatencyConfig
+from testbed.results.run_folder import RunFolder
+from testbed.results.schema import ANALYTIC
 
 Modes = Callable[[int, float], list[str]]
 ExtraRows = Callable[[Point], list[dict[str, Any]]]

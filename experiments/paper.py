@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import report
 from analysis.load import results_file
-from analysis.reported import paper_configs
-from analysis.summary import print_comparison
-from testbed.config import load_config
+from analysis.paper.latency import paper_configs
+from analysis.report.__main__ import main as report_main
+from analysis.report.terminal import print_comparison
+from testbed.config.load import load_config
 from testbed.errors import TestbedError
 from testbed.network.sandbox import run_child
 from testbed.run import BAD_INPUT, FAILED, OK, SIGNALLED, results_folder
@@ -101,7 +101,7 @@ def _report(parts: list[Part], lost: list[Part], out: Path) -> int:
     if not folders:
         print(f"error: {NAME}: none of {len(parts)} experiments has a result", file=sys.stderr)
         return FAILED
-    shown = report.main([*map(str, folders), "--out", str(out)])
+    shown = report_main([*map(str, folders), "--out", str(out)])
     if shown != BAD_INPUT:
         print_comparison(folders)
     for part in lost:

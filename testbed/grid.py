@@ -7,13 +7,13 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from testbed.mix import share_speeds
-from testbed.provenance import short_hash
-from testbed.rows import BASELINE, LATENCY
+from testbed.config.device_mix import share_speeds
+from testbed.results.provenance import short_hash
+from testbed.results.schema import BASELINE, LATENCY
 
 if TYPE_CHECKING:
+    from testbed.config.schema import Config, LatencyConfig
     from testbed.methods.base import Method
-    from testbed.schema import Config, LatencyConfig
 
 NOT_MEASURED = (
     "preset",

@@ -12,11 +12,11 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from testbed.errors import ConfigError, EnvironmentFault, TestbedError
-from testbed.rows import ANALYTIC
+from testbed.results.schema import ANALYTIC
 
 if TYPE_CHECKING:
-    from testbed.config import Config
-    from testbed.records import RunFolder
+    from testbed.config.load import Config
+    from testbed.results.run_folder import RunFolder
 
 # Flags that only show something; Hydra answers them.
 INFORMING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
@@ -63,7 +63,7 @@ def _refuse_flags(words: list[str]) -> None:
 
 def _run(words: list[str]) -> int:
     # Only now: what a mistyped flag or --help does not need.
-    from testbed.config import load_config
+    from testbed.config.load import load_config
     from testbed.network.sandbox import inside
 
     config = load_config(words)
@@ -126,7 +126,7 @@ def results_folder(config: Config) -> RunFolder:
     The backend that is found becomes part of the configuration and so of the signature. Raises ConfigError,
     EnvironmentFault.
     """
-    from testbed.checks import check_links
+    from testbed.config.cross_checks import check_links
     from testbed.network.probe import choose_backend
 
     if config.emulates:
@@ -137,14 +137,14 @@ def results_folder(config: Config) -> RunFolder:
 
 def _folder(config: Config) -> RunFolder:
     from testbed.grid import config_signature
-    from testbed.records import RunFolder
+    from testbed.results.run_folder import RunFolder
 
     return RunFolder(config.results_dir, config.experiment, config_signature(config), config.rows)
 
 
 def _refuse_other_code(folder: RunFolder) -> None:
     """ConfigError if rows are there that other code measured: one table must not mix them unnoticed."""
-    from testbed.provenance import code_hash
+    from testbed.results.provenance import code_hash
 
     if not folder.parquet.exists():
         return
@@ -182,7 +182,7 @@ def _measure(config: Config, folder: RunFolder) -> int:
     finally:
         if folder.parquet.exists():
             folder.point_to_latest()
-    from analysis.summary import summarize
+    from analysis.report.terminal import summarize
 
     summarize(folder.path)
     return FAILED if failed else OK
@@ -192,7 +192,7 @@ def _inform() -> int:
     """Let Hydra answer --help, --cfg, --info and shell completion. It reads sys.argv and never runs the task."""
     import hydra
 
-    from testbed.config import CONF, register_methods
+    from testbed.config.load import CONF, register_methods
 
     register_methods()
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda config: None)()

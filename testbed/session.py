@@ -15,14 +15,14 @@ from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import Pass
 from testbed.comm.pacing import CreditHold
 from testbed.comm.schedule import AUTO
-from testbed.device import Device
-from testbed.methods.base import Output
+from testbed.config.schema import Config, LatencyConfig
+from testbed.device.spec import Device
 from testbed.models.weights import Choice
 from testbed.network.backend import Network
-from testbed.network.links import Hop, LinkGraph
 from testbed.network.sandbox import scratch
 from testbed.network.shaping import QUEUE_KB, SHAPERS
-from testbed.schema import Config, LatencyConfig
+from testbed.output import Output
+from topologies.link_graph import Hop, LinkGraph
 
 ANSWER_S = 5.0  # a rank's answer may take so much longer than the operation it reports on
 COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic

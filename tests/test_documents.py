@@ -14,11 +14,13 @@ import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from analysis import compare, page, report
+from analysis import compare
 from analysis.load import load_rows
-from analysis.tables import latency_table, speedup_table
+from analysis.points import latency_table, speedup_table
+from analysis.report import render
+from analysis.report.__main__ import main as report_main
 from experiments import paper
-from testbed.config import load_config
+from testbed.config.load import load_config
 from testbed.run import INFORMING, OK
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +79,7 @@ def test_a_command_exists_and_composes(where: str, line: str) -> None:
             load_config([f"+experiment={config}", *words])
 
 
-READERS = {"analysis.report": report.main, "analysis.compare": compare.main}
+READERS = {"analysis.report": report_main, "analysis.compare": compare.main}
 READING = sorted({tuple(words) for _, line in ALL if (words := words_of(line)) and words[0] in READERS})
 
 
@@ -86,7 +88,7 @@ def test_a_command_that_only_reads_runs(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
-    monkeypatch.setattr(page, "CHROMIUM", ("no-such-browser",))
+    monkeypatch.setattr(render, "CHROMIUM", ("no-such-browser",))
     monkeypatch.chdir(ROOT)
     module, *given = words
     shown = [word if Path(word).exists() or word.startswith("-") else SAMPLE for word in given] or [SAMPLE]

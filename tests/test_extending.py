@@ -17,7 +17,7 @@ FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", TEXT,
 COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT, re.MULTILINE)
 CHECK = """
 import sys
-from testbed.config import load_config
+from testbed.config.load import load_config
 for line in sys.stdin.read().splitlines():
     print(load_config([word for word in line.split() if not word.startswith("network=")]).experiment)
 """
@@ -62,7 +62,7 @@ def test_the_methods_test_passes(copy: Path) -> None:
 
 def test_the_topology_is_what_the_page_says(copy: Path) -> None:
     script = (
-        "from testbed.config import load_config\n"
+        "from testbed.config.load import load_config\n"
         "links = load_config(['+experiment=bandwidth_sweep', 'topology=two_rooms', 'devices=4']).topology.graph(4)\n"
         "print(links.rooms, links.suited, links.routes[0, 1], links.share['h0', 'd0'], links.share['d0', 'd1'])"
     )

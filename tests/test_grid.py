@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.config import load_config
+from testbed.config.load import load_config
+from testbed.config.schema import LatencyConfig
 from testbed.grid import batches, config_signature, points
-from testbed.rows import LATENCY
-from testbed.schema import LatencyConfig
+from testbed.results.schema import LATENCY
 
 
 @cache

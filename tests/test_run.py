@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from testbed import run
-from testbed.config import load_config
+from testbed.config.fields import choices
+from testbed.config.load import load_config
 from testbed.errors import CommError, EnvironmentFault
 from testbed.grid import config_signature
 from testbed.network import probe, sandbox
-from testbed.provenance import code_hash
-from testbed.records import RunFolder
-from testbed.rules import choices
-from tests.test_records import row
+from testbed.results.provenance import code_hash
+from testbed.results.run_folder import RunFolder
+from tests.results.test_run_folder import row
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "+experiment=smoke"
@@ -193,11 +193,11 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Calla
     """Runs main inside the sandbox with a stand-in for the experiment."""
 
     def go(experiment: Callable[[RunFolder], int]) -> int:
-        runner, summary = ModuleType("experiments.latency"), ModuleType("analysis.summary")
+        runner, summary = ModuleType("experiments.latency"), ModuleType("analysis.report.terminal")
         runner.run = lambda config, backend, folder: experiment(folder)  # type: ignore[attr-defined]
         summary.summarize = lambda path: print(f"summary of {path}")  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "experiments.latency", runner)
-        monkeypatch.setitem(sys.modules, "analysis.summary", summary)
+        monkeypatch.setitem(sys.modules, "analysis.report.terminal", summary)
         monkeypatch.setattr(sandbox, "inside", lambda: True)
         return run.main([SMOKE, f"results_dir={tmp_path}", "network.backend=loopback"])
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from testbed.models.llama import Llama, LlamaConfig, Rotary
-from tests.test_text import BYTES
+from tests.datasets.test_token_windows import BYTES
 
 LLAMA = LlamaConfig(2, 24, 4, 2, 8, 40, 256, 1e-5, Rotary(8, 1000.0), tied=True)
 HUB_NAMES = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj"}

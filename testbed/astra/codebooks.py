@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from testbed.astra.evaluation import Examples
+from testbed.astra.opq import Rotation, check_rotation, components_rotation
 from testbed.astra.quantizer import Codebooks, Quantizer, check_quantizer
-from testbed.astra.rotation import Rotation, check_rotation, components_rotation
-from testbed.astra.vq import nearest_codes
-from testbed.data import photographs
+from testbed.astra.training.ema_quantizer import nearest_codes
+from testbed.astra.training.evaluation import Examples
+from testbed.datasets.photographs import photographs
 from testbed.errors import EnvironmentFault
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, save_tensors

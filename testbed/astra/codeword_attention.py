@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from testbed.astra.tables import CodewordTables
+from testbed.astra.lookup_tables import CodewordTables
 from testbed.models.decoder import DecoderBlock
 from testbed.models.llama import GroupedAttention
 from testbed.models.transformer import Block

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from testbed.astra.split import Costs, Slot
+from testbed.astra.costs import Costs, Slot
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.device.spec import Device
 
 
 def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wire) -> float:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codebooks import Progress, cached_codebooks, cluster, empty_codebooks, fingerprint
+from testbed.astra.opq import Rotation
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width, to_quantise
 from testbed.astra.quantizer import Codebooks, check_quantizer
-from testbed.astra.rotation import Rotation
 from testbed.models.decoder import DecoderBlock
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama

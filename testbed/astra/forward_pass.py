@@ -13,11 +13,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from testbed.astra.costs import Costs, Slot
 from testbed.astra.shard import AstraShard, Encoded
-from testbed.astra.split import Costs, Slot
-from testbed.clock import DeviceClock
 from testbed.comm.group import Group, Handle
-from testbed.methods.base import Output
+from testbed.device.clock import DeviceClock
+from testbed.output import Output
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from testbed.astra.codes import index_bits
+from testbed.astra.bit_packing import index_bits
 from testbed.comm.codecs import BLOCK, Int8
 from testbed.errors import ConfigError
 

@@ -14,15 +14,15 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from testbed.astra.codes import index_bits, pack, unpack
-from testbed.astra.merge import Part, attend_part, merge
+from testbed.astra.bit_packing import index_bits, pack, unpack
+from testbed.astra.costs import Split
+from testbed.astra.local_rows import Rows, rows_of
+from testbed.astra.optimizations import Speedups
 from testbed.astra.quantised import Quantised, apart, to_quantise
 from testbed.astra.quantizer import Quantizer
-from testbed.astra.received import Expansion, Keys, expansions
-from testbed.astra.rows import Rows, rows_of
-from testbed.astra.speedups import Speedups
-from testbed.astra.split import Split
+from testbed.astra.remote_keys import Expansion, Keys, expansions
 from testbed.models.decoder import Decoder, DecoderBlock
+from testbed.models.partial_attention import Part, attend_part, merge
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 

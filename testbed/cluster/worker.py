@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codebooks import load_codebooks
-from testbed.clock import DeviceClock
 from testbed.cluster.priority import realtime
 from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
-from testbed.device import Device
+from testbed.device.clock import DeviceClock
+from testbed.device.spec import Device
 from testbed.errors import CommError
 from testbed.methods import load_method
-from testbed.methods.base import Method, Output
+from testbed.methods.base import Method
 from testbed.models.weights import Choice, load_model
 from testbed.network.sandbox import prctl
+from testbed.output import Output
 
 PR_SET_TIMERSLACK = 29
 # Passes begin together this long after a barrier: the link is idle again and its bucket is full.

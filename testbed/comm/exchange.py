@@ -21,7 +21,7 @@ from testbed.comm.group import Timing
 from testbed.comm.message import NOTHING, PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
 from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
-from testbed.comm.traffic import Traffic
+from testbed.device.traffic import Traffic
 from testbed.errors import CommError
 
 # Of the link's time. A message to each peer that is shorter needs no rounds: who runs ahead takes little of anybody's

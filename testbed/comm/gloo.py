@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
 from testbed.comm.group import Group, Handle, Timing, even_shares
-from testbed.comm.traffic import Traffic
+from testbed.device.traffic import Traffic
 from testbed.errors import CommError
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from testbed.comm.traffic import Traffic
+from testbed.device.traffic import Traffic
 
 
 def even_shares(total: int, world: int) -> list[int]:

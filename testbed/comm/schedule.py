@@ -1,7 +1,7 @@
 """Who sends whose block to whom, and in which order: all-gathers as data.
 
 Ranks carry a schedule out (testbed.comm.tcp), and the cost model counts what each link has to carry in it
-(testbed.network.links), so the two cannot disagree. Whatever the schedule, each rank receives every other rank's block
+(topologies.link_graph), so the two cannot disagree. Whatever the schedule, each rank receives every other rank's block
 exactly once: the payload that methods' formulas count is the same, and so is the result, bit for bit.
 
     pairwise      a stage for each distance: to rank + 1, rank + 2, ... (Thakur, Rabenseifner, Gropp 2005). For a switch
@@ -21,7 +21,7 @@ from functools import cache
 
 Rooms = tuple[tuple[int, ...], ...]
 
-AUTO = "auto"  # as it suits the links: testbed.network.links
+AUTO = "auto"  # as it suits the links: topologies.link_graph
 PAIRWISE, AT_ONCE, RING, HIERARCHICAL = COLLECTIVES = ("pairwise", "at_once", "ring", "hierarchical")
 WHOLE, FIRST_HALF, SECOND_HALF = range(3)
 

@@ -26,7 +26,7 @@ from testbed.comm.message import NOTHING
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks
 from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
-from testbed.comm.traffic import Traffic
+from testbed.device.traffic import Traffic
 
 Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: what is sent, and where what comes goes
 CONGESTION_BYTES = 16  # TCP_CA_NAME_MAX: the longest name of a congestion control in Linux

@@ -15,24 +15,25 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from testbed.astra.costs import Costs, Split
 from testbed.astra.critical_path import critical_path_s
 from testbed.astra.forward_pass import ForwardPass
+from testbed.astra.lookup_tables import rows_bytes
+from testbed.astra.opq import Rotation, check_rotation
+from testbed.astra.optimizations import AUTO, Speedups, candidates
 from testbed.astra.quantised import Quantised, check_quantised, quantised_width
 from testbed.astra.quantizer import Quantizer, check_quantizer
-from testbed.astra.rotation import Rotation, check_rotation
 from testbed.astra.shard import AstraShard
-from testbed.astra.speedups import AUTO, Speedups, candidates
-from testbed.astra.split import Costs, Split
-from testbed.astra.tables import rows_bytes
-from testbed.clock import DeviceClock
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.device.clock import DeviceClock
+from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.base import Method, Output
+from testbed.methods.base import Method
 from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 # Of a device's own time for each message that it sends and receives. The critical path has no place for it, but pieces
 # that hide nothing must not look free.

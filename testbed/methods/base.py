@@ -9,40 +9,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from testbed.astra.rotation import Rotation
-from testbed.clock import DeviceClock
 from testbed.comm.codecs import CODECS
 from testbed.comm.group import Group, even_shares
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.device.clock import DeviceClock
+from testbed.device.partition import shares_by_speed
+from testbed.device.spec import Device
 from testbed.errors import ConfigError, nearest
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
-from testbed.shares import shares_by_speed
+from testbed.output import Output
 
 FLOAT_BITS = 32
-
-
-@dataclass
-class Output:
-    """What one rank holds after a forward pass.
-
-    hidden: normalised last states [rows, D] of content tokens ``start`` to ``start + rows``; None if this rank has
-    none. logits: [classes], on the ranks that have the final answer. codes: what this rank sent, for methods that
-    quantise: indices [layers, rows, groups]. messages: what it sent with a lossy codec, in order.
-    """
-
-    hidden: Tensor | None
-    start: int
-    logits: Tensor | None
-    codes: Tensor | None = None
-    messages: list[Tensor] = field(default_factory=list)
 
 
 class Method(ABC):
@@ -58,7 +41,7 @@ class Method(ABC):
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
     levels: int = 1
-    rotation: Rotation = "none"
+    rotation: str = "none"
     speeds: tuple[float, ...] = ()
 
     @property

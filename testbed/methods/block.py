@@ -28,16 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay, gathered_bits
 from testbed.comm.group import Group, even_shares
+from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits
+from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod, Output
+from testbed.methods.base import CodedMethod
 from testbed.methods.sequence import SequenceShard, check_rows, reorders, segment_macs, simulate_layer
 from testbed.methods.tensor import linear_view, parameter_view
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 SYNCS = ("ag", "sp")
 

@@ -22,19 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay, gathered_bits
 from testbed.comm.codecs import Codec
 from testbed.comm.group import Group, Handle, even_shares
 from testbed.comm.wire import Wire
-from testbed.device import Device
-from testbed.methods.base import Output
+from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits
+from testbed.device.clock import DeviceClock
+from testbed.device.spec import Device
 from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
 from testbed.methods.sequence import embed_macs
 from testbed.methods.tensor import Widths
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Mlp
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 Product = Callable[[Tensor], Tensor]
 

@@ -18,16 +18,17 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay, gathered_bits, scattered_bits
 from testbed.comm.group import Group, even_shares
+from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits, scattered_bits
+from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod, Output
+from testbed.methods.base import CodedMethod
 from testbed.methods.sequence import SequenceShard, embed_macs
 from testbed.methods.tensor import LayerShard, Widths, split_block
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 
 @dataclass(frozen=True)

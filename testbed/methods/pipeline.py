@@ -16,15 +16,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.compressed_collectives import CodedGroup, Relay
+from testbed.device.clock import DeviceClock
+from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod, Output
+from testbed.methods.base import CodedMethod
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 
 @dataclass(frozen=True)

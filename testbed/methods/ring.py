@@ -21,18 +21,19 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from testbed.astra.merge import Part, attend_part, merge
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, gathered_bits
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.compressed_collectives import CodedGroup, gathered_bits
+from testbed.device.clock import DeviceClock
+from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod, Output
+from testbed.methods.base import CodedMethod
 from testbed.methods.sequence import SequenceParallel, SequenceShard, check_rows, embed_macs
+from testbed.models.partial_attention import Part, attend_part, merge
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 
 class RingAttention(CodedMethod):

@@ -23,14 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay, gathered_bits, scattered_bits
 from testbed.comm.group import Group
+from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits, scattered_bits
+from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod, Output
+from testbed.methods.base import CodedMethod
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 GATHERED = ("x", "kv")
 

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from testbed.clock import DeviceClock
 from testbed.comm.group import Group
-from testbed.methods.base import Method, Output
+from testbed.device.clock import DeviceClock
+from testbed.methods.base import Method
 from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 
 class Single(Method):

@@ -3,7 +3,7 @@
 Each device has a share of the heads and of the MLP's hidden width, and computes them for all tokens. The partial sums
 of the attention projection and of the MLP's second layer are added up over the whole [S, D], in one of three ways:
 
-ring    an all-reduce that spreads sums and traffic evenly (with a lossy codec that of testbed.coded);
+ring    an all-reduce that spreads sums and traffic evenly (with a lossy codec that of testbed.compressed_collectives);
 star    rank 0 adds everything up and sends the sum to all, as in TPI-LLM (BASELINES.md): fewer steps, but N - 1 times
         the traffic on rank 0's link;
 gather  each device gets all terms and adds them up itself, as in distributed-llama: one step, the most traffic.
@@ -22,14 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed.clock import DeviceClock
-from testbed.coded import CodedGroup, Relay, gathered_bits, scattered_bits
 from testbed.comm.group import Group, even_shares
+from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits, scattered_bits
+from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.base import FLOAT_BITS, CodedMethod, Method, Output
+from testbed.methods.base import FLOAT_BITS, CodedMethod, Method
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block, Mlp
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 
 ALL = slice(None)
 SYNCS = ("ring", "star", "gather")

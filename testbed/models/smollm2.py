@@ -21,9 +21,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from testbed.errors import EnvironmentFault
-from testbed.files import replacing
 from testbed.models.llama import Llama, LlamaConfig, Rotary, halves_from_interleaved
 from testbed.models.weights import save_tensors
+from testbed.results.atomic_write import replacing
 
 NAME = "smollm2_135m_q4"
 RECIPE = 1  # to be raised with every change that alters what is cached

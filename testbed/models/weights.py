@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from testbed.errors import ConfigError, EnvironmentFault, nearest
-from testbed.files import replacing
 from testbed.models.vit import VisionTransformer, VitConfig, patch_grid
+from testbed.results.atomic_write import replacing
 
 BIAS_STD = 0.02  # not zero, so that a bias lost or added twice shows up in a comparison
 POSITION_STD = 0.02

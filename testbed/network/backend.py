@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.comm.routes import RankLinks
-from testbed.network.links import Hop, LinkGraph
 from testbed.network.shaping import QUEUE_KB
+from topologies.link_graph import Hop, LinkGraph
 
 
 class Network(ABC):

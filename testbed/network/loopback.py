@@ -14,8 +14,8 @@ from testbed.comm.pacing import TransportPacing
 from testbed.comm.routes import RankLinks
 from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
-from testbed.network.links import LinkGraph
 from testbed.network.shaping import QUEUE_KB, SHAPERS
+from topologies.link_graph import LinkGraph
 
 
 class LoopbackNetwork(Network):

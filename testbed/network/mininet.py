@@ -24,11 +24,11 @@ from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
 from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
-from testbed.network.links import Hop, LinkGraph
 from testbed.network.probe import kernel_qdiscs
 from testbed.network.sandbox import scratch
 from testbed.network.shaping import QUEUE_KB, LinkPolicy
-from topologies.described import Described
+from topologies.link_graph import Hop, LinkGraph
+from topologies.mininet_topo import Described
 
 FORWARDING_TIMEOUT_S = 10.0
 UNSHAPED_BPS = 1e10  # before the first shape()

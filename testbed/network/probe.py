@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from testbed.errors import EnvironmentFault
-from testbed.rows import ANALYTIC
+from testbed.results.schema import ANALYTIC
 
 # command -> Debian package that brings it
 TOOLS = {

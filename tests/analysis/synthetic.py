@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from testbed.rows import LATENCY
+from testbed.results.schema import LATENCY
 
 BANDWIDTHS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 SINGLE_MS = 350.0

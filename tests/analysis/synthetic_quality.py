@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from testbed.rows import ACCURACY
+from testbed.results.schema import ACCURACY
 
 
 def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **changes: Any) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.headlines import headlines
 from analysis.incast import incast_figures, incasts, link_tables
-from analysis.report import write_report
-from tests.analysis.test_fidelity import frame, rows
+from analysis.report.headlines import headlines
+from analysis.report.write import write_report
+from tests.analysis.test_links import frame, rows
 
 
 def cliff() -> list[list]:

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from analysis.load import ResultsError, label, load_rows, revisions, with_labels
-from testbed.rows import LATENCY
+from testbed.results.schema import LATENCY
 from tests.analysis import synthetic
 
 

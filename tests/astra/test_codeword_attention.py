@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.astra.codeword_attention import CodewordAttention
-from testbed.astra.merge import attend_part, merge
 from testbed.astra.quantizer import Quantizer
 from testbed.models.decoder import causal_mask
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig, Rotary
+from testbed.models.partial_attention import attend_part, merge
 from testbed.models.transformer import Block
 
 

@@ -9,16 +9,16 @@ import torch
 
 from testbed.astra import decoder_codebooks
 from testbed.astra.codebooks import load_codebooks
-from testbed.astra.decoder import AstraDecoder
 from testbed.astra.decoder_codebooks import decoder_codebooks_for, train_decoder_codebooks
 from testbed.astra.quantised import Quantised, to_quantise
 from testbed.astra.quantizer import Codebooks, Quantizer
-from testbed.astra.vq import VectorQuantizer
+from testbed.astra.training.decoder import AstraDecoder
+from testbed.astra.training.ema_quantizer import VectorQuantizer
+from testbed.datasets.perplexity import perplexity, window_nll
 from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
-from testbed.perplexity import perplexity, window_nll
-from tests.astra.test_decoder import CONFIGS, KINDS, VOCABULARY, build
+from tests.astra.training.test_decoder import CONFIGS, KINDS, VOCABULARY, build
 
 WINDOWS = torch.randint(0, VOCABULARY, (40, 12), generator=torch.Generator().manual_seed(0))
 MODELS = {name: build(config).requires_grad_(False) for name, config in CONFIGS.items()}

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.astra.decoder import sent_shares
 from testbed.astra.int8_tokens import check_int8_tokens, int8_bits, with_int8_tokens
+from testbed.astra.training.decoder import sent_shares
 from testbed.comm.codecs import Int8
 from testbed.errors import ConfigError
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from testbed.astra.simulation import AstraVit, ClassTokens
-from testbed.astra.vq import VectorQuantizer, VqSettings
+from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
+from testbed.astra.training.vit import AstraVit, ClassTokens
 from testbed.models.vit import VisionTransformer, VitConfig
 
 CONFIG = VitConfig(layers=2, hidden=24, heads=3, patch=2, tokens=16, classes=4)

@@ -8,11 +8,11 @@ import sys
 from omegaconf import OmegaConf
 
 from testbed.comm.pacing import wire_bytes
-from testbed.network.links import link_graph
+from testbed.config.fields import CONF
 from testbed.network.mininet import MininetNetwork
 from testbed.network.sandbox import inside, supervise
-from testbed.rules import CONF
 from testbed.session import Session
+from topologies.link_graph import link_graph
 
 DEVICES, MBPS, SIZE, REPEATS = 4, 20.0, 100_000, 3
 SMALL, SMALL_REPEATS = 320, 9  # ASTRA's codes of a layer at G = 1

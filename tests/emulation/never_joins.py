@@ -8,10 +8,10 @@ import sys
 import psutil
 
 from testbed.errors import TestbedError
-from testbed.network.links import star
 from testbed.network.sandbox import inside, supervise
 from testbed.session import Session
 from tests.emulation.machine import actor
+from topologies.link_graph import star
 
 
 def main() -> int:

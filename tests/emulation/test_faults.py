@@ -16,14 +16,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from experiments.points import variant
-from testbed.config import load_config
+from experiments.measurement.cluster_bench import variant
+from testbed.config.load import load_config
+from testbed.config.schema import LatencyConfig
 from testbed.grid import Point, config_signature, points
-from testbed.provenance import code_hash
-from testbed.records import RunFolder
-from testbed.schema import LatencyConfig
+from testbed.results.provenance import code_hash
+from testbed.results.run_folder import RunFolder
 from tests.emulation.machine import ROOT, SMALL, actor, command, machine_state, pytestmark
-from tests.test_records import row
+from tests.results.test_run_folder import row
 
 __all__ = ["pytestmark"]
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from testbed.astra.checkpoints import save_result
-from testbed.astra.decoder import AstraDecoder
 from testbed.astra.quantised import quantised_width
-from testbed.astra.simulation import AstraVit
-from testbed.astra.vq import VectorQuantizer, VqSettings
+from testbed.astra.training.checkpoints import save_result
+from testbed.astra.training.decoder import AstraDecoder
+from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
+from testbed.astra.training.vit import AstraVit
 from testbed.models.hub import load_hub
 from testbed.models.llama import Llama
 from testbed.models.vit import VisionTransformer, VitConfig

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from testbed.clock import DeviceClock
 from testbed.comm.exchange import Operation
 from testbed.comm.tcp import TcpGroup
+from testbed.device.clock import DeviceClock
 from testbed.methods.astra import Astra
-from testbed.methods.base import Method, Output
+from testbed.methods.base import Method
 from testbed.models.decoder import Decoder
 from testbed.models.vit import VisionTransformer
+from testbed.output import Output
 from tests.conftest import run_ranks
 
 # label -> (method, settings); all equal the plain model as long as numbers travel as they are

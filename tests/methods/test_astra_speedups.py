@@ -9,15 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.astra.attention import simulate
-from testbed.astra.decoder import AstraDecoder
+from testbed.astra.optimizations import Speedups, candidates
 from testbed.astra.quantised import Quantised, quantised_width
 from testbed.astra.quantizer import Quantizer
-from testbed.astra.speedups import Speedups, candidates
-from testbed.astra.vq import VectorQuantizer, VqSettings
+from testbed.astra.reference_vit import simulate
+from testbed.astra.training.decoder import AstraDecoder
+from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
 from testbed.comm.group import even_shares
 from testbed.comm.wire import EXCHANGE_S, Wire
-from testbed.device import Device
+from testbed.device.spec import Device
 from testbed.errors import ConfigError
 from testbed.methods.astra import HANDLED_S, Astra
 from testbed.models.gpt2 import Gpt2, Gpt2Config

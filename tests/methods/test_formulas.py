@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from testbed.comm.codecs import CODECS
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.device.spec import Device
 from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
 from testbed.methods.sequence import reorders

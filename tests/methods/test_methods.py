@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from testbed.astra.attention import simulate
 from testbed.astra.quantizer import Quantizer
+from testbed.astra.reference_vit import simulate
 from testbed.comm.group import even_shares
 from testbed.comm.tcp import TcpGroup
+from testbed.device.partition import shares_by_speed
 from testbed.errors import ConfigError
 from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
 from testbed.models.shape import ModelShape
-from testbed.shares import shares_by_speed
 from tests.conftest import run_ranks
 from tests.methods.passes import EXACT, SPLITS, check_accounts, execute_and_replay, joined_hidden
 from tests.methods.small import CONFIGS, layer_inputs, pixels, random_codebooks, small_model

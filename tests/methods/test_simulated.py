@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from testbed.coded import Relay
 from testbed.comm.codecs import CODECS
+from testbed.compressed_collectives import Relay
 from testbed.methods import load_method
 from tests.methods.passes import EXACT, SPLITS, check_accounts, execute_and_replay
 from tests.methods.small import layer_inputs, pixels, small_model

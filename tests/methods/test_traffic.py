@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from testbed.clock import DeviceClock
 from testbed.comm.exchange import Exchange, Operation
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.tcp import TcpGroup
 from testbed.comm.wire import Wire
-from testbed.device import Device
+from testbed.device.clock import DeviceClock
+from testbed.device.spec import Device
 from testbed.methods import load_method
-from testbed.network.links import link_graph, star
 from tests.conftest import run_ranks
 from tests.methods.passes import EXACT
 from tests.methods.small import pixels, random_codebooks, small_model
+from topologies.link_graph import link_graph, star
 
 WORLD = 4
 SLOW_TRUNK = link_graph(("h1/2 d0", "h2/2 d1", "d0 d1"), 1e-4, WORLD)  # so slow that it decides alone

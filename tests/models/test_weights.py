@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from testbed.data import photograph
+from testbed.datasets.photographs import photograph
 from testbed.errors import ConfigError, EnvironmentFault
 from testbed.models import weights
 from testbed.models.weights import (

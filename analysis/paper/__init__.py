@@ -1,0 +1,1 @@
+"""The paper's and other publications' figures beside ours."""

@@ -1,0 +1,1 @@
+"""The page, tables and figures about results (python -m analysis.report)."""

@@ -1,0 +1,45 @@
+"""``python -m analysis.report [RESULTS...] [--out FOLDER]``: results folders, or folders that have some below them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from analysis.load import ResultsError
+from analysis.report.render import print_pdf
+from analysis.report.write import write_pages
+from analysis.runs import find_runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns 0; 1 if some of what was named cannot be shown; 2 if nothing can."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report", description="The report of one run or of several."
+    )
+    parser.add_argument("results", nargs="*", type=Path, default=[Path("results")], help="default: results")
+    parser.add_argument("--out", type=Path, help="folder to write to; default: report/ in the one named or above all")
+    arguments = parser.parse_args(argv)
+    try:
+        runs, problems = find_runs(arguments.results)
+    except ResultsError as fault:
+        print(f"report: {fault}", file=sys.stderr)
+        return 2
+    out = arguments.out or Path(os.path.commonpath([path.absolute() for path in arguments.results])) / "report"
+    files = write_pages(runs, out, problems)
+    pdf, reason = print_pdf(files[0])
+    for run in runs:
+        for note in run.notes:
+            print(f"report: {run.folder}: {note}", file=sys.stderr)
+    for problem in problems:
+        print(f"report: left out: {problem}", file=sys.stderr)
+    for path in [*files, *([pdf] if pdf else [])]:
+        print(os.path.relpath(path))
+    if reason:
+        print(reason)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What a user sees at the end of a run: the tables, how the numbers were made, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from analysis.accuracy import accuracy_tables
+from analysis.describe import modes, setting
+from analysis.heterogeneous import unequal_table
+from analysis.incast import link_tables
+from analysis.load import schema_of
+from analysis.paper.accounting import accounting_table
+from analysis.paper.peers import known_beside
+from analysis.report.sections import comparison
+from analysis.report.write import write_report
+from analysis.runs import find_runs, read_run
+from analysis.scaling import tokens_tables
+from analysis.text_table import TextTable, grids, paper_ratios, troubles
+from testbed.results.schema import ACCURACY, FIDELITY, LATENCY
+
+PLAIN_WIDTH = 140  # columns where there is no terminal that says how wide it is
+
+
+def summarize(folder: Path, console: Console | None = None) -> None:
+    """Write the report of a results folder and print its tables. Works for partial results too.
+
+    Raises analysis.load.ResultsError if the folder has no readable rows.
+    """
+    run = read_run(folder)
+    frame, files = run.frame, write_report(folder, run)
+    console = _wide(console or Console())
+    console.print()
+    console.print(Text(f"{frame['experiment'].iloc[0]}: {setting(frame)}", style="bold"), soft_wrap=True)
+    for line in modes(frame):
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    for note in run.notes:
+        console.print(Text(f"  note: {note}"), soft_wrap=True)
+    for table in tables(frame):
+        _print(table, console)
+    console.print()
+    for path in _places(folder, files):
+        console.print(Text(f"  {path}"), soft_wrap=True)
+
+
+def print_comparison(folders: Sequence[Path]) -> None:
+    """The table of the paper's figures beside those of these results folders. Raises ResultsError if it cannot."""
+    runs, _ = find_runs(folders)
+    _print(_in_short(comparison(runs)), _wide(Console()))
+
+
+def _in_short(table: TextTable) -> TextTable:
+    """The table of the paper's figures with those that have none of ours beside them as one note for each reason."""
+    ours, setting_of, why = (table.columns.index(name) for name in ("ours", "setting", "why"))
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row[ours] == "-":
+            reasons.setdefault(row[why], []).append(row[setting_of].partition(":")[0])
+    notes = [
+        f"{len(figures)} of {', '.join(dict.fromkeys(figures))} without ours: {reason}"
+        for reason, figures in reasons.items()
+    ]
+    found = [row for row in table.rows if row[ours] != "-"]
+    return replace(table, rows=found, notes=[*table.notes, *notes, "each figure by itself: tables.md"])
+
+
+def _wide(console: Console) -> Console:
+    """The console, or one wide enough for tables where there is no terminal."""
+    if console.is_terminal:
+        return console
+    return Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
+
+
+def _print(table: TextTable, console: Console) -> None:
+    console.print()
+    console.print(_rich(table))
+    for note in table.notes:
+        console.print(Text(f"  {note}"), soft_wrap=True)
+
+
+def _rich(table: TextTable) -> Table:
+    grid = Table(
+        title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2)
+    )
+    for index, name in enumerate(table.columns):
+        left = index == 0 or name in table.left
+        # a figure with its interval may take two lines where there is no room; a number may not lose its end
+        wraps = name in table.left or any(" " in row[index] for row in table.rows)
+        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
+    for row in table.rows:
+        grid.add_row(*map(escape, row))
+    return grid
+
+
+def _places(folder: Path, files: list[Path]) -> list[Path]:
+    data = [folder / name for name in ("results.csv", "results.parquet", "manifest.json")]
+    return [path for path in (*data, *files) if path.exists()]
+
+
+def result_tables(frame: pd.DataFrame) -> list[TextTable]:
+    """Every table of latencies that has something in it."""
+    tables = [unequal_table(frame), *grids(frame), *tokens_tables(frame), accounting_table(frame), paper_ratios(frame)]
+    return [table for table in (*tables, known_beside(frame), *troubles(frame)) if table.rows]
+
+
+TABLES = {LATENCY: result_tables, FIDELITY: link_tables, ACCURACY: accuracy_tables}
+
+
+def tables(frame: pd.DataFrame) -> list[TextTable]:
+    """The tables in the order in which they are read."""
+    return TABLES[schema_of(frame)](frame)

@@ -1,0 +1,64 @@
+"""The report of one run or of several: a page to look at, tables and figures to take along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.describe import is_analytic
+from analysis.load import fact
+from analysis.report.figure_files import Drawing
+from analysis.report.render import latex, markdown, page
+from analysis.report.sections import sections
+from analysis.runs import Run, read_run
+
+
+def write_report(folder: Path | str, run: Run | None = None) -> list[Path]:
+    """The report of one run, read unless it is given, into report/ of its own folder; returns the files written."""
+    folder = Path(folder)
+    return write_pages([run or read_run(folder)], folder / "report")
+
+
+def write_pages(runs: Sequence[Run], out: Path, problems: Sequence[str] = ()) -> list[Path]:
+    """report.html, tables.md, tables.tex and all figures of these runs into a folder; returns the files written.
+
+    Figures of an earlier state of the folder are removed. problems: what was asked for and cannot be shown.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawing = Drawing(out)
+    found = sections(list(runs), drawing)
+    title = _title(runs)
+    texts = {
+        "report.html": page(title, _subtitle(runs), found, list(problems), _citation(runs), out),
+        "tables.md": markdown(title, found, list(problems), out),
+        "tables.tex": latex(found),
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    for path in {out / "report.pdf", *drawing.possible()} - set(drawing.drawn):
+        path.unlink(missing_ok=True)
+    return [*(out / name for name in texts), *drawing.drawn]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    return ", ".join(dict.fromkeys(run.experiment for run in runs))
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    count = f"{len(runs)} runs, " if len(runs) > 1 else ""
+    started = sorted(run.started[:10] for run in runs if run.started)
+    made = "computed" if all(is_analytic(run.frame) for run in runs) else "measured"
+    when = f"{made} {started[0]}" + (f" to {started[-1]}" if started[-1] != started[0] else "") if started else ""
+    return f"ASTRA testbed: {count}{when or 'date not known'}"
+
+
+def _citation(runs: Sequence[Run]) -> str:
+    """What identifies these results: experiment, signature, code, date."""
+    texts = []
+    for run in runs:
+        entry = run.entries[-1] if run.entries else {}
+        sha = fact(entry, "git_sha")[:12]
+        signature = str(run.frame["signature"].iloc[0])
+        words = [run.experiment, signature, f"revision {sha}" if sha else "", fact(entry, "started")[:10]]
+        texts.append(" ".join(filter(None, words)))
+    return "ASTRA testbed, " + "; ".join(texts) + "."

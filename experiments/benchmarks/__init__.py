@@ -1,0 +1,1 @@
+"""Measurements of the testbed itself (make bench, make soak)."""

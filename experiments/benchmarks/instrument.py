@@ -1,0 +1,130 @@
+"""``make bench``: speed and size of the instrument itself, each figure beside its target.
+
+Both sides of a ratio come from one run. Not a test: timings depend on the machine and on what else it does. Needs the
+Mininet backend.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from experiments.benchmarks.exchange import Line, all_gather_s, encoders, exchanges
+from experiments.benchmarks.optimizations import attention_targets, print_speedup_targets
+from experiments.measurement.calibration import taken_away
+from testbed.comm.pacing import wire_bytes
+from testbed.errors import EnvironmentFault
+from testbed.network.probe import choose_backend
+from testbed.network.sandbox import inside, supervise
+from testbed.progress import console
+from testbed.session import Session
+from topologies.link_graph import star
+
+SIZES = (320, 10_000, 100_000)  # bytes that each device contributes: ASTRA's codes at G=1, at G=32, and beyond
+BANDWIDTHS = (10, 20, 50, 100)
+
+
+def main() -> int:
+    """Run all benchmarks; exit code 2 where Mininet cannot run."""
+    try:
+        backend = choose_backend("mininet")
+    except EnvironmentFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not inside():
+        code = supervise([], backend, module="experiments.benchmarks.instrument")
+        return code or _smoke() or print_speedup_targets()
+    table = Table("what", "reached", "target", "met")
+    for what, reached, target, met in _lines():
+        table.add_row(what, reached, target, "yes" if met else "NO")
+        console().print(f"{what}: {reached} (target {target})")
+    console().print(table)
+    return 0
+
+
+def _lines() -> Iterator[Line]:
+    """All that is measured on one machine, each line as soon as it is known."""
+    yield from _clusters()
+    yield from _all_gathers()
+    yield from encoders()
+    yield from exchanges()
+    yield from attention_targets()
+
+
+def _clusters() -> Iterator[Line]:
+    """Bring-up time, memory and re-shape time."""
+    for devices, start_target_s in ((4, 15), (8, 30)):
+        free = _available_gib()
+        with Session("mininet", star(devices)) as session:
+            used = free - _available_gib()
+            yield (
+                f"{devices}-host cluster up",
+                f"{session.start_s:.1f} s",
+                f"{start_target_s} s",
+                session.start_s <= start_target_s,
+            )
+            yield f"{devices}-host cluster memory", f"{used:.1f} GiB", "4 GiB", used <= 4
+            times = []
+            for bandwidth in (10, 100, 500):
+                session.shape(bandwidth)
+                times.append(session.reshape_s)
+            yield f"re-shape of {devices} links", f"{max(times):.3f} s", "0.2 s", max(times) < 0.2
+
+
+def _all_gathers() -> Iterator[Line]:
+    """The project's transport and gloo on the same links.
+
+    Against two ideals: payload over rate, and the same with the headers of its packets (the wire ideal). Says what the
+    host of a virtual machine took of the cores meanwhile, if it was much.
+    """
+    medians: dict[tuple[str, float, int], float] = {}
+    stolen: dict[tuple[float, int], float] = {}
+    for comm in ("tcp", "gloo"):
+        with Session("mininet", star(4), comm) as session:
+            for bandwidth in BANDWIDTHS:
+                session.shape(bandwidth)
+                for size in SIZES:
+                    stolen_pct, medians[comm, bandwidth, size] = all_gather_s(session, size)
+                    stolen[bandwidth, size] = max(stolen_pct, stolen.get((bandwidth, size), 0.0))
+    for bandwidth in BANDWIDTHS:
+        for size in SIZES:
+            ideal = 3 * size * 8 / (bandwidth * 1e6)
+            ours, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
+            what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
+            what += "".join(f" ({note})" for note in taken_away(stolen[bandwidth, size]))
+            if size < 10_000:
+                over_ms = 1e3 * (ours - ideal)
+                reached = (
+                    f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
+                )
+                yield what, reached, "+1 ms", over_ms <= 1
+            else:
+                wire = 3 * wire_bytes(size) * 8 / (bandwidth * 1e6)
+                reached = f"{ours / wire:.3f} x the wire ideal (gloo {gloo / wire:.3f}), "
+                reached += f"{ours / ideal:.3f} x payload / rate = {1e3 * ideal:.1f} ms"
+                yield what, reached, "1.10 x wire", ours / wire <= 1.10
+
+
+def _smoke() -> int:
+    """The smoke experiment as a user would run it, from command to table."""
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "testbed.run", "+experiment=smoke", "resume=false"]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    seconds = time.monotonic() - begin
+    print(f"smoke experiment: {seconds:.0f} s (target 60 s), exit code {code}")
+    return code
+
+
+def _available_gib() -> float:
+    """Memory that could still be given to programs."""
+    with open("/proc/meminfo") as lines:
+        fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What formulas say of a point before anything is measured."""

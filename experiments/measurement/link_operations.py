@@ -1,0 +1,97 @@
+"""Points of the fidelity experiment: one operation of known size over links of known rate, and how long it should take.
+
+The ideal of an operation is that of its stages, each as long as its busiest link needs for what it has to carry, with
+frame and packet headers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.measurement.calibration import FULL_SHARE
+from testbed.comm.frame import HEADER_BYTES
+from testbed.comm.pacing import wire_bytes
+from testbed.network.shaping import QUEUE_KB
+from topologies.link_graph import Hop, LinkGraph, Load
+
+SLACK_S, MESSAGE_SLACK_S = 1e-3, 0.5e-3  # beyond its bytes: an operation at least, and each message of it
+INCASTS = ("incast_all", "incast_ordered")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A point: one operation on ``devices`` devices, ``size_bytes`` from each, on links of ``rate_mbps``."""
+
+    pattern: str
+    shaper: str
+    devices: int
+    rate_mbps: float
+    size_bytes: int
+    queue_kb: float
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What identifies this point in a row."""
+        return vars(self)
+
+    @property
+    def link(self) -> tuple[float, str, float]:
+        """How the links are set for it: rate, shaper, queue."""
+        return self.rate_mbps, self.shaper, self.queue_kb
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        queue = "" if self.queue_kb == QUEUE_KB else f", queues of {self.queue_kb:g} KB"
+        return (
+            f"{self.pattern} of {self.size_bytes:,} B, {self.devices} devices, {self.rate_mbps:g} Mbps, "
+            f"{self.shaper}{queue}"
+        )
+
+    @property
+    def is_incast(self) -> bool:
+        """Whether others send to one device, which may be more than its queue takes."""
+        return self.pattern in INCASTS
+
+    def stages(self, graph: LinkGraph, collective: str) -> list[list[Load]]:
+        """Who sends whom how many payload bytes, in stages one after another."""
+        size, ranks = float(self.size_bytes), range(self.devices)
+        others, pairs = ranks[1:], range(0, self.devices - 1, 2)
+        if self.pattern == "all_gather":
+            return graph.gather_loads(collective, size)
+        if self.pattern == "all_reduce":  # twice round the ring, a share of the numbers at a time
+            share = 4.0 * -(-self.size_bytes // 4 // self.devices)
+            return [[(rank, (rank + 1) % self.devices, share) for rank in ranks]] * 2 * len(others)
+        if self.pattern == "incast_all":
+            return [[(rank, 0, size) for rank in others]]
+        if self.pattern == "incast_ordered":
+            return [[(rank, 0, size)] for rank in others]
+        back = pairs if self.pattern == "both_ways" else ()
+        return [[*((rank, rank + 1, size) for rank in pairs), *((rank + 1, rank, size) for rank in back)]]
+
+    def ideal_s(self, graph: LinkGraph, collective: str, rate_bps: float) -> float:
+        """Seconds on perfect links: payloads, frame headers and packet headers."""
+        framed = [
+            [(rank, peer, wire_bytes(HEADER_BYTES + round(size))) for rank, peer, size in stage]
+            for stage in self.stages(graph, collective)
+        ]
+        return graph.stages_s(framed, rate_bps)
+
+    def payload_s(self, graph: LinkGraph, collective: str, rate_bps: float) -> float:
+        """Seconds if headers cost nothing, which is what cost models count."""
+        return graph.stages_s(self.stages(graph, collective), rate_bps)
+
+    def full_hop(self, graph: LinkGraph, collective: str) -> Hop | None:
+        """A hop that is busy from begin to end, so that its rate can be told; None if there is none."""
+        stages = self.stages(graph, collective)
+        busy_s = graph.busy_s([load for stage in stages for load in stage], 1.0)
+        busiest = max(busy_s, key=lambda hop: busy_s[hop])
+        return busiest if busy_s[busiest] >= FULL_SHARE * graph.stages_s(stages, 1.0) else None
+
+    def slack_s(self) -> float:
+        """What hosts and transport may take beyond the links' time: a moment for each message that a device gets."""
+        others = self.devices - 1
+        messages = {"all_gather": others, "all_reduce": 2 * others, "incast_all": others}
+        messages["incast_ordered"] = 2 * others  # each is asked for
+        return max(SLACK_S, MESSAGE_SLACK_S * messages.get(self.pattern, 1))

@@ -1,0 +1,1 @@
+"""Training with vector-quantized communication, on devices simulated in one process."""

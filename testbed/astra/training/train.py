@@ -1,0 +1,276 @@
+"""Training of a model on N simulated devices (ASTRA, arXiv 2505.19342; PAPER.md, 1.4): the plain one is N = 1.
+
+AdamW (Loshchilov and Hutter, arXiv 1711.05101) under a cosine with warm-up. The loss is cross-entropy on labels, or
+distillation from the uncompressed model (Hinton et al., arXiv 1503.02531), or both, and beta times the commitment.
+*Elastic* training draws the number of devices and their cut points for each batch, so that one checkpoint serves them
+all. A GPU is used where there is one, in bfloat16 where it has that; a CPU computes in float32.
+
+Each step seeds the random generators from (seed, step), and each epoch's order is drawn from (seed, epoch): a run that
+goes on from a checkpoint does on a CPU, bit by bit, what it would have done without the interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from testbed.astra.training.checkpoints import (
+    checkpoint_state,
+    load_checkpoint,
+    load_result,
+    save_checkpoint,
+    save_result,
+    write_json,
+)
+from testbed.astra.training.evaluation import Examples, correctness
+from testbed.astra.training.objective import objective
+from testbed.astra.training.settings import TrainingSettings
+from testbed.astra.training.vit import Student, random_shares
+from testbed.comm.group import even_shares
+from testbed.errors import ConfigError, TestbedError
+from testbed.progress import Steps, steps
+from testbed.results.provenance import provenance
+
+CHECKPOINT, RESULT, MANIFEST = "checkpoint.safetensors", "astra.safetensors", "manifest.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; written into its checkpoints. Accuracies are fractions, times sums over interruptions."""
+
+    step: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    loss_sum: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    student: Student,
+    examples: Examples,
+    validation: Examples,
+    settings: TrainingSettings,
+    folder: Path,
+    teacher: Student | None = None,
+    resume: bool = True,
+) -> dict[str, Any]:
+    """Train ``student`` in place, to the weights of its best epoch, and return the manifest.
+
+    ``folder`` belongs to this run alone: what it holds is taken up again with ``resume``, or overwritten. Afterwards it
+    has RESULT and MANIFEST, with what the adaptation cost. teacher: the uncompressed model, where the objective needs
+    it; on one device.
+
+    Raises ConfigError for settings that cannot be or differ from those of the folder, EnvironmentFault for a damaged
+    checkpoint, and TestbedError, with step and learning rate, if the loss is no longer finite. The last checkpoint then
+    stays. Warns of a collapsed codebook.
+    """
+    with torch.random.fork_rng():
+        return _Run(student, examples, validation, settings, folder, teacher).all(resume)
+
+
+class _Run:
+    """One call of ``train``."""
+
+    def __init__(
+        self,
+        student: Student,
+        examples: Examples,
+        validation: Examples,
+        settings: TrainingSettings,
+        folder: Path,
+        teacher: Student | None,
+    ):
+        settings.check(student.tokens, len(examples))
+        if teacher is None and settings.objective.needs_teacher:
+            raise ConfigError("training.objective", settings.objective, "distillation needs a teacher")
+        if student.quantizer is None and max(settings.devices) > 1:
+            raise ConfigError("training.devices", settings.devices, "more than one device needs codebooks")
+        self.examples, self.validation, self.settings, self.folder = examples, validation, settings, folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.student, self.teacher = (
+            student.to(self.device),
+            None if teacher is None else teacher.to(self.device).eval(),
+        )
+        self.student.requires_grad_(True)
+        self.optimizer = _adamw(student, settings)
+        self.epoch_steps = len(examples) // settings.batch
+        self.total_steps = settings.epochs * self.epoch_steps
+        self.progress = Progress()
+        self.config = {"training": asdict(settings), **student.describe(), "examples": len(examples)}
+
+    def all(self, resume: bool) -> dict[str, Any]:
+        """See ``train``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in (CHECKPOINT, RESULT, MANIFEST):
+                (self.folder / name).unlink(missing_ok=True)
+        elif (self.folder / CHECKPOINT).exists():
+            self._take_up()
+        with (
+            steps(f"training on {self.device}, {self.settings.epochs} epochs", self.total_steps) as shown,
+            self._timed(),
+        ):
+            shown.fraction(self.progress.step)
+            while self.progress.step < self.total_steps and not self._stalled():
+                self._epoch(shown)
+        load_result(self.folder / RESULT, self.student)
+        self.student.eval()
+        manifest = self._manifest()
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+    def _epoch(self, shown: Steps) -> None:
+        """From where the run stands to the end of the epoch."""
+        progress, settings = self.progress, self.settings
+        epoch, done = divmod(progress.step, self.epoch_steps)
+        generator = torch.Generator().manual_seed(_seed(settings.seed, "epoch", epoch))
+        order = torch.randperm(len(self.examples), generator=generator).split(settings.batch)
+        quantizer = self.student.quantizer
+        if quantizer is not None and done == 0:
+            quantizer.forget_use()
+        self.student.train()
+        for indices in order[done : self.epoch_steps]:
+            progress.loss_sum += self._step(indices)
+            progress.step += 1
+            shown.fraction(1)
+            if progress.step % settings.checkpoint_steps == 0 and progress.step % self.epoch_steps:
+                self._save()
+        # a batch that fits with gradients fits without: a decoder's logits are large
+        right = (correctness(self.student, self.validation, n, settings.batch) for n in settings.devices)
+        accuracies = [flags.float().mean().item() for flags in right]
+        accuracy = sum(accuracies) / len(accuracies)
+        entry = {"epoch": epoch + 1, "loss": progress.loss_sum / self.epoch_steps, "validation_accuracy": accuracy}
+        if quantizer is not None and quantizer.used_LIK.any():
+            entry["lowest_perplexity"] = self._check_use(epoch + 1)
+        progress.history.append(entry)
+        progress.loss_sum = 0.0
+        if accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.best_epoch = accuracy, epoch + 1
+            save_result(self.folder / RESULT, self.student)
+        self._save()
+        shown.done(0, ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in entry.items()))
+
+    def _step(self, indices: Tensor) -> float:
+        """One batch; returns its loss."""
+        settings, step = self.settings, self.progress.step
+        torch.manual_seed(_seed(settings.seed, "step", step))
+        devices = settings.devices[int(torch.randint(len(settings.devices), ()))]
+        cut = random_shares if settings.random_cuts else even_shares
+        shares = cut(self.student.tokens, devices)
+        inputs, targets = (tensor.to(self.device) for tensor in self.examples.batch(indices, settings.augment))
+        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            loss = objective(settings.objective, self.student, self.teacher, inputs, targets, shares)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), settings.gradient_norm)
+        rate = settings.rate(step, self.total_steps)
+        if not math.isfinite(value := loss.item()) or not math.isfinite(norm.item()):
+            kept = f"; last good checkpoint: {self.folder / CHECKPOINT}" if (self.folder / CHECKPOINT).exists() else ""
+            raise TestbedError(
+                f"loss is {value:g}, gradient norm {norm.item():g} at step {step} with learning rate {rate:.3g}: "
+                f"lower training.learning_rate={settings.learning_rate:g}{kept}"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return value
+
+    def _stalled(self) -> bool:
+        """Whether patience is at an end."""
+        return 0 < self.settings.patience <= len(self.progress.history) - self.progress.best_epoch
+
+    def _check_use(self, epoch: int) -> float:
+        """The lowest perplexity of all codebooks over the epoch; warns where one has collapsed."""
+        assert self.student.quantizer is not None
+        perplexity_LI = self.student.quantizer.perplexity()
+        size = self.student.quantizer.codebook_size
+        for layer, group in (perplexity_LI < self.settings.collapse_below * size).nonzero().tolist():
+            used = f"{perplexity_LI[layer, group]:.1f} of {size} codewords (perplexity)"
+            message = f"codebook of layer {layer}, group {group} collapsed: it used {used} in epoch {epoch}"
+            warnings.warn(f"{message}; lower training.learning_rate or astra.codebook_size", stacklevel=2)
+        return perplexity_LI.min().item()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count wall and processor time on from what the checkpoint says."""
+        self._wall_start = time.monotonic() - self.progress.wall_s
+        self._cpu_start = time.process_time() - self.progress.cpu_s
+        yield
+        self._read_clocks()
+
+    def _read_clocks(self) -> None:
+        self.progress.wall_s = time.monotonic() - self._wall_start
+        self.progress.cpu_s = time.process_time() - self._cpu_start
+
+    def _save(self) -> None:
+        self._read_clocks()
+        state = {"config": self.config, "progress": asdict(self.progress)}
+        save_checkpoint(self.folder / CHECKPOINT, self.student, self.optimizer, state)
+
+    def _take_up(self) -> None:
+        """Go on from the folder's checkpoint."""
+        path = self.folder / CHECKPOINT
+        state = checkpoint_state(path)
+        now = _flat(self.config)
+        for key, before in _flat(state["config"]).items():
+            if before != now.get(key):
+                allowed = f"{path} was made with {before}; set it so, or resume=false to begin anew"
+                raise ConfigError(key, now.get(key), allowed)
+        load_checkpoint(path, self.student, self.optimizer)
+        self.progress = Progress(**state["progress"])
+
+    def _manifest(self) -> dict[str, Any]:
+        progress, gpu = self.progress, self.device.type == "cuda"
+        hours = {"gpu_hours": progress.wall_s / 3600} if gpu else {"cpu_hours": progress.cpu_s / 3600}
+        return {
+            "config": self.config,
+            "adaptation": {
+                "device": torch.cuda.get_device_name() if gpu else "cpu",
+                "wall_s": progress.wall_s,
+                **hours,
+                "steps": progress.step,
+                "samples": progress.step * self.settings.batch,
+                "epochs": len(progress.history),
+            },
+            "best_validation_accuracy": progress.best_accuracy,
+            "best_epoch": progress.best_epoch,
+            "history": progress.history,
+            "provenance": provenance(),
+        }
+
+
+def _adamw(student: Student, settings: TrainingSettings) -> torch.optim.AdamW:
+    """Weight decay for matrices only: of linear layers, and a decoder's embeddings."""
+    decayed = [p for n, p in student.named_parameters() if n.endswith("weight") and p.dim() == 2]
+    rest = [p for n, p in student.named_parameters() if not (n.endswith("weight") and p.dim() == 2)]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def _seed(*parts: object) -> int:
+    """63 bits that differ with every part."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8]) >> 1
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; tuples as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,101 @@
+"""What a configuration says, taken together: keys that are fine by themselves may not fit each other."""
+
+from __future__ import annotations
+
+import itertools
+
+from testbed.comm.schedule import AUTO, HIERARCHICAL
+from testbed.config.device_mix import check_mix, share_speeds
+from testbed.config.schema import Config, DecoderLatencyConfig, FidelityConfig, LatencyConfig
+from testbed.errors import ConfigError
+from testbed.network.shaping import QUEUE_KB
+from testbed.results.schema import ANALYTIC
+from topologies.link_graph import MOST_DEVICES
+
+
+def check_links(config: Config) -> None:
+    """ConfigError where topology, collective, queues, transport and backend do not go together."""
+    if max(config.devices) > MOST_DEVICES:
+        raise ConfigError("devices", max(config.devices), f"must be from 1 to {MOST_DEVICES} with emulated links")
+    topology, collective = config.topology, config.collective
+    if config.comm == "gloo" and collective != AUTO:
+        raise ConfigError("collective", collective, f"must be {AUTO} with comm=gloo, which gathers in a way of its own")
+    for devices in config.devices:
+        graph = topology.graph(devices)
+        if collective == HIERARCHICAL and devices > 1 and len(graph.rooms) < 2:
+            allowed = f"needs devices behind two switches at least; topology={topology.name} has none such"
+            raise ConfigError("collective", collective, allowed)
+        if config.network.backend == "loopback" and not graph.is_star:
+            allowed = "needs network=mininet: loopback paces one link of each device, as topology=star"
+            raise ConfigError("topology", topology.name, allowed)
+        if not graph.switches:
+            _check_queues(config, f"it is of switches' ports, and topology={topology.name} has no switch")
+    if isinstance(config, FidelityConfig) and "tclink" in config.shapers:
+        _check_queues(config, "shaper tclink has a queue of its own")
+
+
+def _check_queues(config: Config, reason: str) -> None:
+    """ConfigError unless queues have their usual length."""
+    lengths = {"queue_kb": [config.queue_kb]} if isinstance(config, LatencyConfig) else {}
+    lengths |= {"queues_kb": config.queues_kb} if isinstance(config, FidelityConfig) else {}
+    for key, queues in lengths.items():
+        for queue in queues:
+            if queue != QUEUE_KB:
+                raise ConfigError(key, f"{queue:g}", f"must be {QUEUE_KB:g}: {reason}")
+
+
+def check_methods(config: LatencyConfig) -> None:
+    """ConfigError where values that are fine by themselves do not go together; asks every method about every split.
+
+    A variant that fits some of the numbers of devices and tokens, or of the shares, is fine: its other points are
+    skipped.
+    """
+    if max(config.devices) > max(config.tokens):
+        raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
+    profiles = {"device": config.device, **{f"profiles.{name}": profile for name, profile in config.profiles.items()}}
+    references = {f"{key}.reference_model": profile.reference_model for key, profile in profiles.items()}
+    models = references if isinstance(config, DecoderLatencyConfig) else {"model": config.model, **references}
+    for key, sizes in models.items():
+        if sizes.hidden % sizes.heads:
+            raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
+
+    # Brings torch, which takes a second: after everything that can do without.
+    from testbed.methods import load_method, method_names
+
+    check_mix(config)
+    if isinstance(config, DecoderLatencyConfig):
+        for name in config.methods:
+            if not load_method(name).causal:
+                allowed = ", ".join(each for each in method_names() if load_method(each).causal)
+                reason = f"is for Vision Transformers; of model={config.model.name} allowed: {allowed}"
+                raise ConfigError("methods", name, reason)
+    shapes = [config.model.shape(tokens) for tokens in config.tokens]
+    for name, settings in config.variants():
+        worlds = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]
+        splits, faults = list(itertools.product(shapes, worlds)), []
+        for shape, (world, speeds) in splits:
+            try:
+                load_method(name, speeds, **settings).check(shape, world)
+            except ConfigError as fault:
+                faults.append(fault)
+        if len(faults) == len(splits):
+            raise faults[0]
+
+
+def check_together(config: Config) -> None:
+    """ConfigError for a value that this kind of experiment, or another value, has no use for."""
+    if isinstance(config, FidelityConfig) and min(config.devices) < 2:
+        raise ConfigError(
+            "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
+        )
+    if config.time_scale == AUTO and not isinstance(config, LatencyConfig):
+        raise ConfigError("time_scale", AUTO, f"must be a number from 0.1 to 1000 for runner {config.runner}")
+    if config.emulates and config.network.backend == ANALYTIC:
+        if config.runner != "latency":
+            raise ConfigError(
+                "network", ANALYTIC, f"must be another one: runner {config.runner} measures, it is no model"
+            )
+        if isinstance(config, LatencyConfig) and config.compute_mode != "auto":
+            raise ConfigError(
+                "compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}: nothing is run"
+            )

@@ -1,0 +1,1 @@
+"""Texts and images from packages and folders."""

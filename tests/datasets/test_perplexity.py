@@ -1,0 +1,40 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from testbed.datasets.perplexity import perplexity, window_nll
+
+WINDOWS = torch.tensor([[1, 2, 3, 0], [3, 3, 1, 2], [0, 0, 0, 0]])
+
+
+def test_a_uniform_guess_costs_the_size_of_the_vocabulary():
+    nll = window_nll(lambda ids: torch.zeros(1, ids.shape[1], 7), WINDOWS)
+    assert nll.shape == (3,) and nll.dtype == torch.float64
+    assert perplexity(nll) == pytest.approx(7)
+
+
+def test_row_i_is_judged_by_the_token_after_it():
+    def seer(ids):  # knows the next token with odds of e^2 to each of 3 others
+        return 2.0 * one_hot(ids.roll(-1, dims=1), 4)
+
+    expected = math.log(math.exp(2) + 3) - 2
+    assert window_nll(seer, WINDOWS).tolist() == pytest.approx([expected] * 3)
+
+    def repeater(ids):  # expects the token it has just seen, right in the last window only
+        return 2.0 * one_hot(ids, 4)
+
+    wrong = math.log(math.exp(2) + 3)
+    one_right = (2 * wrong + expected) / 3
+    assert window_nll(repeater, WINDOWS).tolist() == pytest.approx([wrong, one_right, expected])
+
+
+def test_perplexity_is_of_the_mean_not_the_mean_of_perplexities():
+    assert perplexity(torch.tensor([math.log(2), math.log(8)])) == pytest.approx(4)
+
+
+def test_progress_is_told():
+    told = []
+    window_nll(lambda ids: torch.zeros(1, 4, 4), WINDOWS, lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]

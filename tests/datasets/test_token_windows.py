@@ -1,0 +1,98 @@
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from testbed.datasets import token_windows
+from testbed.datasets.corpora import held_out
+from testbed.datasets.token_windows import windows
+from testbed.errors import ConfigError
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+BYTES = byte_tokenizer()
+
+
+def article(i: int) -> str:
+    """100 bytes that no other article has a long piece of."""
+    return f"naïve {hashlib.sha256(str(i).encode()).hexdigest()} {hashlib.md5(str(i).encode()).hexdigest()[:28]}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "texts").mkdir()
+    for i in range(60):
+        (tmp_path / "texts" / f"Article {i}.txt").write_text(article(i), encoding="utf-8")
+    return tmp_path / "texts"
+
+
+def test_windows_are_pieces_of_the_documents(folder: Path, tmp_path: Path):
+    found = windows("text", BYTES, tmp_path, length=10, split="train", folder=folder)
+    assert found.dtype == torch.int64 and found.shape[1] == 10
+    pieces = [BYTES.decode(ids) for ids in found.tolist()]
+    documents = sum(not held_out(f"Article {i}") for i in range(60))
+    assert len(article(7).encode()) == 100 and len(pieces) == documents * 102 // 10
+    assert sum("\n\nna" in piece for piece in pieces) > 5  # documents are joined by an empty line
+    everything = "".join(article(i) for i in range(60))
+    assert sum(piece in everything for piece in pieces) > len(pieces) / 2
+
+
+def test_fewer_windows_are_the_first_of_more(folder: Path, tmp_path: Path):
+    few, more = (windows("text", BYTES, tmp_path, 16, count, "train", folder) for count in (3, 40))
+    assert few.shape == (3, 16) and torch.equal(few, more[:3])
+    assert len(more.unique(dim=0)) == 40  # none twice
+
+
+def test_splits_share_no_window(folder: Path, tmp_path: Path):
+    train, kept = (windows("text", BYTES, tmp_path, 30, None, split, folder) for split in ("train", "held_out"))
+    assert len(train) > len(kept) > 0
+    assert not set(map(tuple, train.tolist())) & set(map(tuple, kept.tolist()))
+
+
+def test_a_corpus_is_tokenised_once(folder: Path, tmp_path: Path, monkeypatch):
+    first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
+    monkeypatch.setattr(token_windows, "documents", lambda *a: pytest.fail("read again"))
+    assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
+    monkeypatch.undo()
+    (cached,) = tmp_path.glob("tokens-*.safetensors")
+    cached.write_bytes(cached.read_bytes()[:-3])
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
+
+
+def test_other_files_or_another_tokenizer_are_tokenised_anew(folder: Path, tmp_path: Path):
+    first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
+    other = byte_tokenizer()
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert not torch.equal(windows("text", other, tmp_path, 16, 20, "train", folder), first[:20])
+    (folder / "Article 0.txt").write_text("Changed entirely, and longer than before, by some words.")
+    (folder / "Article 1.txt").write_text("So is this one, whichever of them is in this split.")
+    assert len(windows("text", BYTES, tmp_path, 16, None, "train", folder)) != len(first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 1}, "data.length=1: must be 2 or more"),
+        ({"count": 0}, "data.windows=0: train of text has 1"),
+        ({"count": 10_000}, "data.windows=10000: train of text has 1"),
+        (
+            {"length": 10_000},
+            "data.length=10000: train of text has ",
+        ),
+    ],
+)
+def test_windows_that_cannot_be(folder: Path, tmp_path: Path, options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        windows("text", BYTES, tmp_path, split="train", folder=folder, **options)

@@ -1,0 +1,59 @@
+"""What actors need of a causal decoder: weights, a prompt, codebooks of what is quantised, what single computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.measurement import decoder_inputs, vit_inputs
+from testbed.astra.codebooks import load_codebooks
+from testbed.config.load import load_config
+from testbed.config.schema import DecoderLatencyConfig
+from testbed.errors import ConfigError
+from testbed.grid import points
+from testbed.models.llama import Llama
+from testbed.models.weights import load_model
+from tests.tiny_llama import LLAMA, save_tiny_llama
+
+WORDS = ["+experiment=decoder_sweep", "model=hub_folder", "astra.groups=4", "astra.codebook_size=16", "bandwidths=10"]
+
+
+def prepared(folder: Path, *words: str) -> dict[int, vit_inputs.Assets]:
+    config = load_config([*WORDS, f"model.folder={folder}", *words])
+    assert isinstance(config, DecoderLatencyConfig)
+    return decoder_inputs.prepare_prompts(config, points(config))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module in (vit_inputs, decoder_inputs):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+        monkeypatch.setattr(module, "scratch", lambda: tmp_path)
+    return save_tiny_llama(tmp_path / "tiny-llama")
+
+
+def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path) -> None:
+    found = prepared(folder, "tokens=[16,24]", "astra.anchors=[0,2]")
+    assert set(found) == {16, 24}
+    for tokens, each in found.items():
+        assert isinstance(each.model, Llama) and each.model.shape.tokens == each.inputs.shape[1] == tokens
+        assert each.choice.name == "tiny-llama" and each.core_macs_per_s > 0
+        with torch.no_grad():
+            torch.testing.assert_close(each.logits, each.model(each.inputs)[0, -1])
+        again = load_model(each.choice, tokens, *each.weights)  # what an actor does
+        assert torch.equal(again.token_embed.weight, each.model.token_embed.weight)
+        shapes = {key[2:4]: tuple(load_codebooks(path).codebooks_LIKd.shape) for key, path in each.codebooks.items()}
+        residual, keys_values = (LLAMA.layers, 4, 16, 6), (LLAMA.layers, 4, 16, 8)
+        assert shapes == {
+            (quantised, anchors): shape
+            for quantised, shape in (("residual", residual), ("keys_values", keys_values))
+            for anchors in (0, 2)
+        }
+    assert len(set(found[16].codebooks.values())) == 4 and found[16].codebooks == found[24].codebooks
+
+
+def test_a_checkpoint_is_of_one_length(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="tokens=.*must be one number, that of the checkpoint"):
+        prepared(folder, "tokens=[16,24]", "checkpoint=somewhere")

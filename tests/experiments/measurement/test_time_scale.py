@@ -1,0 +1,83 @@
+"""How fast points run: never faster than links and messages allow, and as slow as the budget lets them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.measurement.time_scale import CALM, CORE_MBPS, DISTORTION, SCALES, fitting_scale, pace
+from testbed.comm.wire import EXCHANGE_S
+from testbed.config.load import load_config
+from testbed.config.schema import LatencyConfig
+from testbed.grid import points
+
+CORES = 2
+
+
+@cache
+def sweep(*words: str) -> LatencyConfig:
+    config = load_config(["+experiment=device_sweep", "methods=[single,tensor,sequence,astra]", *words])
+    assert isinstance(config, LatencyConfig)
+    return config
+
+
+@given(st.floats(0.01, 1000), st.integers(0, 2000), st.floats(0, 10_000), st.floats(0.05, 10))
+def test_the_scale_is_the_slowest_of_the_budget_and_keeps_every_limit(
+    latency_s: float, messages: int, links_mbps: float, pass_budget_s: float
+) -> None:
+    scale = fitting_scale(latency_s, messages, links_mbps, pass_budget_s, CORES)
+
+    def keeps(scale: float) -> bool:
+        shaped = links_mbps / scale <= CORE_MBPS * CORES * (1 + 1e-9)
+        return shaped and messages * EXCHANGE_S * (1 / scale - 1) <= DISTORTION * latency_s * (1 + 1e-9)
+
+    def affordable(scale: float) -> bool:
+        return scale <= (CALM if messages else 1) and scale * latency_s <= pass_budget_s * (1 + 1e-9)
+
+    assert keeps(scale) or scale == SCALES[-1]
+    faster, slower = ([other for other in SCALES if other < scale], [other for other in SCALES if other > scale])
+    if affordable(scale):
+        assert not slower or not affordable(slower[0] * (1 + 1e-6))
+    else:  # over its budget only as far as the limits ask
+        assert not faster or not keeps(faster[-1] * (1 - 1e-6))
+
+
+def test_points_of_a_sweep_are_paced_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: CORES)
+    config = sweep("devices=4", "bandwidths=[10,500]")
+    paces = {point.label: pace(point, config, "replay") for point in points(config)}
+    slow, fast, short, single = (
+        paces[f"{name}, 1024 tokens, {mbps} Mbps"]
+        for name, mbps in (
+            ("tensor, 4 devices", 10),
+            ("tensor int4, 4 devices", 500),
+            ("astra G=1 K=1024 auto, 4 devices", 10),
+            ("single, 1 device", 10),
+        )
+    )
+    assert slow.time_scale < 1 and (slow.repeats, slow.warmups) == (1, 0)  # a minute and a half by itself
+    assert fast.time_scale > 1  # four links of 500 Mbps are more than two cores shape
+    assert short.time_scale == CALM and short.repeats == config.repeats  # a tenth of a second by itself
+    assert single.time_scale == 1 and single.repeats == config.repeats
+
+
+@pytest.mark.parametrize("mode", ["hold", "execute"])
+def test_real_arithmetic_runs_at_its_own_pace(mode: str) -> None:
+    for point in points(sweep("devices=4", "bandwidths=10")):
+        assert pace(point, sweep("devices=4", "bandwidths=10"), mode).time_scale == 1
+
+
+def test_a_number_is_for_all_points() -> None:
+    config = sweep("devices=2", "bandwidths=[10,500]", "time_scale=8")
+    for point in points(config):
+        found = pace(point, config, "replay")
+        assert found.time_scale == 8
+        assert 1 <= found.repeats <= config.repeats
+        assert found.repeats == 1 or found.repeats * found.pass_s <= config.point_budget_s
+        slower = pace(point, dataclasses.replace(config, time_scale=16.0), "replay")
+        assert slower.pass_s == 2 * found.pass_s

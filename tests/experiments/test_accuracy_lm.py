@@ -1,0 +1,199 @@
+"""The language-model experiment end to end: a random Llama in a hub folder, texts in another, seconds in all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from analysis.accuracy import accuracy_tables, results
+from analysis.load import load_rows
+from analysis.report.write import write_report
+from experiments import accuracy_common, accuracy_lm
+from testbed.astra.codebooks import load_codebooks
+from testbed.astra.decoder_codebooks import decoder_codebooks_for
+from testbed.astra.training.decoder import AstraDecoder
+from testbed.astra.training.ema_quantizer import VectorQuantizer
+from testbed.config.load import load_config
+from testbed.config.schema import AccuracyLmConfig
+from testbed.datasets.perplexity import perplexity, window_nll
+from testbed.datasets.token_windows import windows
+from testbed.errors import ConfigError
+from testbed.models import decoders
+from testbed.models.hub import load_hub
+from testbed.models.llama import Llama
+from testbed.results.run_folder import RunFolder
+from testbed.results.schema import ACCURACY
+from tests.datasets.test_token_windows import BYTES
+from tests.tiny_llama import save_tiny_llama
+
+WORDS = ["data.length=16", "data.windows=5", "data.codebook_windows=12", "data.train_windows=64", "codebook_sizes=16"]
+WORDS += ["groups=[1,4]", "quantised=[keys_values,residual]", "anchors=[0,2]", "devices=[2,4]"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def words(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of a command line that needs nothing but what the test made."""
+    for module in (accuracy_lm, accuracy_common):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(60):
+        counted = (f"{i * k % 97} sheep and {k} {'goats' * (k % 3)}" for k in range(9))
+        (texts / f"Part {i}.txt").write_text(" ".join(counted))
+    folders = [f"model.folder={hub}", f"data.folder={texts}", f"results_dir={tmp_path}"]
+    return ["+experiment=accuracy_lm", "model=hub_folder", "data=text_folder", *folders, *WORDS]
+
+
+def configured(words: list[str]) -> AccuracyLmConfig:
+    config = load_config(words)
+    assert isinstance(config, AccuracyLmConfig)
+    return config
+
+
+def folder_for(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path, "accuracy_lm", "abc", ACCURACY)
+
+
+def test_every_variant_is_judged_and_no_row_is_measured_twice(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = configured(words), folder_for(tmp_path)
+    calls = 0
+
+    def stopped(logits_of: Any, windows_NS: Tensor, progress: Any = None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return window_nll(logits_of, windows_NS, progress)
+
+    monkeypatch.setattr(accuracy_lm, "window_nll", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        accuracy_lm.run(config, "", folder)
+    assert len(folder.rows()) == 7  # as soon as they are known
+    assert accuracy_lm.run(config, "", folder) == 0
+    rows = folder.rows()
+    assert len(rows) == 1 + 2 * 2 * 2 * 2 and (rows["status"] == "ok").all()
+    assert calls == len(rows) + 1  # the original's likelihoods were taken from the cache
+    assert len(folder.points()) == len(rows)
+    assert accuracy_lm.run(config, "", folder) == 0 and calls == len(rows) + 1
+
+    assert set(rows["model"]) == {"tiny-llama"} and set(rows["corpus"]) == {"text"} == set(rows["data"])
+    assert set(rows["metric"]) == {"perplexity"} and set(rows["examples"]) == {5} and set(rows["tokens"]) == {16}
+    compressed = rows[rows["stage"] == "k-means"]
+    exact = compressed["anchors"] / 16
+    assert (compressed["bits_per_token"] == (1 - exact) * 4 * compressed["groups"]).all()
+    assert (rows["value_low"] <= rows["value"]).all() and (rows["value"] <= rows["value_high"]).all()
+    assert (compressed["change_low"] <= compressed["change"]).all() and (compressed["change"].abs() > 0).all()
+
+    table = results(load_rows(folder.path))
+    assert "G=4 K=16 residual 2 anchors" in set(table["label"]) and "residual 2 anchors" in set(table["series"])
+    assert any(path.stem == "quality" for path in write_report(folder.path))
+    (grid,) = accuracy_tables(load_rows(folder.path))
+    assert len(grid.rows) == 1 + 8 and grid.columns[3:] == ["text, 2 devices", "text, 4 devices"]
+    assert grid.rows[0][3] == grid.rows[0][4] == f"{rows.iloc[0]['value']:.2f}"
+
+
+def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path, tmp_path: Path) -> None:
+    folder = folder_for(tmp_path)
+    chosen = ["groups=4", "quantised=keys_values", "anchors=2", "devices=4"]
+    assert accuracy_lm.run(configured([*words, *chosen]), "", folder) == 0
+    rows: dict[Any, Any] = folder.rows().set_index("stage").to_dict("index")
+
+    model, texts = load_hub(hub), tmp_path / "texts"
+    assert isinstance(model, Llama)
+    test = windows("text", BYTES, tmp_path / "other", 16, 5, "held_out", texts)
+    seen = windows("text", BYTES, tmp_path / "other", 16, 12, "train", texts)
+    path = decoder_codebooks_for(model, seen, "keys_values", [4], 16, 0, tmp_path / "other", anchors=2)[4]
+    student = AstraDecoder(
+        model, 16, VectorQuantizer(load_codebooks(path).codebooks_LIKd), "keys_values", anchors=2
+    ).eval()
+    plain, compressed = window_nll(model, test), window_nll(lambda ids: student(ids, [4] * 4).logits, test)
+    assert rows["original"]["value"] == pytest.approx(perplexity(plain), rel=1e-6)
+    assert rows["k-means"]["value"] == pytest.approx(perplexity(compressed), rel=1e-6)
+    ratio = perplexity(compressed) / perplexity(plain)
+    assert rows["k-means"]["change"] == pytest.approx(100 * (ratio - 1), rel=1e-5)
+    changes = (compressed - plain).exp()  # a mean lies between the extremes, and so do the ends of its interval
+    low, high = rows["k-means"]["change_low"], rows["k-means"]["change_high"]
+    assert 100 * (changes.min().item() - 1) <= low < rows["k-means"]["change"] < high
+    assert high <= 100 * (changes.max().item() - 1)
+
+
+def test_adapting_wins_back(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_for(tmp_path)
+    few = ["groups=1", "quantised=residual", "anchors=0", "devices=4", "objectives=[labels,distill]"]
+    few += ["stages=[k-means,trained]", "training={epochs: 2, batch: 8, learning_rate: 0.01}"]
+    config = configured([*words, *few])
+    assert accuracy_lm.run(config, "", folder) == 0
+    rows = folder.rows()
+    assert list(rows["stage"]) == ["original", "k-means", "trained", "trained"]
+    values = rows.set_index(["stage", "objective"])["value"]
+    assert values["trained", "labels"] < values["k-means", ""] / 2  # a random model has much to learn
+    assert rows["train_examples"].tolist()[2:] == [128, 128] and rows["train_s"].notna().sum() == 2
+    monkeypatch.setattr(accuracy_common, "train", lambda *_: pytest.fail("trained again"))
+    assert accuracy_lm.run(config, "", folder) == 0
+    (table,) = accuracy_tables(load_rows(folder.path))
+    label = "G=1 K=16 residual"
+    assert [row[0] for row in table.rows] == ["original", label, f"{label} labels", f"{label} distill"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("model.folder=/nowhere", "model.folder=/nowhere: no such folder; expected one with config.json"),
+        ("data.folder=/nowhere", "data.folder=/nowhere: expected a folder with files *.txt"),
+        ("groups=5", "astra.groups=5: must be a positive divisor of the hidden width 32"),
+        ("codebook_sizes=12", "astra.codebook_size=12: must be a power of two"),
+        ("codebook_sizes=256", "data.codebook_windows=12: must be 19 or more: 256 codewords need as many tokens"),
+        ("anchors=16", "anchors=16: must be less than data.length=16"),
+        ("devices=17", "devices=17: must be at most 16, the tokens of an example"),
+        ("data.windows=9999", "data.windows=9999: held_out of text has "),
+        ("data.codebook_windows=9999", "data.codebook_windows=9999: train of text has "),
+        ("data.train=wikitext-103", "data.folder=None: expected a folder with wiki.train.raw"),
+    ],
+)
+def test_what_does_not_fit_is_found_first(words: list[str], tmp_path: Path, change: str, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        accuracy_lm.run(configured([*words, change]), "", folder_for(tmp_path))
+    assert text in str(error.value) and "\n" not in str(error.value)
+    assert not list((tmp_path / "cache").glob("codebooks-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("data=fashion_mnist", "data.name=fashion_mnist: must be one of english, wikitext103, text_folder"),
+        ("model=vit_base", "model.name=vit_base: must be one of smollm2_135m_q4, hub_folder"),
+        ("data=text_folder", "data.folder=???: must be a folder"),
+        ("data.corpora=[brown,brawn]", "data.corpora=brawn: must be one of wikipedia, brown, austen"),
+        ("data.train=brown", "data.train=brown: must be one of wikipedia, wikitext-103, text"),
+        ("quantised=values", "quantised=values: must be one of residual, normalised, keys_values"),
+        ("stages=original", "stages=original: must be one of k-means, trained"),
+        ("data.length=1", "data.length=1: must be a whole number from 2 to 1000000 (tokens)"),
+    ],
+)
+def test_bad_input_names_the_key(change: str, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(["+experiment=accuracy_lm", change])
+    assert text in str(error.value)
+
+
+def test_one_corpus_stands_for_a_list() -> None:
+    config = configured(["+experiment=accuracy_lm", "data.corpora=brown", "data.windows=3"])
+    assert config.data.corpora == ["brown"] and config.groups == [32, 8, 1]
+
+
+def test_a_picture_model_is_refused(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from testbed.models.weights import ModelChoice, build_model
+
+    monkeypatch.setattr(decoders, "load_hub", lambda folder: build_model(ModelChoice("x", 1, 8, 2, 4, 2, False), 4, 0))
+    with pytest.raises(ConfigError, match="holds a Vision Transformer; expected GPT-2 or Llama"):
+        accuracy_lm.run(configured(words), "", folder_for(tmp_path))

@@ -1,0 +1,133 @@
+"""The accuracy experiment end to end on pictures that are made up, small enough to learn in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.accuracy import accuracy_tables, results
+from analysis.load import load_rows
+from analysis.report.write import write_report
+from experiments import accuracy_common, accuracy_vit
+from testbed.config.load import load_config
+from testbed.config.schema import AccuracyConfig
+from testbed.datasets.images import Memory, Pictures, Splits
+from testbed.errors import ConfigError, TestbedError
+from testbed.results.bootstrap import bootstrap_interval
+from testbed.results.run_folder import RunFolder
+from testbed.results.schema import ACCURACY
+
+SMALL = ["model.layers=2", "model.hidden=24", "model.heads=3", "model.patch=4", "model.classes=4", "data.side=16"]
+SMALL += ["original={epochs: 12, batch: 64, learning_rate: 0.003}", "codebook_sizes=8", "devices=[1,4]", "groups=[1,2]"]
+SMALL += ["training={epochs: 3, batch: 64, learning_rate: 0.003}"]
+
+
+def made_up(count: int, seed: int) -> Pictures:
+    """Noisy patterns, the same four for every seed."""
+    patterns = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(7))
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=draw)
+    noise = torch.randint(-110, 110, (count, 3, 16, 16), generator=draw)
+    pixels = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
+    return Pictures(Memory(pixels, labels), torch.arange(count), (0.5,) * 3, (0.3,) * 3, 16)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AccuracyConfig:
+    splits = Splits(made_up(512, 1), made_up(128, 2), made_up(400, 3), 4)
+    monkeypatch.setattr(accuracy_vit, "fashion_mnist", lambda side: splits)
+    monkeypatch.setattr(accuracy_common, "CACHE", tmp_path / "cache")
+    config = load_config(["+experiment=accuracy_vit", *SMALL, f"results_dir={tmp_path}"])
+    assert isinstance(config, AccuracyConfig)
+    return config
+
+
+def test_every_variant_is_judged_on_every_number_of_devices(
+    small: AccuracyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        folder = RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
+        assert accuracy_vit.run(small, "", folder) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = folder.rows()
+    assert len(rows) == 1 + 2 * 2 * 2 and (rows["status"] == "ok").all()
+    assert len(folder.points()) == len(rows)
+    original = rows[rows["stage"] == "original"].iloc[0]
+    assert original["value"] > 60 and original["change"] == 0
+    one = rows[(rows["devices"] == 1) & (rows["stage"] == "k-means")]
+    assert (one["change"] == 0).all()  # nothing is sent, so nothing is quantised
+    change = rows[rows["devices"] == 4].set_index(["stage", "groups"])["change"]
+    assert change["trained", 1] > change["k-means", 1]  # 8 codewords lose much, and adapting wins some of it back
+    assert (rows["bits_per_token"] == rows["groups"].where(rows["groups"] > 0, 256) * 3).all()
+
+    # a second run has nothing to do, and one with another variant keeps what there is and trains nothing twice
+    monkeypatch.setattr(accuracy_common, "train", lambda *_: pytest.fail("trained again"))
+    assert accuracy_vit.run(small, "", folder) == 0
+
+    table = results(load_rows(folder.path))
+    assert set(table["label"]) == {"", "G=1 K=8", "G=2 K=8"}
+    assert any(path.stem == "quality" for path in write_report(folder.path))
+    (grid,) = accuracy_tables(load_rows(folder.path))
+    assert [row[0] for row in grid.rows] == ["original", *["G=1 K=8"] * 2, *["G=2 K=8"] * 2]
+
+
+def test_a_training_that_fails_costs_its_variant(small: AccuracyConfig, tmp_path: Path) -> None:
+    small.training.learning_rate, small.groups, small.original.epochs = 1e30, [1], 1
+    folder = RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
+    assert accuracy_vit.run(small, "", folder) == 1
+    rows = folder.rows()
+    failed = rows[rows["status"] == "failed"]
+    assert set(failed["stage"]) == {"trained"} and failed["error"].str.contains("learning rate").all()
+    assert (rows["status"] == "ok").sum() == 3  # the original and k-means on two numbers of devices
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("trained_on=4-x", "trained_on=4-x: must be N or N-M"),
+        ("class_tokens=none", "class_tokens=none: must be one of distributed, single"),
+        ("preset=cii", "preset=cii: unknown; did you mean ci?"),
+        ("bandwidths=10", "bandwidths=10: unknown"),
+        ("noises=-1", "noises=-1: must be numbers from 0 to 10"),
+    ],
+)
+def test_bad_input_names_the_key(word: str, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(["+experiment=accuracy_vit", word])
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"groups": [5]}, "astra.groups=5: must be a positive divisor"),
+        ({"codebook_sizes": [12]}, "astra.codebook_size=12: must be a power of two"),
+        ({"devices": [17]}, "devices=17: must be at most 16"),
+        ({"trained_on": ["4-20"]}, "trained_on=20: must be at most 16"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_any_training(
+    small: AccuracyConfig, tmp_path: Path, change: dict[str, list], text: str
+) -> None:
+    for key, value in change.items():
+        setattr(small, key, value)
+    with pytest.raises(TestbedError) as error:
+        accuracy_vit.run(small, "", RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY))
+    assert text in str(error.value)
+    assert not (tmp_path / "cache").exists()
+
+
+@given(st.lists(st.sampled_from([-100.0, 0.0, 100.0]), min_size=30, max_size=300), st.integers(0, 5))
+def test_the_bootstrap_is_near_the_normal_interval(values: list[float], seed: int) -> None:
+    low, high = bootstrap_interval(values, seed)
+    mean, error = np.mean(values), np.std(values) / np.sqrt(len(values))
+    assert low <= mean <= high
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.25, abs=100 / len(values))
