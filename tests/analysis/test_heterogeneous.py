@@ -1,11 +1,11 @@
 import pandas as pd
 import pytest
-from analysis.report.contents import tables
 
 from analysis.heterogeneous import unequal_plot, unequal_table
 from analysis.load import label, load_rows
 from analysis.paper.latency import paper_comparison
 from analysis.points import shares_table
+from analysis.report.terminal import tables
 from tests.analysis import synthetic
 
 MIX = {"device_profile": "gtx1660ti+half_gtx1660ti"}

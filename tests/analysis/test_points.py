@@ -1,6 +1,5 @@
 import pandas as pd
 import pytest
-from analysis.report.contents import result_tables
 
 from analysis.paper.latency import paper_comparison
 from analysis.points import (
@@ -11,6 +10,7 @@ from analysis.points import (
     spread_table,
     unfinished,
 )
+from analysis.report.terminal import result_tables
 from analysis.text_table import number
 from tests.analysis import synthetic
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from analysis.report.contents import tables
 
 from analysis.paper.peers import peers_table
+from analysis.report.terminal import tables
 from experiments.cost_model.analytic import analytic_row
 from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
