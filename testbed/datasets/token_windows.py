@@ -53,7 +53,7 @@ def windows(
     """Windows [N, S] of ``length`` tokens that do not overlap, int64; ``count`` of them, or all.
 
     name: of a corpus (corpora.py); some need a ``folder``. split: ``train`` or ``held_out``. Drawn without a seed, from
-    all over the corpus: fewer windows are the first ones of more. The corpus is tokenised once and kept in ``cache_dir``.
+    all over the corpus: fewer windows are the first ones of more. The corpus is tokenized once, into ``cache_dir``.
 
     Raises ConfigError (``data.name``, ``data.split``, ``data.folder``, ``data.length``, ``data.windows``) for what
     cannot be, EnvironmentFault if a package is missing; both say what to do.
