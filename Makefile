@@ -17,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg:
 # mininet is there for mnexec; its Python part comes from the Python package index.
 DEBIAN := mininet iproute2 bridge-utils ethtool net-tools iputils-ping iptables dataset-fashion-mnist
 
-.PHONY: help setup debian test lint sweep smoke paper report bench soak docs clean
+.PHONY: help setup debian test lint sweep smoke paper report bench soak docs site clean
 
 help: ## List the targets
 	@echo "Targets (each sets up what it needs):"
@@ -26,7 +26,7 @@ help: ## List the targets
 
 setup: $(READY) ## Install Debian packages (where possible) and .venv; the other targets do it by themselves
 
-test: lint ## Lint, then all tests, two at a time (those that need root and Mininet skip themselves without)
+test: lint ## Lint, then all tests, two at a time, and the site (tests that need root and Mininet skip without them)
 	@$(PY) -m pytest -n 2 $(ARGS)
 
 lint: $(READY) ## Check style, formatting and types
@@ -55,8 +55,11 @@ soak: $(READY) ## 50 clusters up and down: does anything grow? About 10 minutes;
 docs: $(READY) ## Write docs/configuration.md again, after a change of keys or defaults
 	@$(PY) -m testbed.config.reference
 
+site: $(READY) ## Build the documentation into site/, strictly; open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+
 clean: ## Remove .venv, caches and build products; results stay
-	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each step can be interrupted and repeated; the stamp is written only after the last one.

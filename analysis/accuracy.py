@@ -20,25 +20,25 @@ from analysis.latency import STYLE, save
 from analysis.load import ONLY_CHOICE
 from analysis.text_table import TextTable
 
-ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
+UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
 MARKERS = {KMEANS: ("s", "--"), TRAINED: ("o", "-")}
 BESIDE = 1.04  # factor between two series on the axis of bits
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexity", "%")}  # in words; unit of changes
 OF_CODEBOOKS = {
     "groups": "G={:g}",
     "codebook_size": "K={:g}",
-    "levels": "levels={:g}",
-    "rotation": "rotation {}",
+    "num_quantizers": "num_quantizers={:g}",
+    "pre_rotation": "pre_rotation {}",
     "int8_tokens": "{:g} tokens of a device in int8",
-    "quantised": "{}",
-    "anchors": "{:g} anchors",
+    "quantized": "{}",
+    "anchor_tokens": "{:g} anchor_tokens",
     "class_tokens": "{} class tokens",
 }
 OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "gradient": "gradient by {}", "objective": "{}"}
 OF_TRAINING |= {"trained_on": "trained on {}"}
 SETTINGS = OF_CODEBOOKS | OF_TRAINING
-ALWAYS = ("groups", "codebook_size", "quantised")
+ALWAYS = ("groups", "codebook_size", "quantized")
 EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}
 
 
@@ -51,7 +51,7 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = frame[frame["status"] == "ok"]
     several = [name for name in SETTINGS if _kinds(rows, name) > 1]
-    coded = rows[rows["stage"] != ORIGINAL]
+    coded = rows[rows["stage"] != UNCOMPRESSED]
     named = [name for name in SETTINGS if name in ALWAYS or name in several or _unusual(coded, name)]
     apart = [name for name in several if name != ("groups" if "groups" in several else "codebook_size")]
     rows = rows.assign(
@@ -84,10 +84,14 @@ def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
     rows = []
     for (label, stage), of in table.groupby(["label", "stage"], sort=False):  # pyright: ignore[reportGeneralTypeIssues]
         first = of.iloc[0]
-        cells = [_cell(_at(of, corpus, None if stage == ORIGINAL else devices), metric) for corpus, devices in columns]
+        cells = [
+            _cell(_at(of, corpus, None if stage == UNCOMPRESSED else devices), metric) for corpus, devices in columns
+        ]
         bits = f"{first['bits_per_token']:,.1f}".removesuffix(".0")
         cost = "-" if pd.isna(first["train_s"]) else f"{first['train_s'] / 60:.1f}"
-        rows.append([label or ORIGINAL, stage, f"{bits} ({first['compression']:,.0f}x)", *cells, *([cost] * trained)])
+        rows.append(
+            [label or UNCOMPRESSED, stage, f"{bits} ({first['compression']:,.0f}x)", *cells, *([cost] * trained)]
+        )
     name, unit = METRICS.get(metric, (metric, ""))
     notes = [
         f"of what is compressed: {name}, its change in {unit} against the original on the same examples, 95% interval",
@@ -117,13 +121,13 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
         return []
     panels = _columns(table)
     lines = sorted(set(zip(table["stage"], table["series"], strict=True)))
-    colours = dict(zip(lines, cycle(COLOURS), strict=False))
+    colors = dict(zip(lines, cycle(COLORS), strict=False))
     with plt.style.context(STYLE):
         size = (3.3 * len(panels) + 1.5, 3.6)
         shared: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
         figure, grid = plt.subplots(1, len(panels), figsize=size, **shared)
         for axes, (corpus, devices) in zip(grid[0], panels, strict=True):
-            _lines(axes, table[(table["corpus"] == corpus) & (table["devices"] == devices)], colours)
+            _lines(axes, table[(table["corpus"] == corpus) & (table["devices"] == devices)], colors)
             axes.set_title(_head(corpus, devices))
         grid[0][0].set_xlim(table["bits_per_token"].min() / 2, table["bits_per_token"].max() * 2)
         name, unit = METRICS.get(_metric(frame), (_metric(frame), ""))
@@ -136,16 +140,16 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
         return save(figure, out_dir / "quality")
 
 
-def _lines(axes: Axes, table: pd.DataFrame, colours: dict[tuple[str, str], str]) -> None:
+def _lines(axes: Axes, table: pd.DataFrame, colors: dict[tuple[str, str], str]) -> None:
     """A panel: a line for each stage and series, a little beside each other where they have as many bits."""
-    for number, ((stage, series), colour) in enumerate(colours.items()):
+    for number, ((stage, series), color) in enumerate(colors.items()):
         points = table[(table["stage"] == stage) & (table["series"] == series)]
         points = points.sort_values("bits_per_token")
         marker, dash = MARKERS[stage]
         bars = [points["change"] - points["change_low"], points["change_high"] - points["change"]]
-        style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3}
+        style = {"color": color, "marker": marker, "linestyle": dash, "capsize": 3}
         label = ", ".join(filter(None, [series, stage]))
-        beside = BESIDE ** (number - (len(colours) - 1) / 2)
+        beside = BESIDE ** (number - (len(colors) - 1) / 2)
         axes.errorbar(beside * points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
     axes.axhline(0, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
@@ -156,7 +160,7 @@ def _lines(axes: Axes, table: pd.DataFrame, colours: dict[tuple[str, str], str])
 
 def _kinds(rows: pd.DataFrame, name: str) -> int:
     """How many values a setting has among the rows that depend on it."""
-    depend = rows["stage"] == TRAINED if name in OF_TRAINING else rows["stage"] != ORIGINAL
+    depend = rows["stage"] == TRAINED if name in OF_TRAINING else rows["stage"] != UNCOMPRESSED
     return rows.loc[depend, name].nunique()
 
 
@@ -167,7 +171,7 @@ def _unusual(coded: pd.DataFrame, name: str) -> bool:
 
 def _label(row: pd.Series, names: list[str]) -> str:
     """The settings that a row's stage depends on."""
-    if row["stage"] == ORIGINAL:
+    if row["stage"] == UNCOMPRESSED:
         return ""
     stated = [name for name in names if name in OF_CODEBOOKS or row["stage"] == TRAINED]
     return " ".join(SETTINGS[name].format(row[name]) for name in stated if row[name] != "")
@@ -175,7 +179,7 @@ def _label(row: pd.Series, names: list[str]) -> str:
 
 def _columns(table: pd.DataFrame) -> list[tuple[str, float]]:
     """(corpus, devices) of what is compressed, in the order of the corpora; of the original if there is no other."""
-    compressed = table[table["stage"] != ORIGINAL]
+    compressed = table[table["stage"] != UNCOMPRESSED]
     pairs = (table if compressed.empty else compressed)[["corpus", "devices"]].drop_duplicates()
     order = {corpus: rank for rank, corpus in enumerate(table["corpus"].unique())}
     return sorted(pairs.itertuples(index=False, name=None), key=lambda pair: (order[pair[0]], pair[1]))
@@ -196,7 +200,7 @@ def _at(table: pd.DataFrame, corpus: str, devices: float | None) -> pd.Series | 
 def _cell(row: pd.Series | None, metric: str) -> str:
     if row is None:
         return "-"
-    if row["stage"] == ORIGINAL:
+    if row["stage"] == UNCOMPRESSED:
         return f"{row['value']:.2f}"
     digits = 1 if metric == "perplexity" else 2
     low, high = (f"{row[end]:+.{digits}f}" for end in ("change_low", "change_high"))

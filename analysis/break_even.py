@@ -19,7 +19,7 @@ from analysis.latency import STYLE, condition_caption, save
 from analysis.scaling import parallel_points
 from analysis.text_table import DEGRADED, NOTES, TextTable, number
 
-COLOURS = "cividis"  # even in grey and for any colour vision
+COLORS = "cividis"  # even in gray and for any color vision
 NEVER, MIXED, ABOUT = "never", "*", "≈"
 
 
@@ -107,7 +107,7 @@ def _cell(row: pd.Series) -> str:
 def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even") -> list[Path]:
     """``break_even`` as a heat map with its numbers in it; no files where no variant has two bandwidths.
 
-    Colours are of the estimate; where all bandwidths win, of the lowest.
+    Colors are of the estimate; where all bandwidths win, of the lowest.
     """
     table = break_even(frame)
     if table.empty:
@@ -120,19 +120,19 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
     all_mbps = frame["bandwidth_mbps"].dropna()
     lowest, highest = all_mbps.min(), max(all_mbps.max(), 1.01 * all_mbps.min())
     white_above = lowest**0.45 * highest**0.55  # a little beyond the middle of the logarithmic scale
-    colours = plt.get_cmap(COLOURS).reversed()
+    colors = plt.get_cmap(COLORS).reversed()
     with plt.style.context(STYLE):
         size = (2.6 + 1.7 * len(columns), 1.5 + 0.42 * len(variants))
         figure, axes = plt.subplots(figsize=(max(6.4, size[0]), max(2.6, size[1])), layout="constrained")
-        axes.patch.set(facecolor="white", edgecolor="#D0D0D0", hatch="////")  # shows where there is no colour
+        axes.patch.set(facecolor="white", edgecolor="#D0D0D0", hatch="////")  # shows where there is no color
         values = np.ma.masked_invalid(wide.to_numpy(dtype=float))
         scale = LogNorm(lowest, highest)
-        picture = axes.pcolormesh(values, cmap=colours, norm=scale, edgecolors="white", linewidth=2)
+        picture = axes.pcolormesh(values, cmap=colors, norm=scale, edgecolors="white", linewidth=2)
         for y, variant in enumerate(variants):
             for x, place in enumerate(columns):
                 text = texts.get((variant, *place), "not among the rows").replace(" (", "\n(")
-                colour = "white" if wide.iloc[y, x] > white_above else "black"
-                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=colour, size=8, linespacing=0.95)
+                color = "white" if wide.iloc[y, x] > white_above else "black"
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=color, size=8, linespacing=0.95)
         heads = [textwrap.fill(head, 14) for head in columns.values()]
         axes.set_xticks(np.arange(len(columns)) + 0.5, heads)
         axes.set_yticks(np.arange(len(variants)) + 0.5, variants)

@@ -21,7 +21,7 @@ from analysis.points import points, shares_table
 from analysis.text_table import DEGRADED, NOTES, TextTable, number, signed_pct
 from testbed.results.schema import BASELINE
 
-# As in the rows -> in words, colour, marker.
+# As in the rows -> in words, color, marker.
 SHARES = {"equal": ("equal shares", "#E69F00", "o"), "speed": ("shares by speed", "#0072B2", "D")}
 # Heading in the table -> the column of ``points`` that it has both values of, and their unit.
 COLUMNS = {
@@ -63,7 +63,7 @@ def _notes(frame: pd.DataFrame, rows: list[list[str]]) -> list[str]:
     notes = [
         f"devices, from rank 0 on: {mixes}; two values of a cell: with equal shares, with shares by speed",
         "wait for the slowest: how much longer it computes than the others on average, of the latency",
-        "full precision: pairs of a query and a key that are not quantised, of all (ASTRA)",
+        "full precision: pairs of a query and a key that are not quantized, of all (ASTRA)",
     ]
     table = points(frame)
     single_ms = table.loc[table["method"] == BASELINE, "latency_ms"].median()
@@ -110,8 +110,8 @@ def unequal_plot(frame: pd.DataFrame, out_dir: Path, name: str = "unequal") -> l
         grid[-1][1].set_xlabel("of the latency")
         grid[0][0].invert_yaxis()
         handles = [
-            Line2D([], [], color=colour, marker=marker, linestyle="", label=words)
-            for words, colour, marker in SHARES.values()
+            Line2D([], [], color=color, marker=marker, linestyle="", label=words)
+            for words, color, marker in SHARES.values()
         ]
         if table[["degraded_equal", "degraded_speed"]].any(axis=None):
             handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded fidelity"))
@@ -125,10 +125,10 @@ def _dumbbells(axes: Axes, table: pd.DataFrame, column: str) -> None:
     y = np.arange(len(table))
     ends = [table[f"{column}_{shares}"].to_numpy(float) for shares in SHARES]
     axes.hlines(y, *ends, color="#BBBBBB", linewidth=2, zorder=1)
-    for (shares, (_, colour, marker)), x in zip(SHARES.items(), ends, strict=True):
+    for (shares, (_, color, marker)), x in zip(SHARES.items(), ends, strict=True):
         hollow = table[f"degraded_{shares}"].to_numpy() == 1
-        faces = np.where(hollow, "white", colour)
-        axes.scatter(x, y, s=42, marker=marker, c=faces, edgecolors=colour, linewidths=1.5, zorder=2)
+        faces = np.where(hollow, "white", color)
+        axes.scatter(x, y, s=42, marker=marker, c=faces, edgecolors=color, linewidths=1.5, zorder=2)
     axes.set_yticks(y, table.index.tolist())
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

@@ -21,7 +21,7 @@ from analysis.links import fidelity_tables, messages
 from analysis.panels import label_panels, panels, spread_line
 from analysis.text_table import DEGRADED, TextTable
 
-ORDERS: dict[str, tuple[Any, ...]] = {  # words, colour, marker, dash
+ORDERS: dict[str, tuple[Any, ...]] = {  # words, color, marker, dash
     "incast_all": ("at once", "#D55E00", "s", "--"),
     "incast_ordered": ("in turn", "#0072B2", "o", "-"),
 }
@@ -105,8 +105,8 @@ def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
         for axes in grid[-1]:
             axes.set_xlabel("queue of the receiver's port (KB)")
         handles = [
-            Line2D([], [], color=colour, marker=marker, linestyle=dash, label=words)
-            for words, colour, marker, dash in ORDERS.values()
+            Line2D([], [], color=color, marker=marker, linestyle=dash, label=words)
+            for words, color, marker, dash in ORDERS.values()
         ]
         caption = f"Median over repeats, bars: fastest to slowest. {short_modes(frame)}."
         label_panels(figure, handles, bool(table["degraded"].any()), "goodput, of the receiver's rate", caption)
@@ -114,11 +114,11 @@ def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
 
 
 def _lines(axes: Axes, table: pd.DataFrame) -> None:
-    for order, (_, colour, marker, dash) in ORDERS.items():
+    for order, (_, color, marker, dash) in ORDERS.items():
         points = table[table["pattern"] == order]
         x, y, payload = (points[name].to_numpy() for name in ("queue_kb", "goodput", "payload_ms"))
         ends = payload / points["slowest"].to_numpy(), payload / points["fastest"].to_numpy()
-        style = {"color": colour, "marker": marker, "linestyle": dash}
+        style = {"color": color, "marker": marker, "linestyle": dash}
         spread_line(axes, x, y, ends, points["degraded"].to_numpy(), style, fine=True)
 
 

@@ -124,8 +124,8 @@ def _reported_stars(axes: Axes, frame: pd.DataFrame, table: pd.DataFrame) -> lis
         "linestyle": "",
     }
     for _, point in reported.iterrows():
-        colour = styles[point["figure"].removesuffix(" over single")]["color"]
-        axes.plot(point["bandwidth_mbps"], point["paper"], **star, color=colour, zorder=5)
+        color = styles[point["figure"].removesuffix(" over single")]["color"]
+        axes.plot(point["bandwidth_mbps"], point["paper"], **star, color=color, zorder=5)
     return [Line2D([], [], **star, color="#444444", label="reported by the paper\n(its network: bits / bandwidth)")]
 
 
@@ -151,9 +151,9 @@ def _bars(absolute: Axes, relative: Axes, table: pd.DataFrame) -> None:
     parts, total = _parts(table), table["latency_ms"].to_numpy()
     y = np.arange(len(table))[::-1]
     left = np.zeros(len(table))
-    for name, (_, colour, hatch) in PARTS.items():
+    for name, (_, color, hatch) in PARTS.items():
         value = parts[name].to_numpy()
-        look = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.4, "height": 0.68}
+        look = {"color": color, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.4, "height": 0.68}
         absolute.barh(y, value, left=left, **look)
         relative.barh(y, value / total, left=left / total, **look)
         left = left + value

@@ -39,8 +39,8 @@ def messages(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per measured point: medians over its repeats.
 
     Columns: pattern, shaper, devices, rate_mbps, size_bytes, queue_kb, time_ms, ratio = time / ideal, extra_ms = time
-    - ideal, goodput = payload's time / time, spread_pct, repeats, rate_error_pct, retransmits, drops, free_burst_bytes,
-    needed_time_scale (missing: none helps), degraded (any repeat).
+    - ideal, goodput = payload's time / time, spread_pct, repeats, rate_error_pct, retransmits, drops,
+    burst_credit_bytes, needed_time_scale (missing: none helps), degraded (any repeat).
     """
     rows = frame[(frame["status"] == "ok") & frame["time_ms"].notna()]
     rows = rows.assign(queue_kb=rows["queue_kb"].fillna(QUEUE_KB))
@@ -55,7 +55,7 @@ def messages(frame: pd.DataFrame) -> pd.DataFrame:
         rate_error_pct=("rate_error_pct", "first"),
         retransmits=("retransmits", "first"),
         drops=("drops", "first"),
-        free_burst_bytes=("free_burst_bytes", "first"),
+        burst_credit_bytes=("burst_credit_bytes", "first"),
         needed_time_scale=("needed_time_scale", "first"),
         degraded=("fidelity", lambda values: bool((values == "degraded").any())),
     ).reset_index()
@@ -140,7 +140,7 @@ def _side_by_side(table: pd.DataFrame) -> TextTable:
             for size, points in lone[lone["shaper"] == shaper].groupby("size_bytes"):
                 cells = points.set_index("rate_mbps")["ratio"].reindex(sorted(lone["rate_mbps"].unique()))
                 texts = ["-" if np.isnan(ratio) else f"{ratio:.2f}" for ratio in cells]
-                burst = points["free_burst_bytes"].max()
+                burst = points["burst_credit_bytes"].max()
                 rows.append([f"{shaper}, {size:,.0f} B", *texts, f"{burst:,.0f}"])
     columns = ["shaper, message", *(f"{rate:g} Mbps" for rate in sorted(lone["rate_mbps"].unique())), "free bytes"]
     notes = [
@@ -176,16 +176,16 @@ def fidelity_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
 def _links_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> list[Path]:
     patterns = [name for name in PATTERNS if name in set(table["pattern"])]
     devices, rates = sorted(table["devices"].unique()), sorted(table["rate_mbps"].unique())
-    colours = plt.get_cmap(RATE_COLOURS)(np.linspace(0, 0.85, len(rates)))
+    colors = plt.get_cmap(RATE_COLOURS)(np.linspace(0, 0.85, len(rates)))
     figure, grid = panels(len(devices), len(patterns), width=3.1, legend=1.4)
     for axes_row, count in zip(grid, devices, strict=True):
         for axes, pattern in zip(axes_row, patterns, strict=True):
             here = table[(table["devices"] == count) & (table["pattern"] == pattern)]
-            for rate, colour in zip(rates, colours, strict=True):
-                _line(axes, here[here["rate_mbps"] == rate], color=colour, marker="o", linestyle="-")
+            for rate, color in zip(rates, colors, strict=True):
+                _line(axes, here[here["rate_mbps"] == rate], color=color, marker="o", linestyle="-")
             axes.set_title(f"{PATTERNS[pattern]}, {count:g} devices")
             _ratio_axes(axes, table["size_bytes"])
-    handles = [Line2D([], [], color=c, marker="o", label=f"{r:g} Mbps") for r, c in zip(rates, colours, strict=True)]
+    handles = [Line2D([], [], color=c, marker="o", label=f"{r:g} Mbps") for r, c in zip(rates, colors, strict=True)]
     return _finish(figure, handles, frame, table, out_dir / "links")
 
 
@@ -199,9 +199,9 @@ def _shapers_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> 
     shapers = [name for name in SHAPERS if name in set(table["shaper"])]
     for axes, rate in zip(grid.flat, rates, strict=False):
         for shaper in shapers:
-            colour, marker, dash = SHAPERS[shaper]
+            color, marker, dash = SHAPERS[shaper]
             here = table[(table["rate_mbps"] == rate) & (table["shaper"] == shaper)]
-            _line(axes, here, color=colour, marker=marker, linestyle=dash)
+            _line(axes, here, color=color, marker=marker, linestyle=dash)
         axes.set_title(f"one message, {rate:g} Mbps")
         _ratio_axes(axes, table["size_bytes"])
     handles = [

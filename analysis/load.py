@@ -12,26 +12,27 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.older_rows import COLUMNS, in_todays_words
 from testbed.errors import printable
 from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, SCHEMAS, RowSchema
 
-# Order in tables and legends: the reference, the exact methods, then the one that quantises.
+# Order in tables and legends: the reference, the exact methods, then the one that quantizes.
 METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")
 
 # Settings that name a variant of a method where a run has more than one of them, and how they are written.
 FACETS: dict[str, str] = {
-    "speedups": "{}",
+    "optimizations": "{}",
     "settings": "{}",
     "codec": "{}",
     "codebook_size": "K={:g}",
-    "shares": "{} shares",
+    "partition": "{} shares",
     "devices": "N={:g}",
     "model": "{}",
     "tokens": "T={:g}",
     "layers": "L={:g}",
     "hidden": "D={:g}",
     "topology": "{}",
-    "collective": "{}",
+    "all_gather": "{}",
     "queue_kb": "queue {:g} KB",
     "delay_ms": "delay {:g} ms",
     "loss_pct": "loss {:g}%",
@@ -43,7 +44,7 @@ FACETS: dict[str, str] = {
 # One device has no links and no peers, so these do not make it another thing.
 NOT_FOR_SINGLE = frozenset(
     {
-        *("speedups", "codec", "settings", "codebook_size", "shares", "devices", "topology", "collective"),
+        *("optimizations", "codec", "settings", "codebook_size", "partition", "devices", "topology", "all_gather"),
         *("queue_kb", "delay_ms", "loss_pct"),
     }
 )
@@ -67,7 +68,13 @@ ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale",
 ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
 LEAST, MOST = 1e-9, 1e15
 # What older rows that lack a column could only have been.
-ONLY_CHOICE = {"shares": "equal", "levels": 1, "rotation": "none", "int8_tokens": 0, "gradient": "straight_through"}
+ONLY_CHOICE = {
+    "partition": "equal",
+    "num_quantizers": 1,
+    "pre_rotation": "none",
+    "int8_tokens": 0,
+    "gradient": "straight_through",
+}
 SHOWN_COLUMNS = 6  # of a file that is none of ours
 # What tells points apart, without which rows say nothing. Older rows may lack settings that were added later.
 NEEDED = {
@@ -100,11 +107,12 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
         if path.suffix == ".parquet":
             raw = pd.read_parquet(path, page_checksum_verification=True)
         else:
-            raw = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
+            raw = pd.read_csv(path, dtype=dict.fromkeys([*TEXT, *COLUMNS], str))
+        raw = in_todays_words(raw)
         schema = schema_of(raw)
         missing = [name for name in schema.columns if name in needed(schema) and name not in raw.columns]
         older = raw.assign(**{name: ONLY_CHOICE.get(name) for name in schema.columns if name not in raw.columns})
-        rows = normalise(older, schema) if not missing else raw
+        rows = normalize(older, schema) if not missing else raw
     except Exception as fault:  # pandas and pyarrow let every kind through, RecursionError and KeyError among them
         reason = printable(str(fault).partition("\n")[0])
         raise ResultsError(f"{path}: cannot be read ({reason})") from fault
@@ -161,7 +169,7 @@ def schema_of(frame: pd.DataFrame) -> RowSchema:
     return min(SCHEMAS, key=lambda schema: len(set(schema.columns) - set(frame.columns)))
 
 
-def normalise(raw: pd.DataFrame, schema: RowSchema = LATENCY) -> pd.DataFrame:
+def normalize(raw: pd.DataFrame, schema: RowSchema = LATENCY) -> pd.DataFrame:
     """The same rows with the dtypes that ``load_rows`` promises. CSV and Parquet give equal frames."""
     columns: dict[str, Any] = {}
     for name, kind in schema.columns.items():

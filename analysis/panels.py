@@ -33,12 +33,12 @@ def spread_line(
     ends: lowest and highest. style: color, marker and linestyle. fine: for small panels.
     """
     low, high = ends
-    widths, colour = FINE if fine else USUAL, style["color"]
-    axes.errorbar(x, y, yerr=np.array([y - low, high - y]), fmt="none", ecolor=colour, zorder=2, **widths["bars"])
-    axes.plot(x, y, color=colour, linestyle=style["linestyle"], zorder=3, **widths["line"])
+    widths, color = FINE if fine else USUAL, style["color"]
+    axes.errorbar(x, y, yerr=np.array([y - low, high - y]), fmt="none", ecolor=color, zorder=2, **widths["bars"])
+    axes.plot(x, y, color=color, linestyle=style["linestyle"], zorder=3, **widths["line"])
     for hollow in (False, True):
-        which, face = degraded == hollow, "white" if hollow else colour
-        look: dict[str, Any] = {"linestyle": "", "marker": style["marker"], "color": colour, "markerfacecolor": face}
+        which, face = degraded == hollow, "white" if hollow else color
+        look: dict[str, Any] = {"linestyle": "", "marker": style["marker"], "color": color, "markerfacecolor": face}
         axes.plot(x[which], y[which], **look, zorder=4)
 
 

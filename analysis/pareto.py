@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis.accuracy import ORIGINAL, TRAINED
+from analysis.accuracy import TRAINED, UNCOMPRESSED
 from analysis.describe import FLOAT_BITS, better_up, judged_on, metric
 from analysis.latency import STYLE, condition_caption, save
 from analysis.panels import HOLLOW
@@ -23,9 +23,27 @@ from analysis.styles import line_styles
 from analysis.text_table import DEGRADED, NOTES, TextTable, number
 from testbed.results.schema import BASELINE
 
-SAME = ["model", "hidden", "groups", "codebook_size", "levels", "rotation", "devices"]  # of a latency and a quality
+SAME = [
+    "model",
+    "hidden",
+    "groups",
+    "codebook_size",
+    "num_quantizers",
+    "pre_rotation",
+    "devices",
+]  # of a latency and a quality
 # What tells apart several ways to make one variant.
-WAYS = ("stage", "noise", "commitment", "gradient", "class_tokens", "objective", "trained_on", "quantised", "anchors")
+WAYS = (
+    "stage",
+    "noise",
+    "commitment",
+    "gradient",
+    "class_tokens",
+    "objective",
+    "trained_on",
+    "quantized",
+    "anchor_tokens",
+)
 
 
 def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
@@ -36,10 +54,12 @@ def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     change_low, change_high, stage, degraded, on_front. The original is the point of one device.
     """
     table = points(latency)
-    levels = table["settings"].str.extract(r"\blevels=(\d+)", expand=False).astype(float).fillna(1.0)
-    rotation = table["settings"].str.extract(r"\brotation=(\w+)", expand=False).fillna("none")
-    table = table.assign(levels=levels, rotation=rotation)
-    single = table[table["method"] == BASELINE].assign(groups=0.0, codebook_size=0.0, levels=0.0, rotation="")
+    num_quantizers = table["settings"].str.extract(r"\bnum_quantizers=(\d+)", expand=False).astype(float).fillna(1.0)
+    pre_rotation = table["settings"].str.extract(r"\bpre_rotation=(\w+)", expand=False).fillna("none")
+    table = table.assign(num_quantizers=num_quantizers, pre_rotation=pre_rotation)
+    single = table[table["method"] == BASELINE].assign(
+        groups=0.0, codebook_size=0.0, num_quantizers=0.0, pre_rotation=""
+    )
     astra = table[table["groups"] > 0]
     both = pd.concat([single, astra]).merge(_judged(quality), on=SAME)
     both = both.assign(on_front=False)
@@ -56,7 +76,9 @@ def _judged(quality: pd.DataFrame) -> pd.DataFrame:
     """
     rows = quality[(quality["status"] == "ok") & ~(quality["int8_tokens"] > 0)]
     coded = rows["groups"] > 0
-    rows = rows.assign(levels=rows["levels"].where(coded, 0.0), rotation=rows["rotation"].where(coded, ""))
+    rows = rows.assign(
+        num_quantizers=rows["num_quantizers"].where(coded, 0.0), pre_rotation=rows["pre_rotation"].where(coded, "")
+    )
     rows = rows.assign(hidden=(rows["compression"] * rows["bits_per_token"] / FLOAT_BITS).round())
     ways = [name for name in WAYS if name in rows]
     means = rows.groupby([*SAME, *ways], dropna=False)[["value", "change", "change_low", "change_high"]].mean()
@@ -77,7 +99,7 @@ def trade_off_table(table: pd.DataFrame, quality: pd.DataFrame) -> TextTable:
     """The points of ``trade_offs`` as text, the front marked."""
     rows = [
         [
-            row["label"] if row["groups"] else ORIGINAL,
+            row["label"] if row["groups"] else UNCOMPRESSED,
             f"{row['devices']:g}",
             f"{row['bandwidth_mbps']:g}",
             number(row["latency_ms"]) + (DEGRADED if row["degraded"] else ""),

@@ -14,13 +14,13 @@ MEDIANS = (*PARTS, "straggler_wait_pct", "full_precision_pct")
 SETTINGS = (
     *(
         "method",
-        "speedups",
+        "optimizations",
         "settings",
         "codec",
         "groups",
         "codebook_size",
         "devices",
-        "shares",
+        "partition",
         "delay_ms",
         "loss_pct",
         "tokens",
@@ -122,7 +122,7 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
     per_mode = []
     for (
         mode
-    ) in modes:  # labelled apart, so that the mode and what goes with it (network, time scale) is not in the label
+    ) in modes:  # labeled apart, so that the mode and what goes with it (network, time scale) is not in the label
         table = points(frame[frame["compute_mode"] == mode])
         per_mode.append(table.set_index(["label", "bandwidth_mbps"])["latency_ms"].rename(mode))
     order = pd.concat(per_mode).index.drop_duplicates()
@@ -138,7 +138,7 @@ def shares_table(frame: pd.DataFrame) -> pd.DataFrame:
     One row per (label, bandwidth_mbps) measured with both, label without the shares; the other columns of ``points``
     twice, with _equal and _speed at their end. Empty if the frame has shares of one kind.
     """
-    equal, speed = (frame[frame["shares"] == shares] for shares in ("equal", "speed"))
+    equal, speed = (frame[frame["partition"] == shares] for shares in ("equal", "speed"))
     if equal.empty or speed.empty:
         return pd.DataFrame()
     return points(equal).merge(points(speed), on=["label", "bandwidth_mbps"], suffixes=("_equal", "_speed"))

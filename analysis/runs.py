@@ -86,7 +86,7 @@ def _checked(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         frame = _speedup_within_networks(frame)
         networks = " and ".join(values(measured, "network"))
         notes.append(
-            f"rows of several networks in one file ({networks}): they are labelled apart, and each is compared with "
+            f"rows of several networks in one file ({networks}): they are labeled apart, and each is compared with "
             f"{BASELINE} of its own network only"
         )
     if not (frame["method"] == BASELINE).any():

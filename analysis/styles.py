@@ -1,6 +1,6 @@
-"""Colours, markers and line styles: the same method looks the same in every figure, in colour and in grey.
+"""Colors, markers and line styles: the same method looks the same in every figure, in color and in gray.
 
-Colours are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which can be told apart with any colour
+Colors are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which can be told apart with any color
 vision, and darker ones of the same hue for methods that are kin (megatron_sp to tensor, galaxy and sequence, ring and
 block): their markers differ too.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-# Colour, marker, and which of _DASHES a method's first variant has; the next variants take the next ones.
+# Color, marker, and which of _DASHES a method's first variant has; the next variants take the next ones.
 _METHODS: dict[str, tuple[str, str, int]] = {
     "single": ("#000000", "x", 0),
     "tensor": ("#D55E00", "s", 3),
@@ -25,14 +25,14 @@ _METHODS: dict[str, tuple[str, str, int]] = {
 }
 _OTHER = ("#666666", "P", 0)
 _FURTHER = ("1", "2", "3", "4")  # markers of a method's fifth and later variants, four of each
-# astra's variants, from few groups to many: dark to light blue, so that the order shows in grey too.
+# astra's variants, from few groups to many: dark to light blue, so that the order shows in gray too.
 _BLUES, _ASTRA_MARKERS = ("#003F72", "#0072B2", "#56B4E9", "#8CC9EE"), ("o", "^", "d", "X", "s", "v", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
 # Where variants of a method differ by their number format only, each format has its dash, the same in every method.
 _CODEC_DASHES: dict[str, Any] = dict(zip(("fp32", "int8", "int4", "fp16"), _DASHES, strict=True))
 _CODEC_DASHES["topk"] = (0, (5, 1.5, 1, 1.5, 1, 1.5))
 
-# Parts of a latency, in the order in which they are stacked: name in the legend, colour, hatch.
+# Parts of a latency, in the order in which they are stacked: name in the legend, color, hatch.
 PARTS: dict[str, tuple[str, str, str]] = {
     "compute_ms": ("compute", "#0072B2", ""),
     "encode_ms": ("encode", "#CC79A7", "xxx"),
@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
 def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Keyword arguments of a line for each label of ``points``, distinct for up to twenty variants of a method.
 
-    astra's have a colour and a marker for each number of groups, where there are several, and a dash for each variant
+    astra's have a color and a marker for each number of groups, where there are several, and a dash for each variant
     of it; with one number of groups up to 28 variants differ, and up to seven by their markers alone.
     """
     styles: dict[str, dict[str, Any]] = {}
@@ -58,15 +58,15 @@ def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
             if method == "astra" and len(groups) > 1:
                 alike = variants.index[variants["groups"] == variant["groups"]]
                 shade, dash = groups.index(variant["groups"]), list(alike).index(label)
-                colour, marker = _BLUES[shade % len(_BLUES)], _ASTRA_MARKERS[shade % len(_ASTRA_MARKERS)]
+                color, marker = _BLUES[shade % len(_BLUES)], _ASTRA_MARKERS[shade % len(_ASTRA_MARKERS)]
             elif method == "astra":
-                colour, marker = _BLUES[index % len(_BLUES)], _ASTRA_MARKERS[index % len(_ASTRA_MARKERS)]
+                color, marker = _BLUES[index % len(_BLUES)], _ASTRA_MARKERS[index % len(_ASTRA_MARKERS)]
                 dash = index // len(_BLUES)
             else:
-                colour, marker, first_dash = _METHODS.get(str(method), _OTHER)
+                color, marker, first_dash = _METHODS.get(str(method), _OTHER)
                 if not by_codec:
                     marker = (marker, *_FURTHER)[index // len(_DASHES) % (1 + len(_FURTHER))]
                 dash = first_dash + index
             line = _CODEC_DASHES[variant["codec"]] if by_codec else _DASHES[dash % len(_DASHES)]
-            styles[str(label)] = {"color": colour, "marker": marker, "linestyle": line}
+            styles[str(label)] = {"color": color, "marker": marker, "linestyle": line}
     return styles

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
-from experiments.measurement.manifest import Manifest, print_settled
+from experiments.measurement.manifest import Manifest, print_completed
 from experiments.measurement.vit_inputs import CACHE
-from testbed.astra.opq import Rotation
+from testbed.astra.opq import PreRotation
 from testbed.astra.training.ema_quantizer import Gradient, VqSettings
 from testbed.astra.training.evaluation import Examples
 from testbed.astra.training.objective import Objective
@@ -30,16 +30,24 @@ from testbed.results.provenance import short_hash
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ACCURACY
 
-ORIGINAL, KMEANS, TRAINED = "original", "k-means", "trained"
+UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
 DISTILL = Objective(labels=0.0, logits=1.0, states=1.0)
 FLOAT_BITS = 32
 # Keys of the configuration where they are not named as the variant's field.
 AXES = {"codebook_size": "codebook_sizes", "noise": "noises", "commitment": "commitments", "gradient": "gradients"}
-AXES |= {"objective": "objectives", "rotation": "rotations", "seed": "seeds"}
+AXES |= {"objective": "objectives", "pre_rotation": "pre_rotations", "seed": "seeds"}
 # What k-means does not depend on.
 OF_TRAINING = frozenset({"noise", "commitment", "gradient", "objective", "trained_on"})
-BLANK = {"groups": 0, "codebook_size": 0, "levels": 0, "quantised": "", "anchors": 0, "int8_tokens": 0, "noise": 0.0}
-BLANK |= {"rotation": "", "commitment": 0.0, "gradient": "", "class_tokens": "", "objective": "", "trained_on": ""}
+BLANK = {
+    "groups": 0,
+    "codebook_size": 0,
+    "num_quantizers": 0,
+    "quantized": "",
+    "anchor_tokens": 0,
+    "int8_tokens": 0,
+    "noise": 0.0,
+}
+BLANK |= {"pre_rotation": "", "commitment": 0.0, "gradient": "", "class_tokens": "", "objective": "", "trained_on": ""}
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Variant:
 
     groups: int
     codebook_size: int
-    levels: int
-    rotation: Rotation
+    num_quantizers: int
+    pre_rotation: PreRotation
     int8_tokens: int
     noise: float
     commitment: float
@@ -66,7 +74,7 @@ class Variant:
     @property
     def vq(self) -> VqSettings:
         """Of the codebooks."""
-        return VqSettings(noise=self.noise, levels=self.levels, gradient=cast(Gradient, self.gradient))
+        return VqSettings(noise=self.noise, num_quantizers=self.num_quantizers, gradient=cast(Gradient, self.gradient))
 
     def settings(self, training: Training) -> TrainingSettings:
         """Of the adaptation."""
@@ -126,7 +134,7 @@ class Measured:
         return f"{self.value:.2f}{self.unit}, {change}"
 
 
-class Bench(ABC, Generic[V]):
+class AccuracyBench(ABC, Generic[V]):
     """A model under test: knows which rows a variant has, and how to get them."""
 
     def __init__(self, config: QualityConfig, folder: RunFolder, subject: Subject, corpora: Sequence[str] = ("",)):
@@ -136,7 +144,7 @@ class Bench(ABC, Generic[V]):
         """
         self.folder, self.subject, self.corpora = folder, subject, corpora
         self.stages, self.devices, self.seed = config.stages, config.devices, config.seed
-        self.settled = folder.settled(config.retry_failed)
+        self.completed = folder.completed(config.retry_failed)
         trained_on = [max(map(int, text.split("-"))) for text in config.trained_on]
         for key, counts in (("devices", config.devices), ("trained_on", trained_on)):
             if max(counts) > subject.tokens:
@@ -151,15 +159,15 @@ class Bench(ABC, Generic[V]):
         """Bits of a token and layer on the wire."""
 
     def missing(self, variant: V) -> dict[tuple[Any, ...], dict[str, Any]]:
-        """Key -> what is known before, of those of a variant's rows that are not settled."""
-        points = [(ORIGINAL, 1), *itertools.product(self.stages, self.devices)]
+        """Key -> what is known before, of those of a variant's rows that are not completed."""
+        points = [(UNCOMPRESSED, 1), *itertools.product(self.stages, self.devices)]
         rows = [self.row(stage, variant, n, corpus) for stage, n in points for corpus in self.corpora]
-        return {key: row for row in rows if (key := ACCURACY.key(row)) not in self.settled}
+        return {key: row for row in rows if (key := ACCURACY.key(row)) not in self.completed}
 
     def row(self, stage: str, variant: V | None, devices: int, corpus: str = "") -> dict[str, Any]:
         """The columns that are known before anything is measured. What a stage does not depend on is left out of it."""
         settings, bits = BLANK | {"seed": self.seed}, float(FLOAT_BITS * self.subject.hidden)
-        if variant is not None and stage != ORIGINAL:
+        if variant is not None and stage != UNCOMPRESSED:
             left_out = OF_TRAINING if stage == KMEANS else ()
             settings |= {key: value for key, value in asdict(variant).items() if key not in left_out}
             bits = self.bits(variant, devices)
@@ -176,8 +184,8 @@ class Bench(ABC, Generic[V]):
         }
 
     def write(self, row: dict[str, Any], measured: Measured, cost: dict[str, Any]) -> None:
-        """One row, unless it is settled. cost: of the training, as ``adapted`` returns it."""
-        if ACCURACY.key(row) in self.settled:
+        """One row, unless it is completed. cost: of the training, as ``adapted`` returns it."""
+        if ACCURACY.key(row) in self.completed:
             return
         spent = {
             "train_s": cost.get("wall_s"),
@@ -185,7 +193,7 @@ class Bench(ABC, Generic[V]):
             "train_device": cost.get("device", ""),
         }
         self.folder.append([row | measured.columns | spent | {"status": "ok", "error": ""}])
-        self.settled.add(ACCURACY.key(row))
+        self.completed.add(ACCURACY.key(row))
         where = f"{row['stage']}, {row['devices']} device{'s' if row['devices'] > 1 else ''}"
         console().print(f"  {where}{', ' if row['corpus'] else ''}{row['corpus']}: {measured.text}", soft_wrap=True)
 
@@ -196,10 +204,10 @@ def variants(kind: type[V], config: QualityConfig) -> list[V]:
     return [kind(*values) for values in itertools.product(*axes)]
 
 
-def measure_all(bench: Bench[V], candidates: list[V], config: QualityConfig) -> int:
-    """Judge what is not settled yet, row by row. Returns the number of variants that failed."""
+def measure_all(bench: AccuracyBench[V], candidates: list[V], config: QualityConfig) -> int:
+    """Judge what is not completed yet, row by row. Returns the number of variants that failed."""
     todo = [variant for variant in candidates if bench.missing(variant)]
-    print_settled(bench.folder, config, len(set().union(*map(bench.missing, todo))))
+    print_completed(bench.folder, config, len(set().union(*map(bench.missing, todo))))
     if not todo:
         return 0
     Manifest(bench.folder, config)
@@ -214,7 +222,7 @@ def measure_all(bench: Bench[V], candidates: list[V], config: QualityConfig) -> 
             raise
         except TestbedError as fault:
             failed += 1
-            lost = [row for row in bench.missing(variant).values() if row["stage"] != ORIGINAL]
+            lost = [row for row in bench.missing(variant).values() if row["stage"] != UNCOMPRESSED]
             bench.folder.append([row | {"status": "failed", "error": str(fault)} for row in lost])
     return failed
 

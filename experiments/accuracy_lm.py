@@ -30,9 +30,9 @@ from torch import Tensor
 
 from experiments.accuracy_common import (
     KMEANS,
-    ORIGINAL,
     TRAINED,
-    Bench,
+    UNCOMPRESSED,
+    AccuracyBench,
     Measured,
     Subject,
     Variant,
@@ -45,7 +45,7 @@ from testbed.astra.codebooks import fingerprint, load_codebooks
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.astra.int8_tokens import int8_bits
 from testbed.astra.quantizer import Codebooks, check_quantizer
-from testbed.astra.training.decoder import AstraDecoder, Quantised, bits_per_token, quantised_width
+from testbed.astra.training.decoder import AstraDecoder, Quantized, bits_per_token, quantized_width
 from testbed.astra.training.ema_quantizer import VectorQuantizer
 from testbed.comm.group import even_shares
 from testbed.config.schema import AccuracyLmConfig, Texts
@@ -68,18 +68,18 @@ FOLDER_OF = {"english": "brown", "wikitext103": "wikitext-103", "text_folder": "
 
 @dataclass(frozen=True)
 class LmVariant(Variant):
-    """With what of the model is quantised, and how many first tokens stay exact for everybody."""
+    """With what of the model is quantized, and how many first tokens stay exact for everybody."""
 
-    quantised: str
-    anchors: int
+    quantized: str
+    anchor_tokens: int
 
 
 def run(config: AccuracyLmConfig, backend: str, folder: RunFolder) -> int:
-    """Adapt and judge what is not settled yet, row by row. Returns the number of variants that failed."""
+    """Adapt and judge what is not completed yet, row by row. Returns the number of variants that failed."""
     return measure_all(_Bench(config, folder), all_variants(LmVariant, config), config)
 
 
-class _Bench(Bench[LmVariant]):
+class _Bench(AccuracyBench[LmVariant]):
     """The plain model, its likelihoods of every window, and everything a variant is compared with."""
 
     def __init__(self, config: AccuracyLmConfig, folder: RunFolder):
@@ -101,9 +101,9 @@ class _Bench(Bench[LmVariant]):
             self.examples_NS = self._windows(self.data.train, "train", "train_windows", count, self.data.length + 1)
 
     def bits(self, variant: LmVariant, devices: int) -> float:
-        quantised, indices = cast(Quantised, variant.quantised), variant.levels * variant.groups
-        codes = bits_per_token(self.shape, quantised, indices, variant.codebook_size, variant.anchors, 0)
-        width, shares = quantised_width(self.shape, quantised), even_shares(self.data.length, devices)
+        quantized, indices = cast(Quantized, variant.quantized), variant.num_quantizers * variant.groups
+        codes = bits_per_token(self.shape, quantized, indices, variant.codebook_size, variant.anchor_tokens, 0)
+        width, shares = quantized_width(self.shape, quantized), even_shares(self.data.length, devices)
         return codes + int8_bits(variant.int8_tokens, width, shares)
 
     def measure(self, variant: LmVariant) -> None:
@@ -118,7 +118,7 @@ class _Bench(Bench[LmVariant]):
 
     def _student(self, model: Llama | Gpt2, books: Codebooks, variant: LmVariant) -> AstraDecoder:
         quantizer = VectorQuantizer(books.codebooks_LIKd, variant.vq, books.rotation_LDD)
-        of = (quantizer, cast(Quantised, variant.quantised), variant.anchors)
+        of = (quantizer, cast(Quantized, variant.quantized), variant.anchor_tokens)
         return AstraDecoder(model, self.data.length, *of, variant.int8_tokens).eval()
 
     def _codebooks(self, variant: LmVariant) -> Codebooks:
@@ -127,11 +127,11 @@ class _Bench(Bench[LmVariant]):
         One G at a time: that repeats the model's own pass, which is short beside k-means, and a run that is ended
         loses the less.
         """
-        groups, size, quantised = variant.groups, variant.codebook_size, cast(Quantised, variant.quantised)
+        groups, size, quantized = variant.groups, variant.codebook_size, cast(Quantized, variant.quantized)
         title = f"  k-means on {len(self.codebook_NS)} windows of {self.data.train}, or the cache"
         with counted(title) as report:
-            of = (quantised, [groups], size, variant.seed, CACHE, variant.anchors, report, variant.levels)
-            of += (variant.rotation,)
+            of = (quantized, [groups], size, variant.seed, CACHE, variant.anchor_tokens, report, variant.num_quantizers)
+            of += (variant.pre_rotation,)
             return load_codebooks(decoder_codebooks_for(self.model, self.codebook_NS, *of)[groups])
 
     def _adapt(self, student: AstraDecoder, variant: LmVariant) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class _Bench(Bench[LmVariant]):
                     nll_N = window_nll(self.model, self.judged[corpus], report)
                 save_tensors({"nll": nll_N}, CACHE / f"nll-{short_hash(recipe)}.safetensors")
             self._original_nll[corpus] = nll_N
-            self.write(self.row(ORIGINAL, None, 1, corpus), _measured(nll_N, nll_N), {})
+            self.write(self.row(UNCOMPRESSED, None, 1, corpus), _measured(nll_N, nll_N), {})
         return self._original_nll[corpus]
 
     def _windows(self, corpus: str, split: str, key: str, count: int, length: int = 0) -> Tensor:
@@ -189,11 +189,11 @@ def _check(config: AccuracyLmConfig, model: Llama | Gpt2) -> None:
         raise ConfigError(
             "data.length", data.length, f"must be at most {model.config.positions}, the model's positions"
         )
-    for quantised, groups, size in itertools.product(config.quantised, config.groups, config.codebook_sizes):
-        check_quantizer(quantised_width(model.config.shape(1), cast(Quantised, quantised)), groups, size)
-    if max(config.anchors) >= data.length:
-        raise ConfigError("anchors", max(config.anchors), f"must be less than data.length={data.length}")
-    each, need = data.length - max(config.anchors), max(config.codebook_sizes)
+    for quantized, groups, size in itertools.product(config.quantized, config.groups, config.codebook_sizes):
+        check_quantizer(quantized_width(model.config.shape(1), cast(Quantized, quantized)), groups, size)
+    if max(config.anchor_tokens) >= data.length:
+        raise ConfigError("anchor_tokens", max(config.anchor_tokens), f"must be less than data.length={data.length}")
+    each, need = data.length - max(config.anchor_tokens), max(config.codebook_sizes)
     if data.codebook_windows * each < need:
         allowed = f"must be {math.ceil(need / each)} or more: {need} codewords need as many tokens"
         raise ConfigError("data.codebook_windows", data.codebook_windows, allowed)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from experiments.accuracy_common import (
     KMEANS,
-    ORIGINAL,
     TRAINED,
-    Bench,
+    UNCOMPRESSED,
+    AccuracyBench,
     Measured,
     Subject,
     Variant,
@@ -36,7 +36,7 @@ from testbed.astra.training.settings import TrainingSettings
 from testbed.astra.training.vit import AstraVit, ClassTokens
 from testbed.comm.group import even_shares
 from testbed.config.schema import AccuracyConfig
-from testbed.datasets.images import Splits, cifar100, fashion_mnist, picture_folder
+from testbed.datasets.images import Splits, cifar100, fashion_mnist, image_folder
 from testbed.errors import ConfigError
 from testbed.models.weights import ModelChoice, build_model
 from testbed.results.bootstrap import bootstrap_interval
@@ -53,7 +53,7 @@ class VitVariant(Variant):
 
 
 def run(config: AccuracyConfig, backend: str, folder: RunFolder) -> int:
-    """Train and judge what is not settled yet, row by row. Returns the number of variants that failed."""
+    """Train and judge what is not completed yet, row by row. Returns the number of variants that failed."""
     return measure_all(_Bench(config, folder), all_variants(VitVariant, config), config)
 
 
@@ -65,7 +65,7 @@ def load_data(config: AccuracyConfig) -> Splits:
     if data.name == "fashion_mnist":
         splits = fashion_mnist(data.side, *([Path(data.folder)] if data.folder else []))
     else:
-        splits = {"cifar100": cifar100, "pictures": picture_folder}[data.name](Path(data.folder), data.side)
+        splits = {"cifar100": cifar100, "image_folder": image_folder}[data.name](Path(data.folder), data.side)
     if splits.classes != config.model.classes:
         raise ConfigError("model.classes", config.model.classes, f"{data.name} has {splits.classes}")
     if data.train_examples > len(splits.train):
@@ -73,7 +73,7 @@ def load_data(config: AccuracyConfig) -> Splits:
     return splits
 
 
-class _Bench(Bench[VitVariant]):
+class _Bench(AccuracyBench[VitVariant]):
     """The original model, its test answers, and everything a variant is compared with."""
 
     def __init__(self, config: AccuracyConfig, folder: RunFolder):
@@ -87,22 +87,26 @@ class _Bench(Bench[VitVariant]):
         count = config.data.train_examples or len(splits.train)
         self.examples = splits.train.part(torch.arange(count))
         self.validation, self.test = splits.validation, splits.test
-        self.original = AstraVit(build_model(ModelChoice(**asdict(config.model)), tokens, config.seed))
-        self.recipe = {"model": asdict(config.model), "data": asdict(config.data), "original": asdict(config.original)}
+        self.uncompressed = AstraVit(build_model(ModelChoice(**asdict(config.model)), tokens, config.seed))
+        self.recipe = {
+            "model": asdict(config.model),
+            "data": asdict(config.data),
+            "uncompressed": asdict(config.uncompressed),
+        }
         self.recipe |= {"seed": config.seed, "recipe": RECIPE}
-        self._original_right: Tensor | None = None
+        self._uncompressed_correct: Tensor | None = None
 
     def bits(self, variant: VitVariant, devices: int) -> float:
-        codes = variant.levels * variant.groups * index_bits(variant.codebook_size)
+        codes = variant.num_quantizers * variant.groups * index_bits(variant.codebook_size)
         shares = even_shares(self.subject.tokens, devices)
         return codes + int8_bits(variant.int8_tokens, self.subject.hidden, shares)
 
     def measure(self, variant: VitVariant) -> None:
         self._original()
-        model, size = self.original.model, variant.codebook_size
-        of = ([variant.groups], size, variant.seed, variant.levels, variant.rotation)
-        codebooks, rotation = codebooks_of_examples(model, self.examples, *of)[variant.groups]
-        quantizer = VectorQuantizer(codebooks, variant.vq, rotation)
+        model, size = self.uncompressed.model, variant.codebook_size
+        of = ([variant.groups], size, variant.seed, variant.num_quantizers, variant.pre_rotation)
+        codebooks, pre_rotation = codebooks_of_examples(model, self.examples, *of)[variant.groups]
+        quantizer = VectorQuantizer(codebooks, variant.vq, pre_rotation)
         class_tokens = cast(ClassTokens, variant.class_tokens)
         student = AstraVit(copy.deepcopy(model), quantizer, class_tokens, variant.int8_tokens)
         if KMEANS in self.stages:
@@ -110,19 +114,21 @@ class _Bench(Bench[VitVariant]):
         if TRAINED in self.stages:
             settings = variant.settings(self.config.training)
             recipe = self.recipe | {"variant": asdict(variant), "training": asdict(settings)}
-            teacher = self.original if settings.objective.needs_teacher else None
+            teacher = self.uncompressed if settings.objective.needs_teacher else None
             cost = adapted(student, self.examples, self.validation, settings, recipe, teacher)
             self._judge(TRAINED, variant, student, cost)
 
     def _original(self) -> Tensor:
         """Which test examples the uncompressed model gets right, bool [examples]; trained at the first call."""
-        if self._original_right is None:
-            settings = TrainingSettings(**asdict(self.config.original), seed=self.config.seed)
-            cost = adapted(self.original, self.examples, self.validation, settings, self.recipe)
-            self.original.requires_grad_(False)
-            self._original_right = correctness(self.original, self.test, 1)
-            self.write(self.row(ORIGINAL, None, 1), _measured(self._original_right, self._original_right), cost)
-        return self._original_right
+        if self._uncompressed_correct is None:
+            settings = TrainingSettings(**asdict(self.config.uncompressed), seed=self.config.seed)
+            cost = adapted(self.uncompressed, self.examples, self.validation, settings, self.recipe)
+            self.uncompressed.requires_grad_(False)
+            self._uncompressed_correct = correctness(self.uncompressed, self.test, 1)
+            self.write(
+                self.row(UNCOMPRESSED, None, 1), _measured(self._uncompressed_correct, self._uncompressed_correct), cost
+            )
+        return self._uncompressed_correct
 
     def _judge(self, stage: str, variant: VitVariant, student: AstraVit, cost: dict[str, Any]) -> None:
         """Rows of a model on each number of devices."""

@@ -1,7 +1,7 @@
 """How faithful are the emulated links? Messages of known size against the time that they should take.
 
 The ideal of an operation (link_operations.py) is what its busiest link needs for its bytes. A repeat is degraded if
-it takes longer than that by more than TOLERANCE and a moment for each message, or less by more than the calibration
+it takes longer than that by more than TOLERANCE and a moment for each operation, or less by more than the calibration
 allows, or if the rate is off by as much; but where several devices send to one and its queue drops packets, that is
 what was asked. What a point takes too long is this machine's time, which time_scale does not stretch, so the row says
 which time_scale would keep it within the tolerance.
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments.measurement.calibration import RATE_LIMIT_PCT, calibrate, calibrate_fresh, calmest, taken_away
-from experiments.measurement.link_operations import Message
-from experiments.measurement.manifest import NOT_CALMER, Manifest, print_settled
-from experiments.measurement.recovery import LastingSession
+from experiments.measurement.calibration import RATE_LIMIT_PCT, calibrate, calibrate_fresh, lowest_steal, steal_notes
+from experiments.measurement.link_operations import LinkOperation
+from experiments.measurement.manifest import HIGHER_STEAL, Manifest, print_completed
+from experiments.measurement.recovery import RecoveringSession
 from testbed.config.schema import FidelityConfig
 from testbed.errors import ClusterError, CommError, EnvironmentFault
 from testbed.progress import Steps, steps
@@ -36,28 +36,28 @@ RATE_FROM_S = 0.2  # a link's rate can be told from operations whose bytes keep 
 
 
 def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
-    """Measure what is not settled yet and write rows after each point. Returns the number of points that failed."""
-    settled = folder.settled(config.retry_failed, config.retry_degraded)
+    """Measure what is not completed yet and write rows after each point. Returns the number of points that failed."""
+    completed = folder.completed(config.retry_failed, config.retry_degraded)
     grid = {
-        devices: [m for m in _messages(config, devices) if FIDELITY.key(m.columns) not in settled]
+        devices: [m for m in _operations(config, devices) if FIDELITY.key(m.columns) not in completed]
         for devices in config.devices
     }
     count = sum(map(len, grid.values()))
-    print_settled(folder, config, count)
+    print_completed(folder, config, count)
     if not count:
         return 0
     manifest = Manifest(folder, config)
     failed = 0
-    for devices, messages in grid.items():
-        if not messages:
+    for devices, operations in grid.items():
+        if not operations:
             continue
         facts: dict[str, Any] = {"devices": devices, "calibration": []}
-        with LastingSession(config, backend, devices, partial(_begin, config, backend, facts)) as lasting:
+        with RecoveringSession(config, backend, devices, partial(_begin, config, backend, facts)) as recovering:
             manifest.open_cluster(facts)
-            costs = (_cost_s(config, lasting.session, message) for message in messages)
-            with steps(f"{len(messages)} points", sum(costs)) as shown:
-                failed += _measure_all(config, backend, folder, lasting, messages, shown)
-            facts["calibration"].append(vars(calibrate(lasting.session, _link_rates(lasting.session, config))))
+            costs = (_cost_s(config, recovering.session, operation) for operation in operations)
+            with steps(f"{len(operations)} points", sum(costs)) as shown:
+                failed += _measure_all(config, backend, folder, recovering, operations, shown)
+            facts["calibration"].append(vars(calibrate(recovering.session, _link_rates(recovering.session, config))))
             manifest.close_cluster(facts)
     return failed
 
@@ -75,7 +75,7 @@ def _link_rates(session: Session, config: FidelityConfig) -> list[float]:
     return [rate / session.time_scale for rate in config.rates]
 
 
-def _messages(config: FidelityConfig, devices: int) -> list[Message]:
+def _operations(config: FidelityConfig, devices: int) -> list[LinkOperation]:
     """The points of one cluster: in random order within each setting of the links, so that these are set rarely."""
     order = random.Random(f"{config.seed}/{devices}")
     links = list(itertools.product(config.shapers, config.rates, config.queues_kb))
@@ -83,7 +83,7 @@ def _messages(config: FidelityConfig, devices: int) -> list[Message]:
     found = []
     for shaper, rate, queue in links:
         what = itertools.product(config.patterns, config.sizes_bytes)
-        batch = [Message(pattern, shaper, devices, rate, size, queue) for pattern, size in what]
+        batch = [LinkOperation(pattern, shaper, devices, rate, size, queue) for pattern, size in what]
         order.shuffle(batch)
         found += batch
     return found
@@ -93,36 +93,38 @@ def _measure_all(
     config: FidelityConfig,
     backend: str,
     folder: RunFolder,
-    lasting: LastingSession,
-    messages: list[Message],
+    recovering: RecoveringSession,
+    operations: list[LinkOperation],
     shown: Steps,
 ) -> int:
     """Rows of all points; a fault costs its point. Returns the number of points that failed."""
     failed = done = 0
     fixed = {"topology": config.topology.name, "network": backend, "time_scale": config.time_scale}
-    fixed["collective"] = lasting.session.collective if config.comm == "tcp" else config.comm
-    for link, batch in itertools.groupby(messages, lambda message: message.link):
+    fixed["all_gather"] = recovering.session.all_gather if config.transport == "tcp" else config.transport
+    for link, batch in itertools.groupby(operations, lambda operation: operation.link):
         batch = list(batch)
-        costs = {message: _cost_s(config, lasting.session, message) for message in batch}
+        costs = {operation: _cost_s(config, recovering.session, operation) for operation in batch}
         try:
-            lasting.shape(*link)
+            recovering.shape(*link)
         except EnvironmentFault as fault:
             folder.append([m.columns | fixed | {"status": "skipped", "error": str(fault)} for m in batch])
             done += len(batch)
             shown.done(sum(costs.values()), f"{batch[0].shaper}: {len(batch)} points SKIPPED: {fault}")
             continue
-        for message in batch:
+        for operation in batch:
             done, begin = done + 1, time.monotonic()
-            shown.begin(f"[{done}/{len(messages)}] {message.label}")
+            shown.begin(f"[{done}/{len(operations)}] {operation.label}")
             try:
-                rows = [message.columns | fixed | measured for measured in _measure(config, lasting.session, message)]
+                rows = [
+                    operation.columns | fixed | measured for measured in _measure(config, recovering.session, operation)
+                ]
             except (ClusterError, CommError) as fault:
-                rows = [message.columns | fixed | {"status": "failed", "error": str(fault)}]
+                rows = [operation.columns | fixed | {"status": "failed", "error": str(fault)}]
                 failed += 1
-                lasting.mend(fault)
-                lasting.shape(*link)
-            note = "" if folder.append_calmer(rows) else NOT_CALMER
-            shown.done(costs[message], f"[{done}/{len(messages)}] {_describe(message, rows, begin)}{note}")
+                recovering.recover(fault)
+                recovering.shape(*link)
+            note = "" if folder.append_lower_steal(rows) else HIGHER_STEAL
+            shown.done(costs[operation], f"[{done}/{len(operations)}] {_describe(operation, rows, begin)}{note}")
     return failed
 
 
@@ -136,12 +138,12 @@ class Observed:
     drops: int | None
 
 
-def _observe(session: Session, message: Message, repeats: int) -> Observed:
+def _observe(session: Session, operation: LinkOperation, repeats: int) -> Observed:
     """Carry the operation out."""
     network = session.network
-    session.collective_s(message.pattern, min(message.size_bytes, 10_000), 1)  # a warm-up
+    session.collective_s(operation.pattern, min(operation.size_bytes, 10_000), 1)  # a warm-up
     carried, retransmits, drops = network.carried_bytes(), session.retransmits(), network.dropped_packets()
-    seconds = session.collective_s(message.pattern, message.size_bytes, repeats)
+    seconds = session.collective_s(operation.pattern, operation.size_bytes, repeats)
     carried_after, drops_after = network.carried_bytes(), network.dropped_packets()
     hops = None
     if carried is not None and carried_after is not None:
@@ -150,44 +152,44 @@ def _observe(session: Session, message: Message, repeats: int) -> Observed:
     return Observed(seconds, hops, session.retransmits() - retransmits, dropped)
 
 
-def _measure(config: FidelityConfig, session: Session, message: Message) -> Iterable[dict[str, Any]]:
+def _measure(config: FidelityConfig, session: Session, operation: LinkOperation) -> Iterable[dict[str, Any]]:
     """What was measured, for each repeat; counters are of all repeats together, shared out.
 
-    While the host of a virtual machine takes the cores away it is measured again (``calmest``).
+    While the host of a virtual machine takes the cores away it is measured again (``lowest_steal``).
     """
-    rate_bps = message.rate_mbps * 1e6 / session.time_scale
-    over = session.graph, session.collective
-    ideal = message.ideal_s(*over, rate_bps)
+    rate_bps = operation.rate_mbps * 1e6 / session.time_scale
+    over = session.graph, session.all_gather
+    ideal = operation.ideal_s(*over, rate_bps)
     repeats = max(1, min(config.repeats, int(config.point_budget_s / ideal)))
-    stolen_pct, seen = calmest(lambda: _observe(session, message, repeats), config.point_budget_s)
+    steal_pct, seen = lowest_steal(lambda: _observe(session, operation, repeats), config.point_budget_s)
     median = statistics.median(seen.seconds)
     # What a full queue has dropped is what an incast is about, and no fault of the emulation.
-    promised = not (message.is_incast and seen.drops)
+    promised = not (operation.is_incast and seen.drops)
     wire = rate_error = None
     if seen.carried_bytes is not None:
         carried = {hop: count / repeats for hop, count in seen.carried_bytes.items()}
         wire = round(max(carried.values()))
-        full = message.full_hop(*over)
+        full = operation.full_hop(*over)
         if promised and ideal >= RATE_FROM_S and full is not None:
             rate_error = 100 * (8 * carried[full] / median / (session.graph.share[full] * rate_bps) - 1)
-    needed = _needed_time_scale(message, median, ideal, rate_error, session.time_scale) if promised else None
+    needed = _needed_time_scale(operation, median, ideal, rate_error, session.time_scale) if promised else None
     to_ms = 1e3 / session.time_scale
     for repeat, elapsed in enumerate(seen.seconds):
-        notes = _breaches(message, elapsed, ideal, rate_error) if promised else []
+        notes = _breaches(operation, elapsed, ideal, rate_error) if promised else []
         if notes:
-            notes += taken_away(stolen_pct)
+            notes += steal_notes(steal_pct)
         yield {
             "repeat": repeat,
             "time_ms": to_ms * elapsed,
             "ideal_ms": to_ms * ideal,
-            "payload_ms": to_ms * message.payload_s(*over, rate_bps),
+            "payload_ms": to_ms * operation.payload_s(*over, rate_bps),
             "rate_error_pct": rate_error,
             "wire_bytes": wire,
             "retransmits": seen.retransmits,
             "drops": seen.drops,
-            "free_burst_bytes": session.free_burst_bytes,
+            "burst_credit_bytes": session.burst_credit_bytes,
             "needed_time_scale": needed,
-            "steal_pct": stolen_pct,
+            "steal_pct": steal_pct,
             "fidelity": "degraded" if notes else "ok",
             "fidelity_note": "; ".join(notes),
             "status": "ok",
@@ -195,10 +197,10 @@ def _measure(config: FidelityConfig, session: Session, message: Message) -> Iter
         }
 
 
-def _breaches(message: Message, elapsed_s: float, ideal_s: float, rate_error_pct: float | None) -> list[str]:
+def _breaches(operation: LinkOperation, elapsed_s: float, ideal_s: float, rate_error_pct: float | None) -> list[str]:
     """What is wrong with one operation, in words."""
     found = []
-    if elapsed_s > (1 + TOLERANCE) * ideal_s + message.slack_s() or _is_too_fast(elapsed_s, ideal_s):
+    if elapsed_s > (1 + TOLERANCE) * ideal_s + operation.slack_s() or _is_too_fast(elapsed_s, ideal_s):
         found.append(f"{elapsed_s / ideal_s:.2f} times the ideal")
     if rate_error_pct is not None and abs(rate_error_pct) > RATE_LIMIT_PCT:
         found.append(f"link rate off by {rate_error_pct:+.1f}%")
@@ -211,7 +213,7 @@ def _is_too_fast(elapsed_s: float, ideal_s: float) -> bool:
 
 
 def _needed_time_scale(
-    message: Message, elapsed_s: float, ideal_s: float, rate_error_pct: float | None, time_scale: float
+    operation: LinkOperation, elapsed_s: float, ideal_s: float, rate_error_pct: float | None, time_scale: float
 ) -> float | None:
     """The least power of two by which links would have to be slower for the promise to hold; None if none would help.
 
@@ -219,22 +221,22 @@ def _needed_time_scale(
     """
     if _is_too_fast(elapsed_s, ideal_s) or (rate_error_pct or 0) > RATE_LIMIT_PCT:
         return None
-    late = time_scale * (elapsed_s - ideal_s - message.slack_s()) / (TOLERANCE * ideal_s)
+    late = time_scale * (elapsed_s - ideal_s - operation.slack_s()) / (TOLERANCE * ideal_s)
     slow = time_scale * -(rate_error_pct or 0) / RATE_LIMIT_PCT
     return 2.0 ** max(0, math.ceil(math.log2(max(late, slow, 1e-9))))
 
 
-def _cost_s(config: FidelityConfig, session: Session, message: Message) -> float:
+def _cost_s(config: FidelityConfig, session: Session, operation: LinkOperation) -> float:
     """About how long a point takes, for the progress bar."""
-    ideal = message.ideal_s(session.graph, session.collective, message.rate_mbps * 1e6 / config.time_scale)
+    ideal = operation.ideal_s(session.graph, session.all_gather, operation.rate_mbps * 1e6 / config.time_scale)
     return 0.2 + max(ideal, min(config.point_budget_s, ideal * config.repeats))
 
 
-def _describe(message: Message, rows: list[dict[str, Any]], begin_s: float) -> str:
+def _describe(operation: LinkOperation, rows: list[dict[str, Any]], begin_s: float) -> str:
     """One line about a finished point."""
     if rows[0]["status"] != "ok":
-        return f"{message.label}: {rows[0]['status'].upper()}: {rows[0]['error']}"
+        return f"{operation.label}: {rows[0]['status'].upper()}: {rows[0]['error']}"
     median = statistics.median(row["time_ms"] for row in rows)
     marks = "" if all(row["fidelity"] == "ok" for row in rows) else ", degraded"
     spent, ratio = time.monotonic() - begin_s, median / rows[0]["ideal_ms"]
-    return f"{message.label}: {median:.2f} ms, {ratio:.2f} x ideal{marks} ({spent:.1f} s)"
+    return f"{operation.label}: {median:.2f} ms, {ratio:.2f} x ideal{marks} ({spent:.1f} s)"

@@ -8,11 +8,11 @@ from typing import Any
 
 from experiments.cost_model import analytic
 from experiments.cost_model.point_costs import skip_impossible
-from experiments.measurement.cluster_bench import Bench, describe_rows, resolve_mode
-from experiments.measurement.decoder_inputs import prepare_prompts
-from experiments.measurement.manifest import NOT_CALMER, Manifest, print_settled
+from experiments.measurement.cluster_bench import ClusterBench, describe_rows, resolve_mode
+from experiments.measurement.decoder_inputs import prepare_decoder_inputs
+from experiments.measurement.manifest import HIGHER_STEAL, Manifest, print_completed
 from experiments.measurement.time_scale import pace
-from experiments.measurement.vit_inputs import prepare_pictures
+from experiments.measurement.vit_inputs import prepare_vit_inputs
 from testbed.config.schema import AUTO, DecoderLatencyConfig, LatencyConfig
 from testbed.grid import Point, batches
 from testbed.progress import steps
@@ -50,26 +50,26 @@ def run_points(
 
     extra_rows(point): more rows of a point, which are not measured on the cluster.
     """
-    settled = skip_impossible(config, folder) | folder.settled(config.retry_failed, config.retry_degraded)
-    todo = [(devices, [p for p in batch if p.key not in settled]) for devices, batch in batches(config)]
+    completed = skip_impossible(config, folder) | folder.completed(config.retry_failed, config.retry_degraded)
+    todo = [(devices, [p for p in batch if p.key not in completed]) for devices, batch in batches(config)]
     todo = [(devices, batch) for devices, batch in todo if batch]
     count = sum(len(batch) for _, batch in todo)
-    print_settled(folder, config, count)
+    print_completed(folder, config, count)
     if not count:
         return 0
     manifest = Manifest(folder, config)
     remaining = [point for _, batch in todo for point in batch]
     if isinstance(config, DecoderLatencyConfig):
-        assets = prepare_prompts(config, remaining)
+        assets = prepare_decoder_inputs(config, remaining)
     else:
-        assets = prepare_pictures(config, remaining)
+        assets = prepare_vit_inputs(config, remaining)
     failed = 0
     for devices, batch in todo:
         chosen = modes(devices, min(each.core_macs_per_s for each in assets.values()))
         print(
             f"cluster of {devices} devices on {backend}; compute mode {'; '.join(MODE_WORDS[mode] for mode in chosen)}"
         )
-        with Bench(config, backend, devices, assets, batch, chosen) as bench:
+        with ClusterBench(config, backend, devices, assets, batch, chosen) as bench:
             print(f"up in {bench.facts['start_s']:.1f} s")
             manifest.open_cluster(bench.manifest())
             measured: list[Point] = []
@@ -83,10 +83,10 @@ def run_points(
                         rows += extra_rows(point)
                     failed += any(row["status"] != "ok" for row in rows)
                     line = describe_rows(point, rows, time.monotonic() - begin)
-                    if folder.append_calmer(rows):
+                    if folder.append_lower_steal(rows):
                         measured.append(point)
                     else:
-                        line += NOT_CALMER
+                        line += HIGHER_STEAL
                     shown.done(costs[point], f"[{number}/{len(batch)}] {line}")
             folder.degrade({point.key: reason for point, reason in bench.recalibrate(measured).items()})
             manifest.close_cluster(bench.manifest())

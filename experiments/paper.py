@@ -28,7 +28,7 @@ WHOLE = "full"  # the report's folder where no preset is chosen
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialAttention:
     """One experiment. minutes: about, on two cores. folder: where its results belong, which depends on all settings."""
 
     config: str
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     return _report(parts, lost, out)
 
 
-def _parts(words: list[str]) -> tuple[list[Part], Path]:
+def _parts(words: list[str]) -> tuple[list[PartialAttention], Path]:
     """Everything that is to be run, and where the report goes. Raises ConfigError before anything is started."""
     rows = paper_configs().to_dict("records")
     commands = [[f"+experiment={row['config']}", *words] for row in rows]
@@ -73,13 +73,13 @@ def _parts(words: list[str]) -> tuple[list[Part], Path]:
     preset = configs[0].preset
     minutes = "quick_minutes" if preset else "minutes"
     parts = [
-        Part(row["config"], row["what"], row[minutes], command, results_folder(config).path)
+        PartialAttention(row["config"], row["what"], row[minutes], command, results_folder(config).path)
         for row, command, config in zip(rows, commands, configs, strict=True)
     ]
     return parts, Path(configs[0].results_dir) / NAME / (preset or WHOLE)
 
 
-def _announced(parts: list[Part]) -> Iterator[str]:
+def _announced(parts: list[PartialAttention]) -> Iterator[str]:
     """A line for each part, what lies before everybody first."""
     total = sum(part.minutes for part in parts)
     plan = [f"  {part.minutes:>4g} min  {part.command}" for part in parts]
@@ -95,7 +95,7 @@ def _duration(minutes: float) -> str:
     return f"{minutes:g} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
 
 
-def _report(parts: list[Part], lost: list[Part], out: Path) -> int:
+def _report(parts: list[PartialAttention], lost: list[PartialAttention], out: Path) -> int:
     """One page about all parts that have rows, and its last table once more on the screen."""
     folders = [part.folder for part in parts if results_file(part.folder)]
     if not folders:

@@ -1,4 +1,4 @@
-"""The points of a sweep: what is measured, in which order, and how a sweep and its points are recognised again."""
+"""The points of a sweep: what is measured, in which order, and how a sweep and its points are recognized again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Point:
     speeds: tuple[float, ...] = ()  # of the ranks, where their shares are in proportion; else these are equal
 
     @property
-    def shares(self) -> str:
+    def partition(self) -> str:
         """By what the work is shared out: speed or equal, as in the key of that name."""
         return "speed" if self.speeds else "equal"
 
@@ -50,11 +50,11 @@ class Point:
             "method": self.method,
             "groups": settings.get("groups", 0),
             "codebook_size": settings.get("codebook_size", 0),
-            "speedups": settings.get("speedups", ""),
+            "optimizations": settings.get("optimizations", ""),
             "codec": "vq" if "groups" in settings else settings.get("codec", "fp32"),
             "settings": self._other_settings,
             "devices": self.devices,
-            "shares": self.shares,
+            "partition": self.partition,
             "bandwidth_mbps": self.bandwidth_mbps,
             "tokens": self.tokens,
         }

@@ -11,9 +11,9 @@ from torch import Tensor
 class Output:
     """What one rank holds after a forward pass.
 
-    hidden: normalised last states [rows, D] of content tokens ``start`` to ``start + rows``; None if this rank has
+    hidden: normalized last states [rows, D] of content tokens ``start`` to ``start + rows``; None if this rank has
     none. logits: [classes], on the ranks that have the final answer. codes: what this rank sent, for methods that
-    quantise: indices [layers, rows, groups]. messages: what it sent with a lossy codec, in order.
+    quantize: indices [layers, rows, groups]. messages: what it sent with a lossy codec, in order.
     """
 
     hidden: Tensor | None

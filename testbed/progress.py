@@ -36,7 +36,7 @@ class Steps:
             self._bar.advance(self._task, cost)
 
     def fraction(self, cost: float) -> None:
-        """Part of a step is over."""
+        """PartialAttention of a step is over."""
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, cost)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from testbed.cluster.nodes import Cluster
-from testbed.cluster.worker import Pass
+from testbed.cluster.worker import ForwardTiming
 from testbed.comm.pacing import CreditHold
 from testbed.comm.schedule import AUTO
 from testbed.config.schema import Config, LatencyConfig
@@ -47,13 +47,14 @@ def open_session(config: Config, backend: str, devices: int) -> Session:
     scale = 1.0 if config.time_scale == AUTO else config.time_scale
     queue_kb = config.queue_kb if isinstance(config, LatencyConfig) else QUEUE_KB
     graph = config.topology.graph(devices)
-    return Session(backend, graph, config.comm, scale, config.timeout_s, config.collective, queue_kb)
+    return Session(backend, graph, config.transport, scale, config.timeout_s, config.all_gather, queue_kb)
 
 
 class Session:
     """An actor on each device of a graph, joined by its emulated links. A context manager.
 
-    comm: ``tcp`` or ``gloo``. time_scale: links run this many times slower than asked for, as the device's clock does.
+    transport: ``tcp`` or ``gloo``. time_scale: links run this many times slower than asked for, as the device's clock
+    does.
     timeout_s: the longest that joining, or one operation beyond what its bytes need on the link, may take. queue_kb: of
     switches' ports. collective: how ranks gather (testbed.comm.schedule), or ``auto``: as it suits the links.
     """
@@ -62,15 +63,15 @@ class Session:
         self,
         backend: str,
         graph: LinkGraph,
-        comm: str = "tcp",
+        transport: str = "tcp",
         time_scale: float = 1.0,
         timeout_s: float = 30.0,
-        collective: str = AUTO,
+        all_gather: str = AUTO,
         queue_kb: float = QUEUE_KB,
     ):
-        self.graph, self.devices, self.comm = graph, graph.devices, comm
+        self.graph, self.devices, self.transport = graph, graph.devices, transport
         self.time_scale, self.timeout_s, self.queue_kb = time_scale, timeout_s, queue_kb
-        self.collective = graph.collective(collective)
+        self.all_gather = graph.all_gather(all_gather)
         self.network = make_network(backend, graph)
         self._stack = contextlib.ExitStack()
         self.start_s = self.reshape_s = 0.0
@@ -93,7 +94,7 @@ class Session:
         addresses = self.cluster.call_each(
             "listen", [(ip,) for ip in self.network.device_data_ips], timeout_s=self.timeout_s, phase="listen"
         )
-        if self.comm == "gloo":
+        if self.transport == "gloo":
             store = str(scratch() / f"gloo-{time.monotonic_ns()}")
             args = [(ip, store, self.timeout_s) for ip in self.network.device_data_ips]
             self.cluster.call_each("connect_gloo", args, timeout_s=self.timeout_s + ANSWER_S, phase="connect")
@@ -111,16 +112,16 @@ class Session:
         begin = time.monotonic()
         rate_bps = bandwidth_mbps * 1e6 / self.time_scale
         self.network.shape(rate_bps, shaper, self.queue_kb if queue_kb is None else queue_kb)
-        links = [(self.network.links_of(rank, self.collective),) for rank in range(self.devices)]
+        links = [(self.network.links_of(rank, self.all_gather),) for rank in range(self.devices)]
         self.cluster.call_each("set_links", links, timeout_s=self.timeout_s, phase="shape")
         pacings = [route.pacing for (of_rank,) in links for route in of_rank.routes.values()]
-        self._pays_bucket = self.comm == "tcp" and all(isinstance(pacing, CreditHold) for pacing in pacings)
+        self._holds_burst_credit = self.transport == "tcp" and all(isinstance(pacing, CreditHold) for pacing in pacings)
         self.reshape_s = time.monotonic() - begin
 
     @property
-    def free_burst_bytes(self) -> int:
+    def burst_credit_bytes(self) -> int:
         """What an idle link lets through at once and nobody pays for: nothing, unless a transport cannot hold back."""
-        return 0 if self._pays_bucket else self.network.bucket_bytes
+        return 0 if self._holds_burst_credit else self.network.bucket_bytes
 
     def idle_bytes(self) -> int | None:
         """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""
@@ -141,13 +142,13 @@ class Session:
         arguments = (key, name, speeds, settings, codebooks)
         self.cluster.call("prepare", *arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=f"prepare {key}")
 
-    def verify(self, key: str) -> list[tuple[Output, Pass]]:
+    def verify(self, key: str) -> list[tuple[Output, ForwardTiming]]:
         """One pass with real arithmetic through the links as they are now; by rank."""
         return self.cluster.call("verify", key, timeout_s=COMPUTE_TIMEOUT_S, phase=f"verify {key}")
 
     def measure(
         self, key: str, mode: str, devices: Sequence[Device], repeats: int, warmups: int, expected_s: float
-    ) -> tuple[list[list[Pass]], float | None]:
+    ) -> tuple[list[list[ForwardTiming]], float | None]:
         """Timed passes, [rank][repeat], and the bytes that a pass puts on the link, one way, that carries most.
 
         devices: what each rank plays. expected_s: what one pass should take on this machine's clock; the call fails
@@ -168,7 +169,7 @@ class Session:
         before = self.network.carried_bytes()
         if before is None:
             return None
-        self.cluster.call("collective", "nothing", 0, LINE_UPS, timeout_s=self.timeout_s, phase="line up")
+        self.cluster.call("time_operation", "nothing", 0, LINE_UPS, timeout_s=self.timeout_s, phase="line up")
         after = self.network.carried_bytes() or before
         return {hop: (after[hop] - before[hop]) / LINE_UPS for hop in before}
 
@@ -181,7 +182,7 @@ class Session:
         """
         of_ranks = [()] * self.devices if peers is None else peers
         arguments = [(operation, payload_bytes, repeats, of) for of in of_ranks]
-        return self.cluster.call_each("collective", arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=operation)
+        return self.cluster.call_each("time_operation", arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=operation)
 
     def retransmits(self) -> int:
         """Segments that the ranks' data connections have sent twice so far."""

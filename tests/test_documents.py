@@ -21,24 +21,30 @@ from analysis.report import render
 from analysis.report.__main__ import main as report_main
 from experiments import paper
 from testbed.config.load import load_config
+from testbed.results.schema import SCHEMAS
 from testbed.run import INFORMING, OK
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "ARTIFACT.md", *(ROOT / "docs").glob("*.md"), ROOT / "docs/measured/README.md"]
+GENERATED = ("configuration.md", "columns.md")  # from conf/ and from the row schema
 ADDITIONS = [ROOT / "docs" / name for name in ("extending.md", "adding-a-method.md")]
-PAGES = [path for path in PAGES if path not in ADDITIONS and path.name != "configuration.md"]
+PAGES = [ROOT / "README.md", ROOT / "ARTIFACT.md", *(ROOT / "docs").glob("*.md"), ROOT / "docs/measured/README.md"]
+PAGES = [path for path in PAGES if path not in ADDITIONS and path.name not in GENERATED]
+DECISIONS = sorted((ROOT / "docs/decisions").glob("*.md"))
+LINE_LENGTH = 120  # of a line that somebody wrote
+README_LINES = 170
 TARGETS = dict(re.findall(r"^([a-z]+): .*## .*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PYTHON = (".venv/bin/python", "python")
 SAMPLE = "notebooks/sample/bandwidth_sweep"
 PROFILE_ON = ("README.md", "docs/extending.md")
 OPEN = re.compile(r"\.\.\.|\b[A-Z]{3,}\b")  # to be filled in by the reader
+TERM = re.compile(r"^- \*\*(.+?)\*\*((?:.*\n)+?)(?=^- |^$)", re.MULTILINE)
 
 
 def commands(path: Path) -> list[str]:
     """What a page's blocks and its text in typewriter say to type, without what the reader has to fill in."""
     text = path.read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`((?:make|testbed|\.venv/bin/python -m|python -m) [^`\n]+)`", text)
     return [line for line in lines if line and not line.startswith("#") and not OPEN.search(line.replace("ARGS", ""))]
 
@@ -65,7 +71,9 @@ ALL = [(path.relative_to(ROOT).as_posix(), line) for path in PAGES for line in c
 
 def test_the_pages_have_commands() -> None:
     of_page = {where: [line for other, line in ALL if other == where] for where, _ in ALL}
-    assert len(of_page["README.md"]) > 15 and len(of_page["ARTIFACT.md"]) > 8
+    at_least = {"README.md": 8, "ARTIFACT.md": 11, "docs/results.md": 15, "docs/changing.md": 6}
+    at_least |= {"docs/measured/README.md": 35, "docs/real_devices.md": 2}
+    assert {where: len(of_page[where]) for where, least in at_least.items() if len(of_page[where]) < least} == {}
 
 
 @pytest.mark.parametrize(("where", "line"), ALL)
@@ -87,7 +95,7 @@ READING = sorted({tuple(words) for _, line in ALL if (words := words_of(line)) a
 def test_a_command_that_only_reads_runs(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a figure"))
     monkeypatch.setattr(render, "CHROMIUM", ("no-such-browser",))
     monkeypatch.chdir(ROOT)
     module, *given = words
@@ -95,14 +103,44 @@ def test_a_command_that_only_reads_runs(
     assert READERS[module]([*shown, *(["--out", str(tmp_path)] if module == "analysis.report" else [])]) == OK
 
 
-@pytest.mark.parametrize("path", PAGES + ADDITIONS, ids=lambda path: path.name)
+def fragments(path: Path) -> set[str]:
+    """What links may add behind # to a page: its headings, as GitHub and the site write them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES + ADDITIONS + DECISIONS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(path: Path) -> None:
-    text = path.read_text()
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", text):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
-    for anchor in re.findall(r"\]\(#([\w-]+)\)", text):
-        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+    for target, fragment in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]*))?\)", path.read_text()):
+        page = path.parent / target if target else path
+        assert target.startswith("https://") or page.exists(), target
+        assert not fragment or page.suffix != ".md" or fragment in fragments(page), f"{target}#{fragment}"
+
+
+@pytest.mark.parametrize("path", PAGES + ADDITIONS + DECISIONS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_lines_are_short(path: Path) -> None:
+    assert [line for line in path.read_text().splitlines() if len(line) > LINE_LENGTH] == []
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= README_LINES
+    pages = {path.relative_to(ROOT).as_posix() for path in [*PAGES, *ADDITIONS]} - {"README.md", "docs/index.md"}
+    assert {page for page in pages if f"]({page})" not in text} == set()
+
+
+def test_the_glossary_defines_each_term_once_with_its_source_and_its_use() -> None:
+    entries = TERM.findall((ROOT / "docs/glossary.md").read_text())
+    names = [name for name, _ in entries]
+    assert len(names) > 100 and len(names) == len(set(names))
+    known = {name for schema in SCHEMAS for name in schema.columns}
+    known |= set(re.findall(r"`[+]?([\w.]+)(?:=[^`]*)?`", (ROOT / "docs/configuration.md").read_text()))
+    for name, words in entries:
+        assert " *Source:* " in " ".join(words.split()), name
+        used = re.findall(r"`([^`]+)`", words.partition("*Used in:*")[2])
+        for word in [re.sub(r"=.*", "", word).lstrip("+") for word in used]:
+            is_file = (ROOT / word).exists() or re.search(r"\.(json|csv|parquet|png)$", word)
+            assert is_file or word in known, f"{name}: {word}"
 
 
 def test_every_claim_says_all_that_a_reader_needs() -> None:
@@ -131,11 +169,11 @@ def test_latencies_are_those_of_the_sample() -> None:
 
 @pytest.mark.parametrize(
     ("page", "accuracies"),
-    [("README.md", ["accuracy_vit_8_rotation", "accuracy_vit_1"]), ("ARTIFACT.md", ["accuracy_vit_8_rotation"])],
+    [("docs/results.md", ["accuracy_vit_8_rotation", "accuracy_vit_1"]), ("ARTIFACT.md", ["accuracy_vit_8_rotation"])],
 )
 def test_speed_ups_and_accuracies_are_those_that_are_kept(page: str, accuracies: list[str]) -> None:
     speedups = speedup_table(load_rows(ROOT / "docs/measured/ablation")).round(2)
-    for name in ("paper", "tables", "tables+overlap"):
+    for name in ("paper", "lut", "lut+overlap"):
         assert table_row(page, name) == speedups.loc[f"astra G=1 {name}"].to_list()
     kept = [
         load_rows(ROOT / "docs/measured" / folder).set_index(["devices", "stage"])["change"] for folder in accuracies
@@ -145,8 +183,22 @@ def test_speed_ups_and_accuracies_are_those_that_are_kept(page: str, accuracies:
         assert table_row(page, str(devices)) == [round(change, 2) for change in shown]
 
 
+def test_the_readmes_sentences_quote_kept_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    speedups = speedup_table(load_rows(ROOT / SAMPLE))
+    for name, words in (("auto", "`astra G=1 auto` at 10 Mbps: {:.2f}."), ("paper", "`paper` reaches {:.2f} here")):
+        assert words.format(speedups.loc[f"astra G=1 {name}", 10]) in text
+    for folder, groups in (("accuracy_vit_8_rotation", 8), ("accuracy_vit_1", 1)):
+        rows = load_rows(ROOT / "docs/measured" / folder).set_index(["stage", "devices"])
+        assert f"{rows['value']['uncompressed', 1]:.2f}% correct" in text
+        change, low, high = (rows[name]["trained", 4] for name in ("change", "change_low", "change_high"))
+        assert re.search(
+            rf"by {change:+.2f} points with G = {groups} \([^)]*{low:+.2f} to {re.escape(f'{high:+.2f}')}", text
+        )
+
+
 def test_the_readmes_python_runs_on_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a figure"))
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     exec(code.replace("results/latest", str(ROOT / SAMPLE)), {})

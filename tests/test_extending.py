@@ -50,7 +50,7 @@ def test_the_page_has_files_and_commands() -> None:
 def test_commands_are_accepted(copy: Path) -> None:
     done = python(copy, "-c", CHECK, input="\n".join(COMMANDS))
     sweeps = ["bandwidth_sweep"] * 2
-    assert done.stdout.split() == [*sweeps, "unequal_devices", *sweeps, "smoke"], done.stderr
+    assert done.stdout.split() == [*sweeps, "heterogeneous_devices", *sweeps, "smoke"], done.stderr
     for name in ("my_board", "vit_large", "two_rooms", "broadcast"):
         assert any(name in command for command in COMMANDS)
 
@@ -64,7 +64,7 @@ def test_the_topology_is_what_the_page_says(copy: Path) -> None:
     script = (
         "from testbed.config.load import load_config\n"
         "links = load_config(['+experiment=bandwidth_sweep', 'topology=two_rooms', 'devices=4']).topology.graph(4)\n"
-        "print(links.rooms, links.suited, links.routes[0, 1], links.share['h0', 'd0'], links.share['d0', 'd1'])"
+        "print(links.subnets, links.suited, links.routes[0, 1], links.share['h0', 'd0'], links.share['d0', 'd1'])"
     )
     assert python(copy, "-c", script).stdout == "((0, 1), (2, 3)) hierarchical (('h0', 'h1'),) 0.5 0.1\n"
 

@@ -16,7 +16,7 @@ from testbed.results.schema import LATENCY
 
 @cache
 def smoke() -> LatencyConfig:
-    return load_config(["+experiment=smoke", "mix=gtx1660ti+half_gtx1660ti"])
+    return load_config(["+experiment=smoke", "device_mix=gtx1660ti+half_gtx1660ti"])
 
 
 @st.composite
@@ -24,7 +24,7 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
     def some(items: list[Any]) -> list[Any]:
         return draw(st.lists(st.sampled_from(items), min_size=1, unique=True))
 
-    groups = {"groups": some([1, 16, 32]), "codebook_size": 1024, "speedups": some(["paper", "auto"])}
+    groups = {"groups": some([1, 16, 32]), "codebook_size": 1024, "optimizations": some(["paper", "auto"])}
     methods = some(["single", "tensor", "sequence", "pipeline", "astra"])
     return dataclasses.replace(
         smoke(),
@@ -32,7 +32,7 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
         devices=some([1, 2, 3, 4]),
         bandwidths=some([10.0, 20.0, 50.0, 500.0]),
         tokens=some([64, 128, 256]),
-        shares=some(["equal", "speed"]),
+        partition=some(["equal", "speed"]),
         seed=draw(st.integers(0, 2**32 - 1)),
         settings={name: groups if name == "astra" else {} for name in methods},
     )
@@ -41,12 +41,12 @@ def configs(draw: st.DrawFn) -> LatencyConfig:
 @given(configs())
 def test_each_combination_is_there_once(config: LatencyConfig) -> None:
     grid = points(config)
-    axes = config.settings.get("astra", {"groups": [], "speedups": []})
-    astra = len(axes["groups"]) * len(axes["speedups"])
+    axes = config.settings.get("astra", {"groups": [], "optimizations": []})
+    astra = len(axes["groups"]) * len(axes["optimizations"])
     variants = sum(astra if name == "astra" else 1 for name in config.methods)
     split = variants - ("single" in config.methods)
     links = len(config.bandwidths) * len(config.tokens)
-    several = split * len(config.devices) * len(config.shares)
+    several = split * len(config.devices) * len(config.partition)
     assert len(grid) == links * (several + variants - split)
     assert len({point.key for point in grid}) == len({point.signature for point in grid}) == len(grid)
 
@@ -91,7 +91,7 @@ def test_points_fill_the_key_columns_and_name_themselves() -> None:
     assert tuple(point.columns) == LATENCY.keys
     assert (point.columns["groups"], point.columns["codebook_size"], point.columns["codec"]) == (16, 1024, "vq")
     by_speed = dataclasses.replace(point, speeds=(1.0, 0.5))
-    assert [each.columns["shares"] for each in (point, by_speed)] == ["equal", "speed"]
+    assert [each.columns["partition"] for each in (point, by_speed)] == ["equal", "speed"]
     assert by_speed.load().shares(6, 2) == [4, 2] and point.load().shares(6, 2) == [3, 3]
     assert ", 2 devices by speed, " in by_speed.label
     assert point.load().groups == 16

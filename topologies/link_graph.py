@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from testbed.comm.schedule import AT_ONCE, AUTO, HIERARCHICAL, PAIRWISE, RING, Rooms, all_gather, traffic
+from testbed.comm.schedule import AUTO, DIRECT, HIERARCHICAL, PAIRWISE, RING, Subnets, all_gather, traffic
 from testbed.errors import ConfigError
 
 Hop = tuple[str, str]  # one direction of a link: from a node to another
@@ -65,12 +65,12 @@ class LinkGraph:
         return min(self.routes[rank, peer], key=lambda hop: self.share[hop])
 
     @cached_property
-    def payers(self) -> Counter[Hop]:
+    def contending_senders(self) -> Counter[Hop]:
         """How many ranks have a hop as the slowest on their way to some peer."""
         return Counter(hop for _, hop in {(rank, self.slowest(rank, peer)) for rank, peer in self.routes})
 
     @cached_property
-    def rooms(self) -> Rooms:
+    def subnets(self) -> Subnets:
         """The ranks behind each switch, each rank behind its first one; none unless all devices have a switch."""
         at = [next((b for a, b in self.share if a == f"h{r}" and b.startswith("d")), "") for r in range(self.devices)]
         if not all(at):
@@ -83,12 +83,12 @@ class LinkGraph:
         ranks = range(self.devices)
         linked = {(a, b) for a, b in itertools.permutations(ranks, 2) if (f"h{a}", f"h{b}") in self.share}
         if linked and linked == set(itertools.permutations(ranks, 2)):
-            return AT_ONCE
+            return DIRECT
         if linked and all((rank, (rank + 1) % self.devices) in linked for rank in ranks):
             return RING
-        return HIERARCHICAL if len(self.rooms) > 1 else PAIRWISE
+        return HIERARCHICAL if len(self.subnets) > 1 else PAIRWISE
 
-    def collective(self, asked: str) -> str:
+    def all_gather(self, asked: str) -> str:
         """The way to gather that ``asked`` stands for: itself, or with AUTO the one that suits these links."""
         return self.suited if asked == AUTO else asked
 
@@ -109,12 +109,12 @@ class LinkGraph:
         """Seconds of stages one after another, each as long as its busiest hop needs."""
         return sum(max(self.busy_s(stage, rate_bps).values(), default=0.0) for stage in stages)
 
-    def gather_loads(self, collective: str, size: float) -> list[list[Load]]:
+    def gather_loads(self, algorithm: str, size: float) -> list[list[Load]]:
         """The stages of an all-gather of ``size`` bytes from each rank."""
-        stages = all_gather(collective, self.devices, self.rooms)
+        stages = all_gather(algorithm, self.devices, self.subnets)
         return [[(t.source, t.target, t.share * size) for t in stage] for stage in stages]
 
-    def relative_rate(self, kinds: tuple[str, ...], collective: str) -> float:
+    def relative_rate(self, kinds: tuple[str, ...], algorithm: str) -> float:
         """How many times faster than on a star methods' bits arrive, by the busiest hop of each stage.
 
         kinds: how a method communicates (testbed.comm.schedule.traffic), each for an equal part of its bits. Cost
@@ -123,14 +123,14 @@ class LinkGraph:
         """
         if self.devices < 2:
             return 1.0
-        return len(kinds) / sum(1 / self._relative_rate(kind, collective) for kind in kinds)
+        return len(kinds) / sum(1 / self._relative_rate(kind, algorithm) for kind in kinds)
 
-    def _relative_rate(self, kind: str, collective: str) -> float:
+    def _relative_rate(self, kind: str, algorithm: str) -> float:
         def seconds(graph: LinkGraph, way: str) -> float:
-            stages = traffic(kind, way, graph.devices, graph.rooms)
+            stages = traffic(kind, way, graph.devices, graph.subnets)
             return graph.stages_s([[(t.source, t.target, t.share) for t in stage] for stage in stages], 8.0)
 
-        return seconds(star(self.devices), PAIRWISE) / seconds(self, collective)
+        return seconds(star(self.devices), PAIRWISE) / seconds(self, algorithm)
 
     @cached_property
     def _around(self) -> dict[str, list[tuple[str, float]]]:

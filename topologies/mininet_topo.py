@@ -30,5 +30,5 @@ class Described(Topo):
 
 
 def _mac(link: int, end: int) -> str:
-    """An address of our own for one end of a data link, which neighbours are told instead of asking for it."""
+    """An address of our own for one end of a data link, which neighbors are told instead of asking for it."""
     return f"02:00:{link >> 16 & 255:02x}:{link >> 8 & 255:02x}:{link & 255:02x}:{end:02x}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.accuracy import ORIGINAL, TRAINED
+from analysis.accuracy import TRAINED, UNCOMPRESSED
 from analysis.describe import data_of, joined, sizes_of
 from analysis.paper.latency import PAPER_SETTING, reported_figures
 
@@ -19,10 +19,10 @@ PAPER_WAY = {
     "class_tokens": "distributed",
     "objective": "labels",
     "trained_on": "4",
-    "quantised": "residual",
-    "anchors": 0,
-    "levels": 1,
-    "rotation": "none",
+    "quantized": "residual",
+    "anchor_tokens": 0,
+    "num_quantizers": 1,
+    "pre_rotation": "none",
     "int8_tokens": 0,
     "gradient": "straight_through",
 }
@@ -30,10 +30,10 @@ WAYS = {
     "class_tokens": "{} class token",
     "objective": "trained by {}",
     "trained_on": "trained on {} devices",
-    "quantised": "{} quantised",
-    "anchors": "{:g} exact anchor tokens",
-    "levels": "{:g} codebooks in a row",
-    "rotation": "tokens turned to {}",
+    "quantized": "{} quantized",
+    "anchor_tokens": "{:g} exact anchor tokens",
+    "num_quantizers": "{:g} codebooks in a row",
+    "pre_rotation": "tokens turned to {}",
     "int8_tokens": "{:g} tokens of a device in int8",
     "gradient": "gradient by {}",
 }
@@ -62,7 +62,7 @@ def quality_beside(frames: list[pd.DataFrame], figure: pd.Series) -> list[list[s
 
 def _beside(of: pd.DataFrame, figure: pd.Series) -> tuple[tuple[Any, ...], list[str]] | None:
     """(how far from the paper's, cells) of a run's rows of one model and text; None if they have nothing to say."""
-    original = of[of["stage"] == ORIGINAL]["value"].mean()
+    original = of[of["stage"] == UNCOMPRESSED]["value"].mean()
     model, data = joined(of, "model"), data_of(of)
     other = [f"model {model} ({sizes_of(of)})"] if plain(model) != plain(figure["model"]) else []
     other += [f"data {data}"] if plain(data) != plain(figure["task"]) else []
@@ -86,7 +86,7 @@ def _like_the_papers(rows: pd.DataFrame, figure: pd.Series) -> pd.Series | None:
 
     Adapted ones come before codebooks of k-means alone.
     """
-    rows = rows[(rows["stage"] != ORIGINAL) & (rows["devices"] == figure["devices"])]
+    rows = rows[(rows["stage"] != UNCOMPRESSED) & (rows["devices"] == figure["devices"])]
     if pd.notna(figure["groups"]):
         rows = rows[rows["groups"] == figure["groups"]]
     for knob, name in KNOBS.items():
@@ -145,7 +145,7 @@ def _original_of(figure: pd.Series) -> float:
 
 
 def family(model: str) -> str:
-    """Pictures or text: a figure of the one says nothing of the other."""
+    """Images or text: a figure of the one says nothing of the other."""
     return "vision" if "vit" in model.lower() else "language"
 
 

@@ -84,14 +84,14 @@ def in_paper_setting(table: pd.DataFrame) -> pd.Series:
     same = pd.Series(True, index=table.index)
     for name, value in PAPER_SETTING.items():
         same &= table[name] == value
-    return same & table["speedups"].fillna("").isin(["paper", ""]) & (table["loss_pct"].fillna(0) == 0)
+    return same & table["optimizations"].fillna("").isin(["paper", ""]) & (table["loss_pct"].fillna(0) == 0)
 
 
 def counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series | None:
     """The same point with another method, in the paper's number format and settings where there are several."""
     same = (table["method"] == method) & (table["bandwidth_mbps"] == point["bandwidth_mbps"])
     shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "device_profile"]
-    for name in shared + (["devices", "shares", "topology", "delay_ms"] if method != "single" else []):
+    for name in shared + (["devices", "partition", "topology", "delay_ms"] if method != "single" else []):
         same &= (table[name] == point[name]) | (table[name].isna() & pd.isna(point[name]))
     rows = table[same]
     if rows["codec"].nunique() > 1:

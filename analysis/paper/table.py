@@ -25,8 +25,8 @@ from analysis.runs import CONDITIONS
 from analysis.text_table import TextTable, number, signed_pct
 
 NOT_MEASURED = {  # a word of a figure's table, setting or metric -> why nothing stands beside it
-    "8-bit": "weights are not quantised here",
-    "4-bit": "weights are not quantised here",
+    "8-bit": "weights are not quantized here",
+    "4-bit": "weights are not quantized here",
     "loss": "quality under packet loss is not measured here",
     "train_val_gap": "rows have no accuracy on training examples",
     "table7": "the weights of this model are 32 GB in fp32",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.accuracy import ORIGINAL, TRAINED
+from analysis.accuracy import TRAINED, UNCOMPRESSED
 from analysis.describe import better_up, by_corpus, is_analytic, judged_on, metric, setting
 from analysis.incast import cliffs
 from analysis.links import DEFAULT, LARGE_BYTES, is_large, messages, promised
@@ -99,12 +99,14 @@ def _quality(frame: pd.DataFrame) -> Iterator[str]:
 
 def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
     rows = frame[(frame["status"] == "ok")]
-    original = rows[rows["stage"] == ORIGINAL]
+    original = rows[rows["stage"] == UNCOMPRESSED]
     if len(original):
         yield f"Without compression: {metric(frame)} {original['value'].mean():.2f} ({judged_on(frame)})."
     unit = "%" if better_up(frame) < 0 else " points"
     adapted = rows[rows["stage"] == TRAINED]
-    shown, how = (adapted, "adapted") if len(adapted) else (rows[rows["stage"] != ORIGINAL], "codebooks not adapted")
+    shown, how = (
+        (adapted, "adapted") if len(adapted) else (rows[rows["stage"] != UNCOMPRESSED], "codebooks not adapted")
+    )
     for (groups, size), of in shown.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
         most = of[of["devices"] == of["devices"].max()]
         best = most.loc[(most["change"] * better_up(frame)).idxmax()]

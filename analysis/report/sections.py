@@ -41,7 +41,7 @@ BREAKDOWN_CAPTION = (
 
 
 @dataclass
-class Part:
+class PartialAttention:
     """What one run, or one set of conditions, adds to a section."""
 
     title: str
@@ -61,7 +61,7 @@ class Section:
     """A question and its answers. otherwise: one line that says what to run where there are none."""
 
     title: str
-    parts: list[Part]
+    parts: list[PartialAttention]
     otherwise: str = ""
 
     @property
@@ -70,7 +70,7 @@ class Section:
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
 
-Maker: TypeAlias = Callable[[pd.DataFrame, Path, Drawing], Part]
+Maker: TypeAlias = Callable[[pd.DataFrame, Path, Drawing], PartialAttention]
 
 
 def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
@@ -83,8 +83,8 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
     # What the cost model says comes after what was measured, in parts of its own.
     by_devices, by_tokens = sorted(groups, key=is_analytic), sorted(alike(runs, over="tokens"), key=is_analytic)
     found = [
-        Section("What was run", [Part(_title(run, runs), run.notes, facts(run)) for run in runs]),
-        Section("Headlines", [Part(_title(run, runs), headlines(run.frame)) for run in runs]),
+        Section("What was run", [PartialAttention(_title(run, runs), run.notes, facts(run)) for run in runs]),
+        Section("Headlines", [PartialAttention(_title(run, runs), headlines(run.frame)) for run in runs]),
         Section(
             "Speed-up against bandwidth",
             [_speedup(run, _title(run, runs), where[id(run)], drawing) for run in latency],
@@ -113,7 +113,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         Section(
             "Unequal devices",
             [_unequal(run, _title(run, runs), where[id(run)], drawing) for run in latency],
-            f"Needs equal shares and shares by speed on a mix of devices. Run: {RUN} +experiment=unequal_devices",
+            f"Needs equal shares and shares by speed on a mix of devices. Run: {RUN} +experiment=heterogeneous_devices",
         ),
         Section(
             "Quality against bits",
@@ -128,7 +128,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         ),
         Section(
             "Compute modes compared",
-            [Part(_title(run, runs), tables=_rows(mode_comparison(run.frame))) for run in latency],
+            [PartialAttention(_title(run, runs), tables=_rows(mode_comparison(run.frame))) for run in latency],
             f"Each point was measured in one mode here. Run: {RUN} +experiment=clock_check",
         ),
         Section(
@@ -137,7 +137,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             "No run here kept a calibration, and no point is degraded or failed.",
         ),
         Section("The paper's figures beside ours", [_paper(runs)]),
-        Section("Peers' figures beside ours", [Part("", tables=[peers_table(groups)])]),
+        Section("Peers' figures beside ours", [PartialAttention("", tables=[peers_table(groups)])]),
     ]
     for section in found:
         section.parts = [part for part in section.parts if part.shows]
@@ -153,19 +153,19 @@ def _rows(*tables: TextTable) -> list[TextTable]:
     return [table for table in tables if table.rows]
 
 
-def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) -> list[Part]:
+def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) -> list[PartialAttention]:
     return [make(frame, drawing.folder_of(name, number, len(frames)), drawing) for number, frame in enumerate(frames)]
 
 
-def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
+def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
     caption = f"Speed-up over one device, {MODEL}." if is_analytic(run.frame) else SPEEDUP_CAPTION
     figures = drawing.of_each_size(speedup_plot, caption, run.frame, place)
-    return Part(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
+    return PartialAttention(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
 
 
-def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
+def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> PartialAttention:
     caption = "Speed-up over one device; dashed: as many times as fast as there are devices."
-    return Part(_conditions(frame), figures=drawing.figures(devices_plot(frame, place), caption, frame))
+    return PartialAttention(_conditions(frame), figures=drawing.figures(devices_plot(frame, place), caption, frame))
 
 
 def _of_devices(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -178,31 +178,31 @@ def _of_devices(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
     ]
 
 
-def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
+def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> PartialAttention:
     figures = drawing.figures(tokens_plot(frame, place), "Speed-up over one device.", frame)
-    return Part(_conditions(frame), figures=figures, tables=tokens_tables(frame))
+    return PartialAttention(_conditions(frame), figures=figures, tables=tokens_tables(frame))
 
 
-def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
-    return Part(title, figures=drawing.of_each_size(latency_breakdown, BREAKDOWN_CAPTION, run.frame, place))
+def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
+    return PartialAttention(title, figures=drawing.of_each_size(latency_breakdown, BREAKDOWN_CAPTION, run.frame, place))
 
 
-def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Part:
+def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> PartialAttention:
     caption = "For each method and number of devices, the lowest bandwidth at which it beats one device."
     figures = drawing.figures(break_even_map(frame, place), caption, frame)
-    return Part(_conditions(frame), figures=figures, tables=_rows(break_even_table(frame)))
+    return PartialAttention(_conditions(frame), figures=figures, tables=_rows(break_even_table(frame)))
 
 
-def _unequal(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
+def _unequal(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
     caption = "What shares in proportion to speed change, on devices of unequal speed."
     figures = drawing.figures(unequal_plot(run.frame, place), caption, run.frame)
-    return Part(title, figures=figures, tables=_rows(unequal_table(run.frame)))
+    return PartialAttention(title, figures=figures, tables=_rows(unequal_table(run.frame)))
 
 
-def _quality(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
+def _quality(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
     caption = f"Change against the uncompressed model. {judged_on(run.frame)}."
     figures = drawing.figures(accuracy_figures(run.frame, place), caption, run.frame.iloc[:0])
-    return Part(title, figures=figures, tables=accuracy_tables(run.frame))
+    return PartialAttention(title, figures=figures, tables=accuracy_tables(run.frame))
 
 
 def _pareto(latency: list[pd.DataFrame], quality: list[Run], drawing: Drawing) -> Section:
@@ -214,7 +214,7 @@ def _pareto(latency: list[pd.DataFrame], quality: list[Run], drawing: Drawing) -
         place = drawing.folder_of("pareto", number, len(tables))
         caption = "Quality over latency; what is on the line is beaten by no other point in both."
         figures = drawing.figures(trade_off_plot(table, frame, judged, place), caption, frame)
-        parts.append(Part(_conditions(frame), figures=figures, tables=[trade_off_table(table, judged)]))
+        parts.append(PartialAttention(_conditions(frame), figures=figures, tables=[trade_off_table(table, judged)]))
     return Section("Quality against latency", parts, _pareto_otherwise(latency, quality))
 
 
@@ -232,19 +232,19 @@ def _pareto_otherwise(latency: list[pd.DataFrame], quality: list[Run]) -> str:
     )
 
 
-def _links(run: Run, title: str, place: Path, drawing: Drawing) -> Part:
-    caption = "Time over ideal of messages across the emulated links; grey: 10% around the ideal."
+def _links(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
+    caption = "Time over ideal of messages across the emulated links; gray: 10% around the ideal."
     figures = drawing.figures(fidelity_figures(run.frame, place), caption, run.frame)
     of_incast = (
         "Goodput of many devices that send to one against the length of the queue, by the order in which they send."
     )
     figures += drawing.figures(incast_figures(run.frame, place), of_incast, run.frame)
-    return Part(title, figures=figures, tables=link_tables(run.frame))
+    return PartialAttention(title, figures=figures, tables=link_tables(run.frame))
 
 
-def _trust(run: Run, title: str) -> Part:
+def _trust(run: Run, title: str) -> PartialAttention:
     tables = _rows(calibration_table(run))
-    return Part(title, tables=tables + (troubles(run.frame) if run.schema is LATENCY else []))
+    return PartialAttention(title, tables=tables + (troubles(run.frame) if run.schema is LATENCY else []))
 
 
 def comparison(runs: list[Run]) -> TextTable:
@@ -253,9 +253,9 @@ def comparison(runs: list[Run]) -> TextTable:
     return paper_table(latency, quality)
 
 
-def _paper(runs: list[Run]) -> Part:
+def _paper(runs: list[Run]) -> PartialAttention:
     lines = ["Figures of arXiv 2505.19342 as it reports them; ours where these results have any beside them."]
-    return Part("", lines, tables=[comparison(runs)])
+    return PartialAttention("", lines, tables=[comparison(runs)])
 
 
 def _conditions(frame: pd.DataFrame) -> str:

@@ -15,7 +15,7 @@ import torch
 from vector_quantize_pytorch import VectorQuantize
 
 from experiments.benchmarks.optimizations import median_s
-from experiments.measurement.calibration import calmest
+from experiments.measurement.calibration import lowest_steal
 from testbed.astra.bit_packing import index_bits, pack, packed_bytes, unpack
 from testbed.astra.quantizer import Quantizer
 from testbed.session import Session
@@ -34,8 +34,8 @@ Line = tuple[str, str, str, bool]  # what, reached, target, met
 
 def all_gather_s(session: Session, size_bytes: int) -> tuple[float, float]:
     """(percent of the cores' time that the host took away, median seconds) of all-gathers of so much of each device."""
-    stolen_pct, times_s = calmest(partial(session.collective_s, "all_gather", size_bytes, REPEATS), BUDGET_S)
-    return stolen_pct, statistics.median(times_s)
+    steal_pct, times_s = lowest_steal(partial(session.collective_s, "all_gather", size_bytes, REPEATS), BUDGET_S)
+    return steal_pct, statistics.median(times_s)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from experiments.benchmarks.exchange import Line, all_gather_s, encoders, exchanges
 from experiments.benchmarks.optimizations import attention_targets, print_speedup_targets
-from experiments.measurement.calibration import taken_away
+from experiments.measurement.calibration import steal_notes
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import EnvironmentFault
 from testbed.network.probe import choose_backend
@@ -82,20 +82,20 @@ def _all_gathers() -> Iterator[Line]:
     host of a virtual machine took of the cores meanwhile, if it was much.
     """
     medians: dict[tuple[str, float, int], float] = {}
-    stolen: dict[tuple[float, int], float] = {}
-    for comm in ("tcp", "gloo"):
-        with Session("mininet", star(4), comm) as session:
+    steal_by_point: dict[tuple[float, int], float] = {}
+    for transport in ("tcp", "gloo"):
+        with Session("mininet", star(4), transport) as session:
             for bandwidth in BANDWIDTHS:
                 session.shape(bandwidth)
                 for size in SIZES:
-                    stolen_pct, medians[comm, bandwidth, size] = all_gather_s(session, size)
-                    stolen[bandwidth, size] = max(stolen_pct, stolen.get((bandwidth, size), 0.0))
+                    steal_pct, medians[transport, bandwidth, size] = all_gather_s(session, size)
+                    steal_by_point[bandwidth, size] = max(steal_pct, steal_by_point.get((bandwidth, size), 0.0))
     for bandwidth in BANDWIDTHS:
         for size in SIZES:
             ideal = 3 * size * 8 / (bandwidth * 1e6)
             ours, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
             what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
-            what += "".join(f" ({note})" for note in taken_away(stolen[bandwidth, size]))
+            what += "".join(f" ({note})" for note in steal_notes(steal_by_point[bandwidth, size]))
             if size < 10_000:
                 over_ms = 1e3 * (ours - ideal)
                 reached = (

@@ -1,4 +1,5 @@
-"""The part of ``make bench`` about ASTRA's speed-ups: targets, what was reached, and how far from the floor that is.
+"""The part of ``make bench`` about ASTRA's optimizations: targets, what was reached, and how far from the floor that
+is.
 
 The floor of a speed-up is what no schedule can beat: a device's share of one device's computation, and the bits that it
 receives over the rate, side by side or one after the other.
@@ -39,11 +40,11 @@ REPEATS = 5
 
 def print_speedup_targets() -> int:
     """Run the experiments of ``RUNS`` as a user would, print a line for each target; the first failure's exit code."""
-    table = Table("what", "paper's ASTRA", "with speed-ups", "target", "met", "floor", "chosen")
+    table = Table("what", "paper's ASTRA", "with optimizations", "target", "met", "floor", "chosen")
     with tempfile.TemporaryDirectory() as folder:
         for number, (arguments, targets) in enumerate(RUNS):
             where = f"{folder}/{number}"
-            base = [sys.executable, "-m", "testbed.run", "+experiment=ablation", "astra.speedups=[paper,auto]"]
+            base = [sys.executable, "-m", "testbed.run", "+experiment=ablation", "astra.optimizations=[paper,auto]"]
             code = subprocess.run(
                 [*base, *arguments, f"results_dir={where}"], stdout=sys.stderr, check=False
             ).returncode
@@ -61,8 +62,8 @@ def _reached(folder: Path, targets: list[tuple[int, int, float]]) -> Iterator[li
     for groups, bandwidth, target in targets:
         here = rows[(rows["groups"] == groups) & (rows["bandwidth_mbps"] == bandwidth)]
         base_ms = single.loc[single["bandwidth_mbps"] == bandwidth, "latency_ms"].median()
-        fast = here[here["speedups"] == "auto"]
-        reached = {name: base_ms / part["latency_ms"].median() for name, part in here.groupby("speedups")}
+        fast = here[here["optimizations"] == "auto"]
+        reached = {name: base_ms / part["latency_ms"].median() for name, part in here.groupby("optimizations")}
         wire_ms, count = fast["wire_floor_ms"].iloc[0], int(fast["devices"].iloc[0])
         both, apart = base_ms / max(base_ms / count, wire_ms), base_ms / (base_ms / count + wire_ms)
         mode = fast["compute_mode"].iloc[0]
@@ -71,7 +72,7 @@ def _reached(folder: Path, targets: list[tuple[int, int, float]]) -> Iterator[li
             f"{apart:.2f} one after the other ({100 * (reached['auto'] / apart - 1):+.0f}%), {both:.2f} side by side"
         )
         met = "yes" if reached["auto"] >= target else "NO"
-        chosen = fast["speedups_used"].iloc[0]
+        chosen = fast["optimizations_resolved"].iloc[0]
         yield [what, f"{reached['paper']:.2f}", f"{reached['auto']:.2f}", f"{target:g}", met, floor, chosen]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.cost_model.paper_accounting import paper_bits, paper_compute_s
 from experiments.cost_model.point_costs import known_columns, played, predicted_s, resolved, skip_impossible
-from experiments.measurement.manifest import Manifest, print_settled
+from experiments.measurement.manifest import Manifest, print_completed
 from experiments.measurement.time_scale import pace
 from testbed.comm.wire import Wire
 from testbed.config.schema import LatencyConfig
@@ -19,14 +19,14 @@ from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ANALYTIC
 
 UNMEASURED = ("encode_ms", "wait_ms", "decode_ms", "straggler_wait_pct", "steal_pct", "wire_bytes", "max_abs_err")
-UNMEASURED += ("verified", "free_burst_bytes")
+UNMEASURED += ("verified", "burst_credit_bytes")
 
 
 def run(config: LatencyConfig, folder: RunFolder) -> int:
     """Rows of all points that have none yet, written at once. Returns 0: no formula fails."""
-    settled = skip_impossible(config, folder) | folder.settled(config.retry_failed)
-    todo = [point for point in points(config) if point.key not in settled]
-    print_settled(folder, config, len(todo))
+    completed = skip_impossible(config, folder) | folder.completed(config.retry_failed)
+    todo = [point for point in points(config) if point.key not in completed]
+    print_completed(folder, config, len(todo))
     if todo:
         Manifest(folder, config)
         folder.append([analytic_row(point, config) for point in todo])

@@ -32,9 +32,14 @@ def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
     match method:
         case Single():
             return 0.0
-        case Astra(speedups="paper"):
+        case Astra(optimizations="paper"):
             return (
-                shape.layers * others * shape.tokens * method.levels * method.groups * math.log2(method.codebook_size)
+                shape.layers
+                * others
+                * shape.tokens
+                * method.num_quantizers
+                * method.groups
+                * math.log2(method.codebook_size)
             )
         case SequenceParallel(gather="x"):
             return shape.layers * _unit_bits(method, shape, others)

@@ -40,12 +40,12 @@ def bits_per_s(point: Point, config: LatencyConfig) -> float:
     if point.devices < 2:
         return rate_bps
     graph = config.topology.graph(point.devices)
-    return rate_bps * _relative_rate(graph, point.load().traffic, graph.collective(config.collective))
+    return rate_bps * _relative_rate(graph, point.load().traffic, graph.all_gather(config.all_gather))
 
 
 @cache
-def _relative_rate(graph: LinkGraph, kinds: tuple[str, ...], collective: str) -> float:
-    return graph.relative_rate(kinds, collective)
+def _relative_rate(graph: LinkGraph, kinds: tuple[str, ...], algorithm: str) -> float:
+    return graph.relative_rate(kinds, algorithm)
 
 
 def real_wire(point: Point, config: LatencyConfig, exchange_s: float = EXCHANGE_S) -> Wire:
@@ -81,10 +81,10 @@ def known_columns(point: Point, config: LatencyConfig) -> dict[str, Any]:
         "heads": shape.heads,
         "model": config.model.label,
         "topology": config.topology.name,
-        "collective": graph.collective(config.collective) if config.comm == "tcp" else config.comm,
+        "all_gather": graph.all_gather(config.all_gather) if config.transport == "tcp" else config.transport,
         "queue_kb": config.queue_kb,
-        "device_profile": config.mix or config.device.name,
-        "speedups_used": dict(used.settings).get("speedups", ""),
+        "device_profile": config.device_mix or config.device.name,
+        "optimizations_resolved": dict(used.settings).get("optimizations", ""),
         "full_precision_pct": method.full_precision_pct(shape, point.devices),
         "repeat": 0,
         "formula_bytes": round(received_bytes),

@@ -77,7 +77,7 @@ def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
     if session.devices > 1:
         for rate in sorted(link_rates):
             session.shape(rate * session.time_scale)
-            _, found = calmest(partial(_rate_errors_pct, session, rate), RATE_BUDGET_S)
+            _, found = lowest_steal(partial(_rate_errors_pct, session, rate), RATE_BUDGET_S)
             if found:
                 errors[rate] = max(found.values(), key=abs)
         overhead = _message_overhead_s(session, 1e6 * max(link_rates))
@@ -92,7 +92,7 @@ def calibrate_fresh(session: Session, link_rates: Collection[float]) -> Calibrat
     return found
 
 
-def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
+def lowest_steal(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
     """(percent stolen, what ``measure`` gave) of the attempt in which the host took the least of the cores' time away.
 
     One attempt if that was little, else several, none of which begins after ``budget_s`` seconds. They are judged by
@@ -108,15 +108,15 @@ def calmest(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
     return min(attempts, key=lambda attempt: attempt[0])
 
 
-def taken_away(stolen_pct: float) -> list[str]:
+def steal_notes(steal_pct: float) -> list[str]:
     """What to note of a figure during which the host took so much of the cores' time: nothing if it was little."""
-    return [f"the host took {stolen_pct:.0f}% of the cores' time away"] if stolen_pct > STEAL_LIMIT_PCT else []
+    return [f"the host took {steal_pct:.0f}% of the cores' time away"] if steal_pct > STEAL_LIMIT_PCT else []
 
 
 def _message_overhead_s(session: Session, rate_bps: float) -> float:
     """Of an all-gather of small messages, in the median."""
-    collective = session.collective
-    stages = session.graph.gather_loads(collective, wire_bytes(MESSAGE_BYTES))
+    algorithm = session.all_gather
+    stages = session.graph.gather_loads(algorithm, wire_bytes(MESSAGE_BYTES))
     ideal = session.graph.stages_s(stages, rate_bps)
     return max(0.0, statistics.median(session.collective_s("all_gather", MESSAGE_BYTES, MESSAGES)) - ideal)
 
@@ -143,12 +143,12 @@ def _rate_errors_pct(session: Session, rate_mbps: float) -> dict[Hop, float]:
 
 def _operations(session: Session) -> Iterator[tuple[list[list[int]] | None, list[list[Load]]]]:
     """(peers of each rank, None for an all-gather; the loads of its stages, in messages) of what fills links."""
-    yield None, session.graph.gather_loads(session.collective, 1.0)
-    rooms = session.graph.rooms
-    room_of = {rank: room for room in rooms for rank in room}
-    for within in (True, False) if len(rooms) > 1 else ():
-        others = [[(rank + step) % session.devices for step in range(1, session.devices)] for rank in sorted(room_of)]
-        peers = [[p for p in of if (p in room_of[rank]) == within] for rank, of in enumerate(others)]
+    yield None, session.graph.gather_loads(session.all_gather, 1.0)
+    subnets = session.graph.subnets
+    subnet_of = {rank: subnet for subnet in subnets for rank in subnet}
+    for within in (True, False) if len(subnets) > 1 else ():
+        others = [[(rank + step) % session.devices for step in range(1, session.devices)] for rank in sorted(subnet_of)]
+        peers = [[p for p in of if (p in subnet_of[rank]) == within] for rank, of in enumerate(others)]
         yield peers, [[(rank, peer, 1.0) for rank, of in enumerate(peers) for peer in of]]
 
 

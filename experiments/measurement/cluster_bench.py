@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 from experiments.cost_model.point_costs import formula_bytes, known_columns, played, predicted_s, real_wire, resolved
-from experiments.measurement.calibration import Calibration, calibrate, calibrate_fresh, calmest, taken_away
-from experiments.measurement.recovery import LastingSession
+from experiments.measurement.calibration import Calibration, calibrate, calibrate_fresh, lowest_steal, steal_notes
+from experiments.measurement.recovery import RecoveringSession
 from experiments.measurement.time_scale import Pace, pace
 from experiments.measurement.verify import Verification, verify
 from experiments.measurement.vit_inputs import Assets
 from testbed.astra.codebooks import load_codebooks
 from testbed.cluster.priority import attainable_priority
-from testbed.cluster.worker import Pass
+from testbed.cluster.worker import ForwardTiming
 from testbed.config.device_mix import emulated_devices
 from testbed.config.schema import LatencyConfig
 from testbed.errors import ClusterError, CommError
@@ -42,10 +42,10 @@ def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_ma
 
 def variant(point: Point) -> str:
     """The name of a point's method variant among the actors: method, settings, shares and input, whatever the link."""
-    return f"{point.method} {dict(point.settings)} {point.shares} shares {point.tokens} tokens"
+    return f"{point.method} {dict(point.settings)} {point.partition} shares {point.tokens} tokens"
 
 
-class Bench:
+class ClusterBench:
     """A cluster of ``devices`` actors with the run's model, for these points in these modes. A context manager.
 
     assets: by number of tokens. A cluster has the model for one number of tokens at a time; a method variant is
@@ -70,19 +70,19 @@ class Bench:
         self._link_rates = sorted({link_mbps(point, pace(point, config, mode)) for point in sending for mode in modes})
         self._tokens = 0  # of the input that the actors have
         self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass since the last loading
-        self._lasting = LastingSession(config, backend, devices, self._begin)
+        self._recovering = RecoveringSession(config, backend, devices, self._begin)
 
-    def __enter__(self) -> Bench:
-        self._lasting.__enter__()
+    def __enter__(self) -> ClusterBench:
+        self._recovering.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lasting.__exit__()
+        self._recovering.__exit__()
 
     @property
     def session(self) -> Session:
         """The one that stands now."""
-        return self._lasting.session
+        return self._recovering.session
 
     def _begin(self, session: Session) -> None:
         """Calibrate a fresh cluster."""
@@ -105,7 +105,7 @@ class Bench:
             rows = [row for mode in self.modes for row in self._measure(point, mode)]
         except (ClusterError, CommError) as error:
             failed = self._row(point, self.modes[0]) | {"status": "failed", "error": str(error)}
-            self._lasting.mend(error)
+            self._recovering.recover(error)
             return [failed]
         return rows
 
@@ -146,11 +146,11 @@ class Bench:
         measure = partial(
             self.session.measure, variant(used), mode, devices, paced.repeats, paced.warmups, paced.pass_s
         )
-        stolen_pct, (passes, carried) = calmest(measure, self.config.point_budget_s)
+        steal_pct, (passes, carried) = lowest_steal(measure, self.config.point_budget_s)
         common = self._row(point, mode)
         wire = None if carried is None else round(carried)
         return [
-            common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, stolen_pct)
+            common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, steal_pct)
             for repeat in range(paced.repeats)
         ]
 
@@ -159,7 +159,7 @@ class Bench:
         return pace(point, self.config, mode, executed_s)
 
     def _figures(
-        self, point: Point, mode: str, ranks: list[Pass], repeat: int, wire_bytes: int | None, stolen_pct: float
+        self, point: Point, mode: str, ranks: list[ForwardTiming], repeat: int, wire_bytes: int | None, steal_pct: float
     ) -> dict[str, Any]:
         """Measured columns of one repeat: the whole group's time, split as the last rank to finish spent it."""
         last, paced = max(ranks, key=lambda done: done.end_s), self._pace(point, mode)
@@ -169,7 +169,7 @@ class Bench:
         late_share = max(done.late_s for done in ranks) / elapsed_s
         residual = None if mode == "execute" else self._residual_pct(point, paced, elapsed_s)
         notes = self.calibrations[-1].breaches(link_mbps(point, paced) if formula else None, paced.time_scale)
-        notes += taken_away(stolen_pct)
+        notes += steal_notes(steal_pct)
         if late_share > LATE_SHARE:
             notes.append(f"slots ended late, by {late_share:.1%} of the latency")
         if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:
@@ -186,7 +186,7 @@ class Bench:
             "payload_bytes": payload,
             "wire_bytes": wire_bytes,
             "overruns": sum(done.overruns for done in ranks),
-            "steal_pct": stolen_pct,
+            "steal_pct": steal_pct,
             "fidelity": "degraded" if notes else "ok",
             "fidelity_note": "; ".join(notes),
             "residual_pct": residual,
@@ -198,7 +198,7 @@ class Bench:
         return round(formula_bytes(point, self.config))
 
     def _residual_pct(self, point: Point, paced: Pace, elapsed_s: float) -> float:
-        """Measured over modelled: slots, bits with packet headers over the rate, calibrated overhead of exchanges."""
+        """Measured over modeled: slots, bits with packet headers over the rate, calibrated overhead of exchanges."""
         # Beside slots that are so many times longer, what this machine adds to an exchange is so many times shorter.
         wire = real_wire(point, self.config, self.calibrations[-1].message_overhead_s / paced.time_scale)
         model_s = predicted_s(point, self.config, played(point, self.config), wire)
@@ -229,7 +229,7 @@ class Bench:
                 "network": self.backend,
                 "compute_mode": mode,
                 "time_scale": self._pace(point, mode).time_scale,
-                "free_burst_bytes": self.session.free_burst_bytes if known["formula_bytes"] else 0,
+                "burst_credit_bytes": self.session.burst_credit_bytes if known["formula_bytes"] else 0,
                 "verified": None if check is None else check.ok,
                 "max_abs_err": None if check is None else check.max_abs_err,
             }
@@ -248,7 +248,7 @@ class Bench:
         }
 
 
-def straggler_wait_pct(ranks: Sequence[Pass]) -> float | None:
+def straggler_wait_pct(ranks: Sequence[ForwardTiming]) -> float | None:
     """The column of that name: what the other ranks on average wait for the straggler, in percent of the latency.
 
     The straggler is the rank that computes longest, in segments of all kinds (compute, encode, decode), in this pass.

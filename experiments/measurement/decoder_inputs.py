@@ -39,15 +39,15 @@ CORPUS = "wikipedia"
 SAMPLES_PER_CODEWORD = 4
 
 
-def prepare_prompts(config: DecoderLatencyConfig, points: list[Point]) -> dict[int, Assets]:
-    """For each of the points' numbers of tokens; see ``prepare_pictures``. Also ConfigError for prompts too long."""
+def prepare_decoder_inputs(config: DecoderLatencyConfig, points: list[Point]) -> dict[int, Assets]:
+    """For each of the points' numbers of tokens; see ``prepare_vit_inputs``. Also ConfigError for prompts too long."""
     model, tokenizer = load_decoder(config.model.name, config.model.folder, CACHE)
     methods, tokens = methods_of(points), tokens_of(config, points)
     if isinstance(model, Gpt2) and tokens[-1] > model.config.positions:
         raise ConfigError("tokens", tokens[-1], f"must be at most {model.config.positions}, the model's positions")
     if config.checkpoint:
         student = open_decoder(Path(config.checkpoint), model.config)
-        own = {"quantised": student.quantised, "anchors": student.anchors}
+        own = {"quantized": student.quantized, "anchor_tokens": student.anchor_tokens}
         codebooks = trained_codebooks(student, own, methods, config.checkpoint)
         model = student.model
     else:
@@ -67,12 +67,12 @@ def _codebooks(
     for method in methods:
         if not method.codebook_size or method.codebook_key in codebooks:
             continue
-        groups, size, quantised, anchors, levels, rotation = method.codebook_key
-        count = math.ceil(SAMPLES_PER_CODEWORD * size / (tokens - anchors))
+        groups, size, quantized, anchor_tokens, num_quantizers, pre_rotation = method.codebook_key
+        count = math.ceil(SAMPLES_PER_CODEWORD * size / (tokens - anchor_tokens))
         windows_NS = windows(CORPUS, tokenizer, CACHE, tokens, count, "train")
         begin = time.monotonic()
-        with counted(f"codebooks of {size} codewords, G = {groups}, {quantised}: k-means, or the cache") as report:
-            of = (quantised, [groups], size, config.seed, CACHE, anchors, report, levels, rotation)
+        with counted(f"codebooks of {size} codewords, G = {groups}, {quantized}: k-means, or the cache") as report:
+            of = (quantized, [groups], size, config.seed, CACHE, anchor_tokens, report, num_quantizers, pre_rotation)
             codebooks[method.codebook_key] = decoder_codebooks_for(model, windows_NS, *of)[groups]
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
     return codebooks

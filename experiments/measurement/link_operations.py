@@ -15,12 +15,12 @@ from testbed.comm.pacing import wire_bytes
 from testbed.network.shaping import QUEUE_KB
 from topologies.link_graph import Hop, LinkGraph, Load
 
-SLACK_S, MESSAGE_SLACK_S = 1e-3, 0.5e-3  # beyond its bytes: an operation at least, and each message of it
+SLACK_S, MESSAGE_SLACK_S = 1e-3, 0.5e-3  # beyond its bytes: an operation at least, and each operation of it
 INCASTS = ("incast_all", "incast_ordered")
 
 
 @dataclass(frozen=True)
-class Message:
+class LinkOperation:
     """A point: one operation on ``devices`` devices, ``size_bytes`` from each, on links of ``rate_mbps``."""
 
     pattern: str
@@ -54,12 +54,12 @@ class Message:
         """Whether others send to one device, which may be more than its queue takes."""
         return self.pattern in INCASTS
 
-    def stages(self, graph: LinkGraph, collective: str) -> list[list[Load]]:
+    def stages(self, graph: LinkGraph, algorithm: str) -> list[list[Load]]:
         """Who sends whom how many payload bytes, in stages one after another."""
         size, ranks = float(self.size_bytes), range(self.devices)
         others, pairs = ranks[1:], range(0, self.devices - 1, 2)
         if self.pattern == "all_gather":
-            return graph.gather_loads(collective, size)
+            return graph.gather_loads(algorithm, size)
         if self.pattern == "all_reduce":  # twice round the ring, a share of the numbers at a time
             share = 4.0 * -(-self.size_bytes // 4 // self.devices)
             return [[(rank, (rank + 1) % self.devices, share) for rank in ranks]] * 2 * len(others)
@@ -70,27 +70,27 @@ class Message:
         back = pairs if self.pattern == "both_ways" else ()
         return [[*((rank, rank + 1, size) for rank in pairs), *((rank + 1, rank, size) for rank in back)]]
 
-    def ideal_s(self, graph: LinkGraph, collective: str, rate_bps: float) -> float:
+    def ideal_s(self, graph: LinkGraph, algorithm: str, rate_bps: float) -> float:
         """Seconds on perfect links: payloads, frame headers and packet headers."""
         framed = [
             [(rank, peer, wire_bytes(HEADER_BYTES + round(size))) for rank, peer, size in stage]
-            for stage in self.stages(graph, collective)
+            for stage in self.stages(graph, algorithm)
         ]
         return graph.stages_s(framed, rate_bps)
 
-    def payload_s(self, graph: LinkGraph, collective: str, rate_bps: float) -> float:
+    def payload_s(self, graph: LinkGraph, algorithm: str, rate_bps: float) -> float:
         """Seconds if headers cost nothing, which is what cost models count."""
-        return graph.stages_s(self.stages(graph, collective), rate_bps)
+        return graph.stages_s(self.stages(graph, algorithm), rate_bps)
 
-    def full_hop(self, graph: LinkGraph, collective: str) -> Hop | None:
+    def full_hop(self, graph: LinkGraph, algorithm: str) -> Hop | None:
         """A hop that is busy from begin to end, so that its rate can be told; None if there is none."""
-        stages = self.stages(graph, collective)
+        stages = self.stages(graph, algorithm)
         busy_s = graph.busy_s([load for stage in stages for load in stage], 1.0)
         busiest = max(busy_s, key=lambda hop: busy_s[hop])
         return busiest if busy_s[busiest] >= FULL_SHARE * graph.stages_s(stages, 1.0) else None
 
     def slack_s(self) -> float:
-        """What hosts and transport may take beyond the links' time: a moment for each message that a device gets."""
+        """What hosts and transport may take beyond the links' time: a moment for each operation that a device gets."""
         others = self.devices - 1
         messages = {"all_gather": others, "all_reduce": 2 * others, "incast_all": others}
         messages["incast_ordered"] = 2 * others  # each is asked for

@@ -35,17 +35,17 @@ class Manifest:
         self._folder.write_manifest([*self._earlier, entry])
 
 
-NOT_CALMER = "; not calmer than before, so the earlier rows stay"
+HIGHER_STEAL = "; not calmer than before, so the earlier rows stay"
 
 
-def print_settled(folder: RunFolder, config: Config, to_measure: int) -> None:
+def print_completed(folder: RunFolder, config: Config, to_measure: int) -> None:
     """Say what of an earlier run is not measured again."""
     points = folder.points()
     if not points:
         return
-    settled = folder.settled(config.retry_failed, config.retry_degraded)
+    completed = folder.completed(config.retry_failed, config.retry_degraded)
     failed, finished = (sum(ok == wanted for ok in points.values()) for wanted in (False, True))
-    degraded = sum(ok and key not in settled for key, ok in points.items())
+    degraded = sum(ok and key not in completed for key, ok in points.items())
     again = "are measured again" if config.retry_failed else "are left as they are (retry_failed=true measures them)"
     lost = f"{failed} failed before and {again}; " if failed else ""
     lost += f"{degraded} degraded ones are measured again; " if degraded else ""

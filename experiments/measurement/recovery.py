@@ -11,7 +11,7 @@ from testbed.progress import console
 from testbed.session import Session, open_session
 
 
-class LastingSession:
+class RecoveringSession:
     """A context manager whose ``session`` is the one that stands now.
 
     begin: what each new session needs before it is used, the first one too.
@@ -22,14 +22,14 @@ class LastingSession:
     def __init__(self, config: Config, backend: str, devices: int, begin: Callable[[Session], None]):
         self._config, self._backend, self._devices, self._begin = config, backend, devices, begin
 
-    def __enter__(self) -> LastingSession:
+    def __enter__(self) -> RecoveringSession:
         self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.session.__exit__()
 
-    def mend(self, error: ClusterError | CommError) -> None:
+    def recover(self, error: ClusterError | CommError) -> None:
         """After a fault: ready for the next point. Raises the new fault if a second new cluster does not come up."""
         try:
             if isinstance(error, CommError):
@@ -45,7 +45,7 @@ class LastingSession:
         try:
             self.session.shape(bandwidth_mbps, shaper, queue_kb)
         except (ClusterError, CommError) as error:
-            self.mend(error)
+            self.recover(error)
             self.session.shape(bandwidth_mbps, shaper, queue_kb)
 
     def _open(self) -> None:

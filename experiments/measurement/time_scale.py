@@ -20,8 +20,8 @@ from testbed.grid import Point
 
 # Powers of two, so that few different rates have to be calibrated.
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-CORE_MBPS = 200.0  # of all links together, each way, that a core keeps up with (docs/decisions/0005-pace.md)
-CALM = 4.0  # times slower than the devices: no more than that where nothing else asks for it
+CORE_MBPS = 200.0  # of all links together, each way, that a core keeps up with (docs/decisions/0012-time-scale.md)
+SLOWEST_SCALE = 4.0  # times slower than the devices: no more than that where nothing else asks for it
 DISTORTION = 0.03  # of a latency: by how much running faster may overstate what this machine adds to messages
 WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes
 
@@ -71,6 +71,6 @@ def fitting_scale(
     """
     shaped = links_mbps / (CORE_MBPS * (cores or os.cpu_count() or 1))
     undistorted = 1 / (1 + DISTORTION * latency_s / (messages * EXCHANGE_S)) if messages else 0.0
-    slowest = min(CALM if messages else 1.0, pass_budget_s / latency_s)
+    slowest = min(SLOWEST_SCALE if messages else 1.0, pass_budget_s / latency_s)
     allowed = [scale for scale in SCALES if scale >= max(shaped, undistorted)] or [SCALES[-1]]
     return max((scale for scale in allowed if scale <= slowest), default=allowed[0])

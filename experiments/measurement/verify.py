@@ -12,7 +12,7 @@ from testbed.astra.codebooks import load_codebooks
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.reference_decoder import simulate_decoder
 from testbed.astra.reference_vit import simulate
-from testbed.cluster.worker import Pass
+from testbed.cluster.worker import ForwardTiming
 from testbed.methods.base import Method
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
@@ -36,7 +36,7 @@ class Verification:
         return not self.fault
 
 
-def verify(method: Method, world: int, ranks: list[tuple[Output, Pass]], assets: Assets) -> Verification:
+def verify(method: Method, world: int, ranks: list[tuple[Output, ForwardTiming]], assets: Assets) -> Verification:
     """Compare what each rank of ``world`` holds after a pass with real arithmetic with the reference.
 
     Exact methods are held to the plain model; the others to their one-process simulation.
@@ -66,15 +66,15 @@ def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets
     if not method.codebook_size:
         assert isinstance(assets.model, VisionTransformer)  # no other model comes to these methods
         return *method.simulate(assets.model, assets.inputs, world, [output.messages for output in outputs]), 0
-    codebooks, rotation = load_codebooks(assets.codebooks[method.codebook_key])
-    quantizer = Quantizer(codebooks, method.levels, rotation)
+    codebooks, pre_rotation = load_codebooks(assets.codebooks[method.codebook_key])
+    quantizer = Quantizer(codebooks, method.num_quantizers, pre_rotation)
     codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
     shares = method.shares(assets.model.shape.tokens, world)
     if isinstance(assets.model, VisionTransformer):
         done = simulate(assets.model, quantizer, assets.inputs, shares, codes)
     else:
-        _, _, quantised, anchors, *_ = method.codebook_key
-        done = simulate_decoder(assets.model, quantizer, assets.inputs, shares, codes, quantised, anchors)
+        _, _, quantized, anchor_tokens, *_ = method.codebook_key
+        done = simulate_decoder(assets.model, quantizer, assets.inputs, shares, codes, quantized, anchor_tokens)
     return done.hidden, done.logits, done.ties
 
 

@@ -37,7 +37,7 @@ POSITIONS = "position"  # the only tensor that depends on the number of tokens
 class Assets:
     """Weights files, model and input of a run for one number of tokens, and the reference for methods.
 
-    weights: for ``load_model``. hidden: [T, D] normalised last states of the content tokens on one device; logits:
+    weights: for ``load_model``. hidden: [T, D] normalized last states of the content tokens on one device; logits:
     [classes]. codebooks: files, by ``Method.codebook_key``. core_macs_per_s: what one core of this machine computes.
     """
 
@@ -51,7 +51,7 @@ class Assets:
     core_macs_per_s: float
 
 
-def prepare_pictures(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
+def prepare_vit_inputs(config: LatencyConfig, points: list[Point]) -> dict[int, Assets]:
     """Build the ViT, or take the trained one, see to codebooks, and run single; for each of the points' tokens.
 
     Codebooks are the trained model's, or made here where the cache has none (a minute for the paper's shape); of
@@ -100,16 +100,22 @@ def _codebooks(
     """Files of k-means codebooks for the methods that need some."""
     codebooks: CodebookFiles = {}
     tokens = model.config.tokens
-    kinds = {(method.codebook_size, method.levels, method.rotation) for method in methods if method.codebook_size}
+    kinds = {
+        (method.codebook_size, method.num_quantizers, method.pre_rotation) for method in methods if method.codebook_size
+    }
     for kind in sorted(kinds):
-        alike = [method for method in methods if (method.codebook_size, method.levels, method.rotation) == kind]
-        size, levels, rotation = kind[0], kind[1], alike[0].rotation
+        alike = [
+            method for method in methods if (method.codebook_size, method.num_quantizers, method.pre_rotation) == kind
+        ]
+        size, num_quantizers, pre_rotation = kind[0], kind[1], alike[0].pre_rotation
         groups = sorted({method.groups for method in alike})
-        made = f"G = {', '.join(map(str, groups))}" + (f", {levels} levels" if levels > 1 else "")
+        made = f"G = {', '.join(map(str, groups))}" + (
+            f", {num_quantizers} num_quantizers" if num_quantizers > 1 else ""
+        )
         begin = time.monotonic()
         with counted(f"codebooks of {size} codewords, {made}: k-means on photographs, or the cache") as report:
-            of = (groups, size, config.seed, CACHE, report, levels)
-            found = codebooks_for(choice, model, tokens, *of, rotation)  # pyright: ignore[reportArgumentType]
+            of = (groups, size, config.seed, CACHE, report, num_quantizers)
+            found = codebooks_for(choice, model, tokens, *of, pre_rotation)  # pyright: ignore[reportArgumentType]
         print(f"codebooks ready in {time.monotonic() - begin:.1f} s")
         codebooks |= {method.codebook_key: found[method.groups] for method in alike}
     return codebooks
@@ -134,7 +140,7 @@ def trained_codebooks(student: Student, own: dict[str, Any], methods: list[Metho
         made = f"was trained with int8_tokens={student.int8_tokens}"
         raise ConfigError("checkpoint", checkpoint, f"{made}, which is judged in simulation only: methods send none")
     needed = {"groups": quantizer.groups, "codebook_size": quantizer.codebook_size, **own}
-    needed |= {"levels": quantizer.settings.levels, "rotation": quantizer.rotation}
+    needed |= {"num_quantizers": quantizer.settings.num_quantizers, "pre_rotation": quantizer.pre_rotation}
     for method in methods:
         if method.codebook_size and any(getattr(method, key) != value for key, value in needed.items()):
             settings = " ".join(f"{method.name}.{key}={value}" for key, value in needed.items())

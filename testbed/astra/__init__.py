@@ -1,1 +1,1 @@
-"""ASTRA: vector-quantised tokens, mixed-precision attention (arXiv 2505.19342)."""
+"""ASTRA: vector-quantized tokens, mixed-precision attention (arXiv 2505.19342)."""

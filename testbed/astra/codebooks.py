@@ -1,4 +1,4 @@
-"""Codebooks by k-means on the embeddings of the plain model (ASTRA, arXiv 2505.19342, initialisation), cached on disk.
+"""Codebooks by k-means on the embeddings of the plain model (ASTRA, arXiv 2505.19342, initialization), cached on disk.
 
 What is clustered is what ASTRA sends: the residual stream at each layer's input, content tokens only. No fine-tuning.
 Shape suffixes as in quantizer.py, and: B pictures, S sequence, N samples, W numbers of a sample.
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from testbed.astra.opq import Rotation, check_rotation, components_rotation
+from testbed.astra.opq import PreRotation, check_pre_rotation, pca_rotation
 from testbed.astra.quantizer import Codebooks, Quantizer, check_quantizer
 from testbed.astra.training.ema_quantizer import nearest_codes
 from testbed.astra.training.evaluation import Examples
@@ -34,7 +34,7 @@ RECIPE = 1  # to be raised with every change that alters codebooks, so that olde
 ITERATIONS = 6  # k-means gains little beyond
 SAMPLES_PER_CODEWORD = 4
 FEWEST_PICTURES = 4  # even where fewer give samples enough: codewords of one picture fit no other
-TRAINING_SAMPLES_PER_CODEWORD = 64  # where there are labelled pictures enough
+TRAINING_SAMPLES_PER_CODEWORD = 64  # where there are labeled pictures enough
 FEWEST_EXAMPLES = 256
 TOKENS_AT_ONCE = 2048  # through a block; bounds the memory of activations
 
@@ -44,18 +44,19 @@ Progress = Callable[[int, int], None]
 @torch.no_grad()
 def train_codebooks(
     model: VisionTransformer,
-    pictures_BCHW: Tensor,
+    images_BCHW: Tensor,
     groups: Sequence[int],
     codebook_size: int,
     seed: int,
     progress: Progress | None = None,
-    levels: int = 1,
-    rotation: Rotation = "none",
+    num_quantizers: int = 1,
+    pre_rotation: PreRotation = "none",
 ) -> dict[int, Codebooks]:
-    """Codebooks [layers, levels * G, codebook_size, hidden / G], float32, for each G of ``groups``, from one pass.
+    """Codebooks [layers, num_quantizers * G, codebook_size, hidden / G], float32, for each G of ``groups``, from one
+    pass.
 
-    pictures_BCHW: model input of a size that fits ``model``. levels, rotation: see Quantizer. ``progress(done, total)``
-    is called after each layer and G. The same on every run with the same number of threads.
+    images_BCHW: model input of a size that fits ``model``. num_quantizers, pre_rotation: see Quantizer.
+    ``progress(done, total)`` is called after each layer and G. The same on every run with the same number of threads.
 
     Raises ConfigError for groups or a codebook size that cannot be, ValueError if there are fewer content tokens than
     codewords.
@@ -63,16 +64,16 @@ def train_codebooks(
     hidden, tokens, layers = model.shape.hidden, model.shape.tokens, model.shape.layers
     for count in groups:
         check_quantizer(hidden, count, codebook_size)
-    samples = len(pictures_BCHW) * tokens
+    samples = len(images_BCHW) * tokens
     if samples < codebook_size:
         need = math.ceil(codebook_size / tokens)
         raise ValueError(
-            f"{len(pictures_BCHW)} pictures of {tokens} tokens cannot give {codebook_size} codewords; "
+            f"{len(images_BCHW)} pictures of {tokens} tokens cannot give {codebook_size} codewords; "
             f"expected {need} pictures or more"
         )
-    shapes = {count: (layers, levels * count, codebook_size, hidden // count) for count in groups}
-    books = empty_codebooks(shapes, rotation)
-    batches = pictures_BCHW.split(max(1, TOKENS_AT_ONCE // model.shape.sequence))
+    shapes = {count: (layers, num_quantizers * count, codebook_size, hidden // count) for count in groups}
+    books = empty_codebooks(shapes, pre_rotation)
+    batches = images_BCHW.split(max(1, TOKENS_AT_ONCE // model.shape.sequence))
     x_BSD = torch.cat([model.embed(batch_BCHW) for batch_BCHW in batches])
     # layer by layer, so that the samples of one layer only are held at a time
     for layer, block in enumerate(model.blocks):
@@ -89,8 +90,8 @@ def codebooks_of_examples(
     groups: Sequence[int],
     codebook_size: int,
     seed: int,
-    levels: int = 1,
-    rotation: Rotation = "none",
+    num_quantizers: int = 1,
+    pre_rotation: PreRotation = "none",
 ) -> dict[int, Codebooks]:
     """Codebooks as ``train_codebooks`` makes them, of examples that ``seed`` draws: where fine-tuning starts.
 
@@ -99,7 +100,7 @@ def codebooks_of_examples(
     wanted = max(FEWEST_EXAMPLES, math.ceil(TRAINING_SAMPLES_PER_CODEWORD * codebook_size / model.shape.tokens))
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     return train_codebooks(
-        model, examples.batch(order[:wanted])[0], groups, codebook_size, seed, None, levels, rotation
+        model, examples.batch(order[:wanted])[0], groups, codebook_size, seed, None, num_quantizers, pre_rotation
     )
 
 
@@ -112,8 +113,8 @@ def codebooks_for(
     seed: int,
     cache_dir: Path,
     progress: Progress | None = None,
-    levels: int = 1,
-    rotation: Rotation = "none",
+    num_quantizers: int = 1,
+    pre_rotation: PreRotation = "none",
 ) -> dict[int, Path]:
     """The files with the codebooks of ``model``, one for each G of ``groups``; trained where ``cache_dir`` has none.
 
@@ -127,13 +128,13 @@ def codebooks_for(
 
     def train(missing: list[int]) -> dict[int, Codebooks]:
         pictures = max(FEWEST_PICTURES, math.ceil(SAMPLES_PER_CODEWORD * codebook_size / tokens))
-        pictures_BCHW = photographs(tokens, choice.patch, pictures, seed)
-        return train_codebooks(model, pictures_BCHW, missing, codebook_size, seed, progress, levels, rotation)
+        images_BCHW = photographs(tokens, choice.patch, pictures, seed)
+        return train_codebooks(model, images_BCHW, missing, codebook_size, seed, progress, num_quantizers, pre_rotation)
 
     recipe = {"recipe": RECIPE, "model": asdict(choice), "weights": fingerprint(model), "tokens": tokens, "seed": seed}
-    recipe |= {"codebook_size": codebook_size, "levels": levels, "rotation": rotation}
+    recipe |= {"codebook_size": codebook_size, "num_quantizers": num_quantizers, "pre_rotation": pre_rotation}
     layers, hidden = model.shape.layers, model.shape.hidden
-    shapes = {count: (layers, levels * count, codebook_size, hidden // count) for count in groups}
+    shapes = {count: (layers, num_quantizers * count, codebook_size, hidden // count) for count in groups}
     return cached_codebooks(recipe, shapes, cache_dir, train)
 
 
@@ -159,20 +160,20 @@ def cached_codebooks(
     return paths
 
 
-def empty_codebooks(shapes: Mapping[int, tuple[int, int, int, int]], rotation: Rotation) -> dict[int, Codebooks]:
+def empty_codebooks(shapes: Mapping[int, tuple[int, int, int, int]], pre_rotation: PreRotation) -> dict[int, Codebooks]:
     """For ``cluster`` to fill in: codebooks of these shapes [L, I, K, d] for each G."""
-    check_rotation(rotation)
+    check_pre_rotation(pre_rotation)
     empty = {}
     for count, shape in shapes.items():
         layers, width = shape[0], count * shape[-1]
-        turn_LDD = None if rotation == "none" else torch.empty(layers, width, width)
-        empty[count] = Codebooks(torch.empty(shape), turn_LDD)
+        rotation_LDD = None if pre_rotation == "none" else torch.empty(layers, width, width)
+        empty[count] = Codebooks(torch.empty(shape), rotation_LDD)
     return empty
 
 
 def save_codebooks(codebooks: Codebooks, path: Path, recipe: str = "") -> None:
     """A file for ``load_codebooks``. recipe: what they were made of, as JSON."""
-    tensors = {"codebooks": codebooks.codebooks_LIKd, "rotation": codebooks.rotation_LDD}
+    tensors = {"codebooks": codebooks.codebooks_LIKd, "pre_rotation": codebooks.rotation_LDD}
     save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, {"recipe": recipe})
 
 
@@ -189,7 +190,7 @@ def load_codebooks(path: Path) -> Codebooks:
     if codebooks_LIKd.dim() != 4 or codebooks_LIKd.dtype != torch.float32:
         found = f"{codebooks_LIKd.dtype} {list(codebooks_LIKd.shape)}"
         raise EnvironmentFault(f"{path} is damaged or no file of codebooks (they are {found})")
-    return Codebooks(codebooks_LIKd, tensors.get("rotation"))
+    return Codebooks(codebooks_LIKd, tensors.get("pre_rotation"))
 
 
 def cluster(
@@ -200,16 +201,16 @@ def cluster(
     progress: Progress | None = None,
     parts: int = 1,
 ) -> None:
-    """Fill in a layer of the codebooks [L, levels * G, K, W / G] of each G, from samples of its W numbers.
+    """Fill in a layer of the codebooks [L, num_quantizers * G, K, W / G] of each G, from samples of its W numbers.
 
-    parts: of the W numbers, see components_rotation. ``progress(done, total)`` is called after each G.
+    parts: of the W numbers, see pca_rotation. ``progress(done, total)`` is called after each G.
     """
-    for position, (count, (book_LIKd, turn_LWW)) in enumerate(books.items()):
+    for position, (count, (book_LIKd, rotation_LWW)) in enumerate(books.items()):
         layers, indices, codebook_size, _ = book_LIKd.shape
         rest_NW = x_NW
-        if turn_LWW is not None:
-            turn_LWW[layer] = components_rotation(torch.from_numpy(x_NW), count, parts)
-            rest_NW = x_NW @ turn_LWW[layer].numpy().T
+        if rotation_LWW is not None:
+            rotation_LWW[layer] = pca_rotation(torch.from_numpy(x_NW), count, parts)
+            rest_NW = x_NW @ rotation_LWW[layer].numpy().T
         for first in range(0, indices, count):
             level_GKd = book_LIKd[layer, first : first + count]
             if first:

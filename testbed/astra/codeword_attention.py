@@ -1,4 +1,5 @@
-"""Per-codeword attention for one group: received tokens of equal codewords are attended to once (PAPER.md, section 4).
+"""Per-codeword attention for one group: received tokens of equal codewords are attended to once (docs/paper.md, section
+4.2).
 
 Tokens that share a codeword have equal keys and values, so n of them weigh in a softmax like one of them with log n
 added to its score. Only the codewords that occur are attended to: never more than there are tokens, nor than the
@@ -30,7 +31,7 @@ from testbed.models.transformer import Block
 class CodewordAttention:
     """Keys and values of one block's codewords, [1, H, K, k], from a codebook [1, K, D] of one group.
 
-    rotation_DD: by which tokens were turned before quantisation. Raises ValueError for more groups, for a model that
+    rotation_DD: by which tokens were turned before quantization. Raises ValueError for more groups, for a model that
     rotates keys, and what CodewordTables raises.
     """
 

@@ -1,7 +1,7 @@
 """How long a pass of ASTRA takes by the cost model: the slots of all ranks and the messages between them, side by side.
 
 Each rank runs its slots one after another, and its messages follow each other on its link. It waits for what it needs:
-without ``overlap`` for all codes before it goes on, else for a piece's codes before it expands that piece.
+without ``overlap`` for all codes before it goes on, else for a chunk's codes before it expands that chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from testbed.astra.costs import Costs, Slot
+from testbed.astra.costs import Costs, SegmentCost
 from testbed.comm.wire import Wire
 from testbed.device.spec import Device
 
@@ -18,29 +18,29 @@ from testbed.device.spec import Device
 def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wire) -> float:
     """Seconds from the common start to the last rank's end. ranks, devices: each rank's costs and speed."""
 
-    def seconds(slots: Sequence[Slot]) -> np.ndarray:
+    def seconds(slots: Sequence[SegmentCost]) -> np.ndarray:
         return np.array([slot.seconds(device) for slot, device in zip(slots, devices, strict=True)])
 
-    split, overlap = ranks[0].split, ranks[0].speedups.overlap
+    split, overlap = ranks[0].split, ranks[0].optimizations.overlap
     exchange_s = wire.exchange_s if split.world > 1 else 0.0
-    pieces = range(split.pieces)
-    spans = [[costs.split.piece_rows[piece] for costs in ranks] for piece in pieces]
+    chunks = range(split.chunks)
+    spans = [[costs.split.chunk_rows[chunk] for costs in ranks] for chunk in chunks]
     finish_s = [seconds([c.finish(end - first) for c, (first, end) in zip(ranks, of, strict=True)]) for of in spans]
-    encode_s = [seconds([costs.encode(piece) for costs in ranks]) for piece in pieces]
-    expand_s = [seconds([costs.expand(piece) for costs in ranks]) for piece in pieces]
-    attend_s = [seconds([costs.attend(piece) for costs in ranks]) for piece in pieces]
+    encode_s = [seconds([costs.encode(chunk) for costs in ranks]) for chunk in chunks]
+    expand_s = [seconds([costs.expand(chunk) for costs in ranks]) for chunk in chunks]
+    attend_s = [seconds([costs.attend(chunk) for costs in ranks]) for chunk in chunks]
     local_s = seconds([costs.local() for costs in ranks])
-    message_s = [np.array([wire.message_s(size) for size in ranks[0].message_bytes(piece)]) for piece in pieces]
+    message_s = [np.array([wire.message_s(size) for size in ranks[0].message_bytes(chunk)]) for chunk in chunks]
     now, link = seconds([costs.embed() for costs in ranks]), np.zeros(split.world)
     for layer in range(split.shape.layers):
         arrivals = []
-        for piece in pieces:
-            now = now + (finish_s[piece] if layer else 0) + encode_s[piece]
-            link = _gathered(now, link, message_s[piece])
+        for chunk in chunks:
+            now = now + (finish_s[chunk] if layer else 0) + encode_s[chunk]
+            link = _gathered(now, link, message_s[chunk])
             arrivals.append(link + exchange_s)
         now = (now if overlap else np.maximum(now, arrivals[-1])) + local_s
-        for piece, arrival in enumerate(arrivals):
-            now = np.maximum(now, arrival) + expand_s[piece] + attend_s[piece]
+        for chunk, arrival in enumerate(arrivals):
+            now = np.maximum(now, arrival) + expand_s[chunk] + attend_s[chunk]
     copies = split.shape.class_tokens
     now = now + seconds([costs.finish(copies) for costs in ranks])
     tokens_s = seconds([costs.finish(costs.split.rows - copies) for costs in ranks])

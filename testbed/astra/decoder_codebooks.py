@@ -1,8 +1,8 @@
-"""Codebooks of a decoder by k-means on what its layers quantise of a text, without fine-tuning, cached on disk.
+"""Codebooks of a decoder by k-means on what its layers quantize of a text, without fine-tuning, cached on disk.
 
-The text goes through the plain model layer by layer. Anchors are left out: they are never quantised, so
+The text goes through the plain model layer by layer. Anchors are left out: they are never quantized, so
 codewords that they draw would serve no token that is sent.
-Shape suffixes: B windows, S tokens of a window, N samples, W numbers of what is quantised, G groups, L layers.
+Shape suffixes: B windows, S tokens of a window, N samples, W numbers of what is quantized, G groups, L layers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from testbed.astra.codebooks import Progress, cached_codebooks, cluster, empty_codebooks, fingerprint
-from testbed.astra.opq import Rotation
-from testbed.astra.quantised import Quantised, check_quantised, quantised_width, to_quantise
+from testbed.astra.opq import PreRotation
+from testbed.astra.quantized import Quantized, check_quantized, quantized_width, to_quantize
 from testbed.astra.quantizer import Codebooks, check_quantizer
 from testbed.models.decoder import DecoderBlock
 from testbed.models.gpt2 import Gpt2
@@ -33,38 +33,40 @@ TOKENS_AT_ONCE = 2048  # through a block; bounds the memory of activations
 def train_decoder_codebooks(
     model: Llama | Gpt2,
     windows_BS: Tensor,
-    quantised: Quantised,
+    quantized: Quantized,
     groups: Sequence[int],
     codebook_size: int,
     seed: int,
-    anchors: int = 0,
+    anchor_tokens: int = 0,
     progress: Progress | None = None,
-    levels: int = 1,
-    rotation: Rotation = "none",
+    num_quantizers: int = 1,
+    pre_rotation: PreRotation = "none",
 ) -> dict[int, Codebooks]:
-    """Codebooks [layers, levels * G, codebook_size, W / G], float32, for each G of ``groups``, from one pass.
+    """Codebooks [layers, num_quantizers * G, codebook_size, W / G], float32, for each G of ``groups``, from one pass.
 
-    windows_BS: token ids. anchors: how many first tokens of a window stay exact. levels, rotation: see
-    Quantizer. ``progress(done, total)`` is called after each layer and G. Held at a time: one layer's input and what it
-    quantises.
+    windows_BS: token ids. anchor_tokens: how many first tokens of a window stay exact. num_quantizers, pre_rotation:
+    see Quantizer. ``progress(done, total)`` is called after each layer and G. Held at a time: one layer's input and
+    what it quantizes.
 
-    Raises ConfigError for groups, a codebook size or something quantised that cannot be, ValueError if there are fewer
+    Raises ConfigError for groups, a codebook size or something quantized that cannot be, ValueError if there are fewer
     tokens than codewords.
     """
     shape = model.config.shape(windows_BS.shape[1])
-    width = _checked_width(model, quantised, groups, codebook_size)
-    each = windows_BS.shape[1] - anchors
+    width = _checked_width(model, quantized, groups, codebook_size)
+    each = windows_BS.shape[1] - anchor_tokens
     if len(windows_BS) * each < codebook_size:
-        need = f"expected {math.ceil(codebook_size / each)} windows or more" if each > 0 else "all are anchors"
+        need = f"expected {math.ceil(codebook_size / each)} windows or more" if each > 0 else "all are anchor_tokens"
         raise ValueError(
             f"{len(windows_BS)} windows of {windows_BS.shape[1]} tokens cannot give {codebook_size} codewords; {need}"
         )
-    shapes = {count: (shape.layers, levels * count, codebook_size, width // count) for count in groups}
-    books, halves = empty_codebooks(shapes, rotation), 2 if quantised == "keys_values" else 1
-    at_once = max(1, TOKENS_AT_ONCE // windows_BS.shape[1])
-    parts = [model.embed(part_BS) for part_BS in windows_BS.split(at_once)]
+    shapes = {count: (shape.layers, num_quantizers * count, codebook_size, width // count) for count in groups}
+    books, halves = empty_codebooks(shapes, pre_rotation), 2 if quantized == "keys_values" else 1
+    batch_windows = max(1, TOKENS_AT_ONCE // windows_BS.shape[1])
+    parts = [model.embed(part_BS) for part_BS in windows_BS.split(batch_windows)]
     for layer, block in enumerate(cast(Iterable[DecoderBlock], model.blocks)):
-        x_NW = torch.cat([to_quantise(block, x_BSD, quantised)[:, anchors:].flatten(0, 1) for x_BSD in parts]).numpy()
+        x_NW = torch.cat(
+            [to_quantize(block, x_BSD, quantized)[:, anchor_tokens:].flatten(0, 1) for x_BSD in parts]
+        ).numpy()
         cluster(x_NW, layer, books, seed, progress, halves)
         del x_NW
         if layer + 1 < shape.layers:
@@ -76,24 +78,24 @@ def train_decoder_codebooks(
 def decoder_codebooks_for(
     model: Llama | Gpt2,
     windows_BS: Tensor,
-    quantised: Quantised,
+    quantized: Quantized,
     groups: Sequence[int],
     codebook_size: int,
     seed: int,
     cache_dir: Path,
-    anchors: int = 0,
+    anchor_tokens: int = 0,
     progress: Progress | None = None,
-    levels: int = 1,
-    rotation: Rotation = "none",
+    num_quantizers: int = 1,
+    pre_rotation: PreRotation = "none",
 ) -> dict[int, Path]:
     """The files with what ``train_decoder_codebooks`` makes, one for each G; made where ``cache_dir`` has none.
 
     A damaged file is replaced, with a warning. ``load_codebooks`` reads a file. Raises what the former raises.
     """
-    width = _checked_width(model, quantised, groups, codebook_size)
+    width = _checked_width(model, quantized, groups, codebook_size)
 
     def train(missing: list[int]) -> dict[int, Codebooks]:
-        of = (quantised, missing, codebook_size, seed, anchors, progress, levels, rotation)
+        of = (quantized, missing, codebook_size, seed, anchor_tokens, progress, num_quantizers, pre_rotation)
         return train_decoder_codebooks(model, windows_BS, *of)
 
     recipe = {
@@ -101,21 +103,21 @@ def decoder_codebooks_for(
         "model": asdict(model.config),
         "weights": fingerprint(model),
         "windows": [list(windows_BS.shape), hashlib.sha256(windows_BS.numpy().tobytes()).hexdigest()],
-        "quantised": quantised,
-        "anchors": anchors,
-        "levels": levels,
-        "rotation": rotation,
+        "quantized": quantized,
+        "anchor_tokens": anchor_tokens,
+        "num_quantizers": num_quantizers,
+        "pre_rotation": pre_rotation,
         "codebook_size": codebook_size,
         "seed": seed,
     }
-    shapes = {count: (model.config.layers, levels * count, codebook_size, width // count) for count in groups}
+    shapes = {count: (model.config.layers, num_quantizers * count, codebook_size, width // count) for count in groups}
     return cached_codebooks(recipe, shapes, cache_dir, train)
 
 
-def _checked_width(model: Llama | Gpt2, quantised: Quantised, groups: Sequence[int], codebook_size: int) -> int:
-    """Numbers of a token that are quantised. Raises ConfigError for what cannot be."""
-    check_quantised(quantised)
-    width = quantised_width(model.config.shape(1), quantised)
+def _checked_width(model: Llama | Gpt2, quantized: Quantized, groups: Sequence[int], codebook_size: int) -> int:
+    """Numbers of a token that are quantized. Raises ConfigError for what cannot be."""
+    check_quantized(quantized)
+    width = quantized_width(model.config.shape(1), quantized)
     for count in groups:
         check_quantizer(width, count, codebook_size)
     return width

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from testbed.astra.costs import Costs, Slot
+from testbed.astra.costs import Costs, SegmentCost
 from testbed.astra.shard import AstraShard, Encoded
 from testbed.comm.group import Group, Handle
 from testbed.device.clock import DeviceClock
@@ -28,28 +28,28 @@ class ForwardPass:
     def __init__(self, shard: AstraShard, costs: Costs, group: Group, clock: DeviceClock):
         self.shard, self.split, self.costs, self.group, self.clock = shard, shard.split, costs, group, clock
         self.codes: list[list[Tensor]] = [[] for _ in shard.blocks]
-        self.encoded: list[Encoded] = []  # of the next layer, by piece
+        self.encoded: list[Encoded] = []  # of the next layer, by chunk
         self.messages: list[Handle | Tensor] = []
 
     def run(self, inputs: Tensor) -> Output:
         """Inputs of the model to what this rank holds at the end."""
         shard, split = self.shard, self.split
         x_QD = self._segment("compute", self.costs.embed(), partial(shard.rows.embed, inputs))
-        rows = [x_QD[first:end] for first, end in split.piece_rows]
-        for piece, x_PD in enumerate(rows):
-            self._send(0, piece, x_PD)
+        rows = [x_QD[first:end] for first, end in split.chunk_rows]
+        for chunk, x_PD in enumerate(rows):
+            self._send(0, chunk, x_PD)
         last = split.shape.layers - 1
         for layer in range(last):
             mixed_QD = self._attend(layer, rows)
-            for piece, (first, end) in enumerate(split.piece_rows):
-                rows[piece] = self._finish(layer, rows[piece], mixed_QD[first:end])
-                self._send(layer + 1, piece, rows[piece])
+            for chunk, (first, end) in enumerate(split.chunk_rows):
+                rows[chunk] = self._finish(layer, rows[chunk], mixed_QD[first:end])
+                self._send(layer + 1, chunk, rows[chunk])
         mixed_QD, x_QD = self._attend(last, rows), torch.cat(rows)
         classes = split.shape.class_tokens
         class_sum = self._sum_classes(last, x_QD[:classes], mixed_QD[:classes])
         tokens_PD = self._finish(last, x_QD[classes:], mixed_QD[classes:])[split.copies :]
         logits = self._answer(class_sum, tokens_PD)
-        codes = torch.stack([torch.cat(pieces) for pieces in self.codes]) if split.world > 1 else None
+        codes = torch.stack([torch.cat(chunks) for chunks in self.codes]) if split.world > 1 else None
         return Output(tokens_PD, split.start, logits, codes)
 
     def _attend(self, layer: int, rows: list[Tensor]) -> Tensor:
@@ -59,28 +59,28 @@ class ForwardPass:
         q_BHQK, part = self._segment("compute", costs.local(), local)
         parts, messages = [part], self.messages
         self.encoded, self.messages = [], []
-        for piece, message in enumerate(messages):
-            received = _arrived(message).split(costs.message_bytes(piece))
+        for chunk, message in enumerate(messages):
+            received = _arrived(message).split(costs.message_bytes(chunk))
             if self.split.sources:
-                keys = self._segment("decode", costs.expand(piece), partial(shard.keys, layer, piece, received))
+                keys = self._segment("decode", costs.expand(chunk), partial(shard.keys, layer, chunk, received))
                 parts.append(
-                    self._segment("compute", costs.attend(piece), partial(keys.attend, q_BHQK, self.split.copies))
+                    self._segment("compute", costs.attend(chunk), partial(keys.attend, q_BHQK, self.split.copies))
                 )
-        return self._segment("compute", Slot(), partial(shard.mix, parts))
+        return self._segment("compute", SegmentCost(), partial(shard.mix, parts))
 
     def _finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
         return self._segment("compute", self.costs.finish(len(x_QD)), partial(self.shard.finish, layer, x_QD, mixed_QD))
 
-    def _send(self, layer: int, piece: int, x_QD: Tensor) -> None:
-        """Encode a piece's tokens; their indices leave at once."""
+    def _send(self, layer: int, chunk: int, x_QD: Tensor) -> None:
+        """Encode a chunk's tokens; their indices leave at once."""
         if self.split.world == 1:
             return
-        encode = partial(self.shard.encode, layer, piece, x_QD)
-        encoded = self._segment("encode", self.costs.encode(piece), encode)
+        encode = partial(self.shard.encode, layer, chunk, x_QD)
+        encoded = self._segment("encode", self.costs.encode(chunk), encode)
         self.encoded.append(encoded)
         self.codes[layer].append(encoded.codes_PG)
-        gather = self.group.all_gather_async if self.costs.speedups.overlap else self.group.all_gather
-        self.messages.append(gather(encoded.message, self.costs.message_bytes(piece)))
+        gather = self.group.all_gather_async if self.costs.optimizations.overlap else self.group.all_gather
+        self.messages.append(gather(encoded.message, self.costs.message_bytes(chunk)))
 
     def _sum_classes(self, last: int, x_CD: Tensor, mixed_CD: Tensor) -> Handle | Tensor | None:
         """Finish the class copy before the other rows, and begin to sum all copies; None where the model has none."""
@@ -90,7 +90,7 @@ class ForwardPass:
         if self.split.world == 1:
             return class_D
         handle = self.group.share_sum_async(class_D)
-        if not self.costs.speedups.overlap:
+        if not self.costs.optimizations.overlap:
             handle.wait()
         return handle
 
@@ -104,7 +104,7 @@ class ForwardPass:
             return None
         return self._segment("compute", self.costs.head(), partial(self.shard.rows.answer, answered_D))
 
-    def _segment(self, kind: str, slot: Slot, segment: Callable[[], T]) -> T:
+    def _segment(self, kind: str, slot: SegmentCost, segment: Callable[[], T]) -> T:
         return self.clock.run(kind, slot.macs, segment, slot.moved_bytes)
 
 

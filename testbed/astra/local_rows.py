@@ -28,7 +28,7 @@ class Rows(ABC):
 
     @abstractmethod
     def answer(self, x_D: Tensor) -> Tensor:
-        """Logits of a normalised row: the class copies' mean, or the last token."""
+        """Logits of a normalized row: the class copies' mean, or the last token."""
 
 
 class VitRows(Rows):

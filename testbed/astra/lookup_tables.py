@@ -1,10 +1,10 @@
 """Codeword tables: keys and values of received tokens by summing rows, in place of decoding, norm and projection.
 
-A quantised token is G codewords side by side, so whatever is linear in it is a sum of G rows that can be computed ahead
-(PAPER.md, section 4; the same idea as distance tables of product quantisation: Jegou et al. 2011). LayerNorm and
+A quantized token is G codewords side by side, so whatever is linear in it is a sum of G rows that can be computed ahead
+(docs/paper.md, section 4.1; the same idea as distance tables of product quantization: Jegou et al. 2011). LayerNorm and
 RMSNorm are linear but for one number per token, its reciprocal deviation, and that follows from two more numbers per
 codeword, its sum and its sum of squares. The mean that LayerNorm takes away is linear: the rows are of weights from
-which it has been taken away already. A turn of tokens (rotation.py) is linear and keeps squares: the weights, and those
+which it has been taken away already. A turn of tokens (opq.py) is linear and keeps squares: the weights, and those
 of the sum, are turned once. So the result is exact, but for rounding; that of a turn's matrix weighs more where a mean
 leaves little to deviate, as of two numbers that are nearly equal. Levels are another matter: squares of sums of
 codewords are not sums of their squares.
@@ -53,15 +53,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Deviation:
-    """What a norm divides a token by: its standard deviation (``centred``: LayerNorm) or root mean square (RMSNorm)."""
+    """A norm's divisor of a token: its standard deviation (``centered``: LayerNorm) or root mean square (RMSNorm)."""
 
-    centred: bool
+    centered: bool
     eps: float
 
     def reciprocal(self, moments_P2: Tensor, hidden: int) -> Tensor:
         """[P], float32, from the tokens' sums and sums of squares, float64."""
         mean_P, square_P = (moments_P2 / hidden).unbind(1)
-        variance_P = (square_P - mean_P.square()).clamp(min=0) if self.centred else square_P
+        variance_P = (square_P - mean_P.square()).clamp(min=0) if self.centered else square_P
         return (variance_P + self.eps).rsqrt().float()
 
 
@@ -83,20 +83,20 @@ class Projection:
         norm, linears = block.norm1, (block.attn.k, block.attn.v)
         if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):
             raise ValueError(f"the block's first norm is {type(norm).__name__}; expected LayerNorm or RMSNorm")
-        centred = isinstance(norm, nn.LayerNorm)
+        centered = isinstance(norm, nn.LayerNorm)
         plain_WD = torch.cat([linear.weight for linear in linears]).double()
         weight_WD = plain_WD if norm.weight is None else plain_WD * norm.weight
-        if centred:
+        if centered:
             weight_WD = weight_WD - weight_WD.mean(1, keepdim=True)
         biases = [torch.zeros(len(x.weight)) if x.bias is None else x.bias for x in linears]
         bias_W = torch.cat(biases).double()
-        if centred and norm.bias is not None:
+        if centered and norm.bias is not None:
             bias_W += plain_WD @ norm.bias.double()
         summing_D = torch.ones_like(weight_WD[0])
         if rotation_DD is not None:
             weight_WD, summing_D = (rows @ rotation_DD.double().T for rows in (weight_WD, summing_D))
         eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
-        deviation = Deviation(centred, eps)
+        deviation = Deviation(centered, eps)
         return cls(weight_WD.float(), summing_D, bias_W.float() if bias_W.any() else None, deviation)
 
     def rows(self, codebooks_GKd: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class CodewordTables:
 
     dtype: float32, or bfloat16 or float16, which halve memory and traffic; sums are then in float32, and the numbers
     in the table and their sum are rounded. ``bytes`` is their size, and ``made_s`` the seconds that making or loading
-    took. Files are mapped, so processes share them. rotation_DD: by which tokens were turned before quantisation; what
+    took. Files are mapped, so processes share them. rotation_DD: by which tokens were turned before quantization; what
     the tables give has been turned back. Raises ValueError for codebooks of another width, a norm that is neither
     LayerNorm nor RMSNorm, another dtype, and for float16 if a sum of rows could exceed it.
     """
@@ -150,7 +150,7 @@ class CodewordTables:
         return self.rows_NW.nbytes + self._moments_N2.nbytes
 
     @torch.no_grad()
-    def unturned_keys_values(self, codes_PG: Tensor) -> tuple[Tensor, Tensor]:
+    def pre_rope_keys_values(self, codes_PG: Tensor) -> tuple[Tensor, Tensor]:
         """Keys before any rotation, and values, each float32 [1, J, P, k], of the tokens with indices [P, G], int64.
 
         Raises ValueError for another number of groups.
@@ -171,8 +171,8 @@ class CodewordTables:
 
         start: the position of the first token, or of each [P]; models without rotation do not use it.
         """
-        k_BJPk, v_BJPk = self.unturned_keys_values(codes_PG)
-        return self._attn.turn(k_BJPk, start), v_BJPk
+        k_BJPk, v_BJPk = self.pre_rope_keys_values(codes_PG)
+        return self._attn.apply_rotary(k_BJPk, start), v_BJPk
 
     def additions(self, tokens: int) -> int:
         """Additions of numbers for so many tokens, where projecting takes D multiply-accumulates for each G here."""
@@ -198,17 +198,17 @@ def tables_for(
 ) -> list[CodewordTables]:
     """The tables of each layer.
 
-    Raises ValueError for another number of layers, or several levels, and what CodewordTables raises.
+    Raises ValueError for another number of layers, or several num_quantizers, and what CodewordTables raises.
     """
     blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
     if len(blocks) != quantizer.layers:
         raise ValueError(f"the quantizer has {quantizer.layers} layers; expected the model's {len(blocks)}")
-    if quantizer.levels > 1:
-        raise ValueError(f"the codebooks have {quantizer.levels} levels; tables allow 1")
+    if quantizer.num_quantizers > 1:
+        raise ValueError(f"the codebooks have {quantizer.num_quantizers} num_quantizers; tables allow 1")
     turns = [None] * len(blocks) if quantizer.rotation_LDD is None else quantizer.rotation_LDD
     return [
-        CodewordTables(block, books_GKd, dtype, cache_dir, turn_DD)
-        for block, books_GKd, turn_DD in zip(blocks, quantizer.codebooks_LIKd, turns, strict=True)
+        CodewordTables(block, books_GKd, dtype, cache_dir, rotation_DD)
+        for block, books_GKd, rotation_DD in zip(blocks, quantizer.codebooks_LIKd, turns, strict=True)
     ]
 
 

@@ -1,13 +1,13 @@
-"""What makes ASTRA faster than its paper, with the same outputs and the same bits (PAPER.md, section 4).
+"""Optimizations of ASTRA beyond its paper: the same outputs and the same bits in less time (docs/paper.md).
 
-    tables     keys and values of received tokens are sums of rows computed ahead (tables.py)
-    codewords  received tokens of equal codewords are attended to once, for one group (codeword_attention.py)
-    overlap    codes travel while the device attends to its own rows; both parts are merged (merge.py), and the class
-               copies are averaged while the last layer's other rows are computed
-    splitN     own rows in N pieces: one piece's codes travel while the next one's MLP computes (as TokenWeave does,
-               arXiv 2505.11329); needs overlap
+    lut       keys and values of received tokens are sums of rows of lookup tables (lookup_tables.py)
+    dedup     received tokens with equal codewords are attended to once, for one group (codeword_attention.py)
+    overlap   codes travel while the device attends to its own rows, and both parts are merged (partial_attention.py);
+              the class copies are averaged while the last layer's other rows are computed
+    chunksN   own rows in N chunks: one chunk's codes travel while the next one's MLP computes (as TokenWeave does,
+              arXiv 2505.11329); needs overlap
 
-They are written joined by +, and ``paper`` is none of them.
+They are written joined by +. ``paper`` is none of them.
 """
 
 from __future__ import annotations
@@ -19,45 +19,49 @@ from dataclasses import dataclass
 from testbed.errors import ConfigError
 
 PAPER, AUTO = "paper", "auto"
-ALLOWED = "must be paper, auto, or tables, codewords, overlap, split2 to split16 joined by +; split needs overlap"
-MOST_PIECES = 16
+ALLOWED = "must be paper, auto, or lut, dedup, overlap, chunks2 to chunks16 joined by +; chunks need overlap"
+MOST_CHUNKS = 16
+SWITCHES = ("lut", "dedup", "overlap")
 
 
 @dataclass(frozen=True)
-class Speedups:
-    """A combination of them. pieces: 1 where rows are not split."""
+class Optimizations:
+    """A combination of them. chunks: 1 where own rows are not divided."""
 
-    tables: bool = False
-    codewords: bool = False
+    lut: bool = False
+    dedup: bool = False
     overlap: bool = False
-    pieces: int = 1
+    chunks: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Speedups:
-        """Raises ConfigError (key ``astra.speedups``) for anything but PAPER or words joined by +, each once."""
+    def parse(cls, text: str) -> Optimizations:
+        """Raises ConfigError (key ``astra.optimizations``) for anything but PAPER or words joined by +, each once."""
         words = [] if text == PAPER else text.split("+")
-        split = [int(found[1]) for word in words if (found := re.fullmatch(r"split(\d\d?)", word))]
-        known = [word for word in ("tables", "codewords", "overlap") if word in words]
-        pieces = split[0] if split else 1
-        wrong = len(known) + len(split) != len(words) or len(split) > 1
-        if wrong or (split and not (2 <= pieces <= MOST_PIECES and "overlap" in words)):
-            raise ConfigError("astra.speedups", text, ALLOWED)
-        return cls("tables" in words, "codewords" in words, "overlap" in words, pieces)
+        counts = [int(found[1]) for word in words if (found := re.fullmatch(r"chunks(\d\d?)", word))]
+        known = [word for word in SWITCHES if word in words]
+        chunks = counts[0] if counts else 1
+        wrong = len(known) + len(counts) != len(words) or len(counts) > 1
+        if wrong or (counts and not (2 <= chunks <= MOST_CHUNKS and "overlap" in words)):
+            raise ConfigError("astra.optimizations", text, ALLOWED)
+        return cls("lut" in words, "dedup" in words, "overlap" in words, chunks)
 
     @property
-    def ahead(self) -> bool:
-        """Whether something is computed ahead of the codewords, which must be the residual stream's own for that."""
-        return self.tables or self.codewords
+    def precomputes(self) -> bool:
+        """Whether keys and values of codewords are computed before tokens arrive.
+
+        Codewords must then be of the residual stream, and a token must be one codeword a group.
+        """
+        return self.lut or self.dedup
 
     def __str__(self) -> str:
-        words = [word for word in ("tables", "codewords", "overlap") if getattr(self, word)]
-        words += [f"split{self.pieces}"] if self.pieces > 1 else []
+        words = [word for word in SWITCHES if getattr(self, word)]
+        words += [f"chunks{self.chunks}"] if self.chunks > 1 else []
         return "+".join(words) or PAPER
 
 
-def candidates(groups: int, rotary: bool) -> Iterator[Speedups]:
-    """The combinations that ``auto`` chooses from; of equals it takes the first."""
-    for pieces in (1, 2, 4, 8):
-        for codewords in (False, True) if groups == 1 and not rotary else (False,):
-            for tables in (True, False):
-                yield Speedups(tables, codewords, overlap=True, pieces=pieces)
+def candidates(groups: int, rotary: bool) -> Iterator[Optimizations]:
+    """The combinations that ``auto`` chooses from; of equally fast ones it takes the first."""
+    for chunks in (1, 2, 4, 8):
+        for dedup in (False, True) if groups == 1 and not rotary else (False,):
+            for lut in (True, False):
+                yield Optimizations(lut, dedup, overlap=True, chunks=chunks)

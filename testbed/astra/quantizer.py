@@ -1,12 +1,12 @@
-"""Grouped vector quantisation of embeddings (ASTRA, arXiv 2505.19342; products of codebooks: Jegou et al. 2011).
+"""Grouped vector quantization of embeddings (ASTRA, arXiv 2505.19342; products of codebooks: Jegou et al. 2011).
 
 A token of width D is cut into G groups; each is replaced by the nearest of the K codewords of its own codebook. With
-R *levels*, the codebooks of a level quantise what those of the level before left over, and all levels' codewords add up
-(residual quantisation: Juang and Gray 1982; Chen et al. 2010). A token may be turned before, and turned back after
-(rotation.py).
+R *num_quantizers*, the codebooks of a level quantize what those of the level before left over, and all num_quantizers'
+codewords add up (residual quantization: Juang and Gray 1982; Chen et al. 2010). A token may be turned before, and
+turned back after (opq.py).
 
-Shape suffixes: P tokens, D hidden, G groups, R levels, I = R * G indices of a token, level after level, K codewords,
-d = D / G, L layers.
+Shape suffixes: P tokens, D hidden, G groups, R num_quantizers, I = R * G indices of a token, level after level, K
+codewords, d = D / G, L layers.
 """
 
 from __future__ import annotations
@@ -42,22 +42,23 @@ class Codebooks(NamedTuple):
 class Quantizer:
     """The codebooks of all layers, [L, I, K, d], float32 on the CPU. Tokens in, indices out, and back."""
 
-    def __init__(self, codebooks_LIKd: Tensor, levels: int = 1, rotation_LDD: Tensor | None = None):
+    def __init__(self, codebooks_LIKd: Tensor, num_quantizers: int = 1, rotation_LDD: Tensor | None = None):
         if codebooks_LIKd.dim() != 4 or codebooks_LIKd.dtype != torch.float32:
             found = f"{list(codebooks_LIKd.shape)} {codebooks_LIKd.dtype}"
-            raise ValueError(
-                f"codebooks are {found}; expected float32 [layers, levels * groups, codebook_size, hidden / groups]"
-            )
+            expected = "float32 [layers, num_quantizers * groups, codebook_size, hidden / groups]"
+            raise ValueError(f"codebooks are {found}; expected {expected}")
         self.codebooks_LIKd = codebooks_LIKd
         self.layers, self.indices, self.codebook_size, self.group_width = codebooks_LIKd.shape
-        if levels < 1 or self.indices % levels:
-            raise ConfigError("astra.levels", levels, f"must be a positive divisor of {self.indices}, the codebooks")
-        self.levels, self.groups = levels, self.indices // levels
+        if num_quantizers < 1 or self.indices % num_quantizers:
+            raise ConfigError(
+                "astra.num_quantizers", num_quantizers, f"must be a positive divisor of {self.indices}, the codebooks"
+            )
+        self.num_quantizers, self.groups = num_quantizers, self.indices // num_quantizers
         self.hidden = self.groups * self.group_width
         check_quantizer(self.hidden, self.groups, self.codebook_size)
         if rotation_LDD is not None and rotation_LDD.shape != (self.layers, self.hidden, self.hidden):
             expected = [self.layers, self.hidden, self.hidden]
-            raise ValueError(f"rotations are {list(rotation_LDD.shape)}; expected {expected}")
+            raise ValueError(f"pre_rotations are {list(rotation_LDD.shape)}; expected {expected}")
         self.rotation_LDD = rotation_LDD
         self._minus_half_norms_LIK = codebooks_LIKd.square().sum(-1).mul_(-0.5)
 
@@ -69,7 +70,7 @@ class Quantizer:
         at G = 32 half the time of one batched product. Raises ValueError for another width.
         """
         self._check_tokens(x_PD)
-        x_PD = self._turned(layer, x_PD)
+        x_PD = self._rotated(layer, x_PD)
         codes_IP = torch.empty(self.indices, x_PD.shape[0], dtype=torch.int64)
         scores_PK = torch.empty(x_PD.shape[0], self.codebook_size)
         for index in range(self.indices):
@@ -84,10 +85,10 @@ class Quantizer:
         return codes_IP.T.contiguous()
 
     def decode(self, layer: int, codes_PI: Tensor) -> Tensor:
-        """The quantised tokens [P, D] of indices [P, I]. Raises ValueError for another number of indices."""
+        """The quantized tokens [P, D] of indices [P, I]. Raises ValueError for another number of indices."""
         self._check_codes(codes_PI)
         known_PD = self._words(layer, 0, codes_PI)
-        for level in range(1, self.levels):
+        for level in range(1, self.num_quantizers):
             known_PD += self._words(layer, level, codes_PI)
         return known_PD if self.rotation_LDD is None else known_PD @ self.rotation_LDD[layer]
 
@@ -96,14 +97,14 @@ class Quantizer:
         """How much farther the given codewords are than the nearest, as squared distance [P, I], float64, >= 0.
 
         Two machines may round a near tie differently; codes that differ with an excess near 0 are equally good. A later
-        level is judged by what the given codewords of the levels before it left over.
+        level is judged by what the given codewords of the num_quantizers before it left over.
         """
         self._check_tokens(x_PD)
         self._check_codes(codes_PI)
         if len(codes_PI) != len(x_PD):
             raise ValueError(f"codes are for {len(codes_PI)} tokens; expected the {len(x_PD)} of x")
         excess_PI = torch.empty(codes_PI.shape, dtype=torch.float64)
-        rest_PD = self._turned(layer, x_PD.double())
+        rest_PD = self._rotated(layer, x_PD.double())
         for index in range(self.indices):
             level, group = divmod(index, self.groups)
             if level and not group:
@@ -115,7 +116,7 @@ class Quantizer:
             excess_PI[:, index] = 2 * (scores_PK.amax(1) - given_P)
         return excess_PI
 
-    def _turned(self, layer: int, x_PD: Tensor) -> Tensor:
+    def _rotated(self, layer: int, x_PD: Tensor) -> Tensor:
         return x_PD if self.rotation_LDD is None else x_PD @ self.rotation_LDD[layer].to(x_PD.dtype).T
 
     def _words(self, layer: int, level: int, codes_PI: Tensor) -> Tensor:

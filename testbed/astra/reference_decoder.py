@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from testbed.astra.quantised import Quantised
+from testbed.astra.quantized import Quantized
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.reference_vit import Simulated, count_ties
 from testbed.astra.training.decoder import AstraDecoder
@@ -17,13 +17,15 @@ from testbed.models.llama import Llama
 
 
 class SentCodes(VectorQuantizer):
-    """Quantises a single sequence by given codes where there are any, and counts in how many its own differ.
+    """Quantizes a single sequence by given codes where there are any, and counts in how many its own differ.
 
     Raises ValueError where a given code is no near tie.
     """
 
     def __init__(self, quantizer: Quantizer, codes_LQI: Tensor | None):
-        super().__init__(quantizer.codebooks_LIKd, VqSettings(levels=quantizer.levels), quantizer.rotation_LDD)
+        super().__init__(
+            quantizer.codebooks_LIKd, VqSettings(num_quantizers=quantizer.num_quantizers), quantizer.rotation_LDD
+        )
         self.quantizer, self.codes_LQI, self.ties = quantizer, codes_LQI, 0
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,14 +44,14 @@ def simulate_decoder(
     ids_BT: Tensor,
     shares: Sequence[int],
     codes_LQI: Tensor | None,
-    quantised: Quantised,
-    anchors: int,
+    quantized: Quantized,
+    anchor_tokens: int,
 ) -> Simulated:
     """One pass of ``len(shares)`` devices over a prompt [1, T]: hidden [T, D], logits [V] for the token after it.
 
     codes_LQI: indices that a distributed run sent; see ``simulate``, also for what is raised.
     """
     sent = SentCodes(quantizer, codes_LQI)
-    student = AstraDecoder(model, ids_BT.shape[1], sent, quantised, anchors).eval()
+    student = AstraDecoder(model, ids_BT.shape[1], sent, quantized, anchor_tokens).eval()
     done = student(ids_BT, shares, keep_states=True)
     return Simulated(model.norm(done.states[-1])[0], done.logits[0, -1], sent.ties)

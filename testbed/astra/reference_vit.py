@@ -1,7 +1,8 @@
-"""Mixed-precision attention of N devices in one process, by masks (ASTRA, arXiv 2505.19342; PAPER.md, 1.2 and 1.6).
+"""Mixed-precision attention of N devices in one process, by masks (ASTRA, arXiv 2505.19342; docs/paper.md, sections 1.2
+and 1.6).
 
 A query attends to the rows of its own device at full precision, and to other devices' content rows through their
-quantised embeddings, in one softmax. The N copies of the class token come first in the sequence; each is seen by its
+quantized embeddings, in one softmax. The N copies of the class token come first in the sequence; each is seen by its
 own device only. This is the reference that a distributed run is checked against, so it shares no code with it.
 
 Shape suffixes: B batch, S = N + T sequence, T content tokens, N devices, D hidden, H heads, K head width, L layers,
@@ -27,7 +28,7 @@ TIE = 1e-4  # of the mean squared norm: distances that rounding on another machi
 
 @dataclass(frozen=True)
 class Simulated:
-    """Normalised last states of the content tokens [T, D], logits [classes], and how many near ties fell otherwise."""
+    """Normalized last states of the content tokens [T, D], logits [classes], and how many near ties fell otherwise."""
 
     hidden: Tensor
     logits: Tensor
@@ -51,15 +52,15 @@ def block_masks(shares: Sequence[int]) -> Masks:
     return Masks(exact_SS, exact_SS | content_S[None, :])
 
 
-def mixed_attention(block: Block, x_BSD: Tensor, quantised_BSD: Tensor, masks: Masks) -> Tensor:
+def mixed_attention(block: Block, x_BSD: Tensor, quantized_BSD: Tensor, masks: Masks) -> Tensor:
     """Attention's weighted sum [B, S, D], before the output projection.
 
-    x_BSD, quantised_BSD: the layer's input, before its norm, and what other devices know of it.
+    x_BSD, quantized_BSD: the layer's input, before its norm, and what other devices know of it.
     """
     h_BSD = block.norm1(x_BSD)
     q_BHSK = block.attn.query(h_BSD)
     k_BHSK, v_BHSK = block.attn.keys_values(h_BSD)
-    remote_k_BHSK, remote_v_BHSK = block.attn.keys_values(block.norm1(quantised_BSD))
+    remote_k_BHSK, remote_v_BHSK = block.attn.keys_values(block.norm1(quantized_BSD))
     scores_BHSS = torch.where(masks.exact, q_BHSK @ k_BHSK.mT, q_BHSK @ remote_k_BHSK.mT) / math.sqrt(k_BHSK.shape[-1])
     weights_BHSS = scores_BHSS.masked_fill(~masks.visible, -math.inf).softmax(-1)
     o_BHSK = (weights_BHSS * masks.exact) @ v_BHSK + (weights_BHSS * ~masks.exact) @ remote_v_BHSK
@@ -89,15 +90,15 @@ def simulate(
     masks, ties = block_masks(shares), 0
     x_BSD = torch.cat([model.embed_class().expand(-1, world, -1), model.embed_content(inputs)], dim=1)
     for layer, block in enumerate(cast(Iterable[Block], model.blocks)):
-        quantised_BSD = x_BSD
+        quantized_BSD = x_BSD
         if world > 1 and quantizer is not None:
             content_TD = x_BSD[0, world:]
             own_TI = quantizer.encode(layer, content_TD)
             if codes is not None:
                 ties += count_ties(quantizer, layer, content_TD, own_TI, codes[layer])
                 own_TI = codes[layer]
-            quantised_BSD = torch.cat([x_BSD[:, :world], quantizer.decode(layer, own_TI)[None]], dim=1)
-        x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantised_BSD, masks))
+            quantized_BSD = torch.cat([x_BSD[:, :world], quantizer.decode(layer, own_TI)[None]], dim=1)
+        x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantized_BSD, masks))
     x_BSD = model.norm(x_BSD)
     return Simulated(x_BSD[0, world:], model.classify(x_BSD[:, :world].mean(1))[0], ties)
 
@@ -106,7 +107,9 @@ def count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TI: Tensor, g
     """How many given codes differ from ours; ValueError if one differs by more than rounding."""
     if torch.equal(own_TI, given_TI):
         return 0
-    allowed_I = TIE * x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0).repeat(quantizer.levels)
+    allowed_I = TIE * x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0).repeat(
+        quantizer.num_quantizers
+    )
     relative_TI = quantizer.excess(layer, x_TD, given_TI) / allowed_I
     if (relative_TI > 1).any():
         token, index = (int(i) for i in (relative_TI > 1).nonzero()[0])

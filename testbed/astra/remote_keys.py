@@ -17,11 +17,11 @@ from torch import Tensor
 
 from testbed.astra.codeword_attention import CodewordAttention
 from testbed.astra.lookup_tables import CodewordTables, tables_for
-from testbed.astra.optimizations import Speedups
-from testbed.astra.quantised import Quantised, apart
+from testbed.astra.optimizations import Optimizations
+from testbed.astra.quantized import Quantized, apart
 from testbed.astra.quantizer import Quantizer
 from testbed.models.decoder import Decoder, DecoderBlock
-from testbed.models.partial_attention import Part, attend_part
+from testbed.models.partial_attention import PartialAttention, attend_part
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 
@@ -33,10 +33,10 @@ class Keys(NamedTuple):
     v_BJUK: Tensor
     bias_1U: Tensor | None = None
 
-    def attend(self, q_BHQK: Tensor, blind: int = 0) -> Part:
+    def attend(self, q_BHQK: Tensor, blind: int = 0) -> PartialAttention:
         """Attention of all queries but the first ``blind`` to all of them."""
         part = attend_part(q_BHQK[:, :, blind:], self.k_BJUK, self.v_BJUK, self.bias_1U)
-        return Part(F.pad(part.out, (0, 0, blind, 0)), F.pad(part.lse, (blind, 0), value=-math.inf))
+        return PartialAttention(F.pad(part.out, (0, 0, blind, 0)), F.pad(part.lse, (blind, 0), value=-math.inf))
 
 
 class Expansion(ABC):
@@ -50,15 +50,15 @@ class Expansion(ABC):
 class Decoded(Expansion):
     """Codewords side by side, through the block's norm and projection, as in the paper."""
 
-    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int, normalised: bool):
-        self.block, self.quantizer, self.layer, self.normalised = block, quantizer, layer, normalised
+    def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int, normalized: bool):
+        self.block, self.quantizer, self.layer, self.normalized = block, quantizer, layer, normalized
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
         h_BRD = self.quantizer.decode(self.layer, codes_RG)[None]
-        if not self.normalised:
+        if not self.normalized:
             h_BRD = self.block.norm1(h_BRD)
-        k_BJRK, v_BJRK = self.block.attn.unturned_keys_values(h_BRD)
-        return Keys(self.block.attn.turn(k_BJRK, positions_R), v_BJRK)
+        k_BJRK, v_BJRK = self.block.attn.pre_rope_keys_values(h_BRD)
+        return Keys(self.block.attn.apply_rotary(k_BJRK, positions_R), v_BJRK)
 
 
 class Copied(Expansion):
@@ -69,7 +69,7 @@ class Copied(Expansion):
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
         k_BJRK, v_BJRK = apart(self.quantizer.decode(self.layer, codes_RG)[None], self.block.attn.key_value_heads)
-        return Keys(self.block.attn.turn(k_BJRK, positions_R), v_BJRK)
+        return Keys(self.block.attn.apply_rotary(k_BJRK, positions_R), v_BJRK)
 
 
 class Tabled(Expansion):
@@ -86,8 +86,8 @@ class PerCodeword(Expansion):
     """The codewords that occur, each with the logarithm of how often it does."""
 
     def __init__(self, block: Block | DecoderBlock, quantizer: Quantizer, layer: int):
-        turn_DD = None if quantizer.rotation_LDD is None else quantizer.rotation_LDD[layer]
-        self.codewords = CodewordAttention(block, quantizer.codebooks_LIKd[layer], turn_DD)
+        rotation_DD = None if quantizer.rotation_LDD is None else quantizer.rotation_LDD[layer]
+        self.codewords = CodewordAttention(block, quantizer.codebooks_LIKd[layer], rotation_DD)
 
     def keys(self, codes_RG: Tensor, positions_R: Tensor) -> Keys:
         return Keys(*self.codewords.occurring(codes_RG))
@@ -97,8 +97,8 @@ class PerCodeword(Expansion):
 def expansions(
     model: VisionTransformer | Decoder,
     quantizer: Quantizer,
-    speedups: Speedups,
-    quantised: Quantised,
+    optimizations: Optimizations,
+    quantized: Quantized,
     cache: Path | None,
 ) -> list[Expansion]:
     """One for each block. cache: the folder of tables; None makes them anew.
@@ -106,10 +106,10 @@ def expansions(
     Raises ValueError where the model or the codebooks do not allow a speed-up.
     """
     blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
-    if speedups.codewords:
+    if optimizations.dedup:
         return [PerCodeword(block, quantizer, layer) for layer, block in enumerate(blocks)]
-    if speedups.tables:
+    if optimizations.lut:
         return [Tabled(tables) for tables in tables_for(model, quantizer, cache_dir=cache)]
-    if quantised == "keys_values":
+    if quantized == "keys_values":
         return [Copied(block, quantizer, layer) for layer, block in enumerate(blocks)]
-    return [Decoded(block, quantizer, layer, quantised == "normalised") for layer, block in enumerate(blocks)]
+    return [Decoded(block, quantizer, layer, quantized == "normalized") for layer, block in enumerate(blocks)]

@@ -17,18 +17,18 @@ from torch import Tensor
 from testbed.astra.bit_packing import index_bits, pack, unpack
 from testbed.astra.costs import Split
 from testbed.astra.local_rows import Rows, rows_of
-from testbed.astra.optimizations import Speedups
-from testbed.astra.quantised import Quantised, apart, to_quantise
+from testbed.astra.optimizations import Optimizations
+from testbed.astra.quantized import Quantized, apart, to_quantize
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.remote_keys import Expansion, Keys, expansions
 from testbed.models.decoder import Decoder, DecoderBlock
-from testbed.models.partial_attention import Part, attend_part, merge
+from testbed.models.partial_attention import PartialAttention, attend_part, merge
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 
 
 class Encoded(NamedTuple):
-    """A piece's indices [P, G], the same as a message, and its keys and values [P, W] if these were quantised."""
+    """A chunk's indices [P, G], the same as a message, and its keys and values [P, W] if these were quantized."""
 
     codes_PG: Tensor
     message: Tensor
@@ -44,8 +44,8 @@ class AstraShard:
     split: Split
     quantizer: Quantizer | None
     expansions: list[Expansion]
-    quantised: Quantised
-    positions: list[Tensor]  # [R] of each received piece
+    quantized: Quantized
+    positions: list[Tensor]  # [R] of each received chunk
 
     @classmethod
     def of(
@@ -53,52 +53,52 @@ class AstraShard:
         model: VisionTransformer | Decoder,
         split: Split,
         quantizer: Quantizer | None,
-        speedups: Speedups,
-        quantised: Quantised,
+        optimizations: Optimizations,
+        quantized: Quantized,
         cache: Path | None,
     ) -> AstraShard:
         """cache: the folder of tables. Raises ValueError where the model does not allow a speed-up."""
         blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
-        ways = [] if quantizer is None else expansions(model, quantizer, speedups, quantised, cache)
-        spans = map(split.received_positions, range(split.pieces))
-        positions = [torch.cat([torch.arange(0), *(torch.arange(*span) for span in piece)]) for piece in spans]
-        return cls(blocks, rows_of(model, split), split, quantizer, ways, quantised, positions)
+        ways = [] if quantizer is None else expansions(model, quantizer, optimizations, quantized, cache)
+        spans = map(split.received_positions, range(split.chunks))
+        positions = [torch.cat([torch.arange(0), *(torch.arange(*span) for span in chunk)]) for chunk in spans]
+        return cls(blocks, rows_of(model, split), split, quantizer, ways, quantized, positions)
 
-    def encode(self, layer: int, piece: int, x_QD: Tensor) -> Encoded:
-        """The codes of a piece's tokens."""
+    def encode(self, layer: int, chunk: int, x_QD: Tensor) -> Encoded:
+        """The codes of a chunk's tokens."""
         assert self.quantizer is not None
-        sent = self.split.sent_tokens(self.split.rank)[piece]
-        own_PW = to_quantise(self.blocks[layer], x_QD[None, len(x_QD) - sent :], self.quantised)[0]
+        sent = self.split.sent_tokens(self.split.rank)[chunk]
+        own_PW = to_quantize(self.blocks[layer], x_QD[None, len(x_QD) - sent :], self.quantized)[0]
         codes_PG = self.quantizer.encode(layer, own_PW)
-        kept = own_PW if self.quantised == "keys_values" else None
+        kept = own_PW if self.quantized == "keys_values" else None
         return Encoded(codes_PG, pack(codes_PG, index_bits(self.quantizer.codebook_size)), kept)
 
-    def keys(self, layer: int, piece: int, messages: tuple[Tensor, ...]) -> Keys:
-        """Of a received piece, from everyone's messages."""
+    def keys(self, layer: int, chunk: int, messages: tuple[Tensor, ...]) -> Keys:
+        """Of a received chunk, from everyone's messages."""
         assert self.quantizer is not None
         bits, indices = index_bits(self.quantizer.codebook_size), self.quantizer.indices
         codes = [
-            unpack(messages[rank], self.split.sent_tokens(rank)[piece], indices, bits) for rank in self.split.sources
+            unpack(messages[rank], self.split.sent_tokens(rank)[chunk], indices, bits) for rank in self.split.sources
         ]
-        return self.expansions[layer].keys(torch.cat(codes), self.positions[piece])
+        return self.expansions[layer].keys(torch.cat(codes), self.positions[chunk])
 
-    def local(self, layer: int, pieces: list[Tensor], encoded: list[Encoded]) -> tuple[Tensor, Part]:
+    def local(self, layer: int, chunks: list[Tensor], encoded: list[Encoded]) -> tuple[Tensor, PartialAttention]:
         """(queries [1, H, Q, K] of own rows, their attention to each other)."""
         attn, positions = self.blocks[layer].attn, self.rows.positions
-        h_BQD = self.blocks[layer].norm1(torch.cat(pieces)[None])
+        h_BQD = self.blocks[layer].norm1(torch.cat(chunks)[None])
         known = [part.kv_PW for part in encoded if part.kv_PW is not None]
-        k, v = attn.unturned_keys_values(h_BQD[:, : h_BQD.shape[1] - sum(map(len, known))])
+        k, v = attn.pre_rope_keys_values(h_BQD[:, : h_BQD.shape[1] - sum(map(len, known))])
         if known:
             known_k, known_v = apart(torch.cat(known)[None], k.shape[1])
             k, v = torch.cat([k, known_k], dim=2), torch.cat([v, known_v], dim=2)
         q_BHQK = attn.query(h_BQD, positions)
-        return q_BHQK, attend_part(q_BHQK, attn.turn(k, positions), v, self.rows.visible)
+        return q_BHQK, attend_part(q_BHQK, attn.apply_rotary(k, positions), v, self.rows.visible)
 
-    def mix(self, parts: list[Part]) -> Tensor:
+    def mix(self, parts: list[PartialAttention]) -> Tensor:
         """Own rows' attention to everything, [Q, H*K], before the output projection."""
         return merge(parts).mixed()[0]
 
     def finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
-        """Some own rows after the layer, normalised after the last one."""
+        """Some own rows after the layer, normalized after the last one."""
         x_QD = self.blocks[layer].finish(x_QD[None], mixed_QD[None])[0]
         return self.rows.model.norm(x_QD) if layer + 1 == len(self.blocks) else x_QD

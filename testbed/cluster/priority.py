@@ -1,4 +1,4 @@
-"""Real-time priority: an emulated device wakes when its slot ends, not when its neighbours yield the core."""
+"""Real-time priority: an emulated device wakes when its slot ends, not when its neighbors yield the core."""
 
 from __future__ import annotations
 

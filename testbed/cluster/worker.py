@@ -1,6 +1,6 @@
 """The actor on each device: holds the model's shard, runs forward passes, times them itself.
 
-Remote calls are never timed. The driver asks for N passes; the actor synchronises with its peers over the data network,
+Remote calls are never timed. The driver asks for N passes; the actor synchronizes with its peers over the data network,
 times each pass and returns the figures.
 """
 
@@ -38,7 +38,7 @@ START_LINE_S = 5e-3
 
 
 @dataclass
-class Pass:
+class ForwardTiming:
     """One rank's figures of one forward pass, in seconds of this machine's monotonic clock and in bytes."""
 
     begin_s: float
@@ -111,14 +111,16 @@ class DeviceWorker:
             method.attach(*load_codebooks(codebooks), cache=codebooks.parent)
         self._loaded[key] = method, method.shard(self._model, self.rank, self.world), DeviceClock()
 
-    def verify(self, key: str) -> tuple[Output, Pass]:
+    def verify(self, key: str) -> tuple[Output, ForwardTiming]:
         """One pass with real arithmetic, recorded for replay. Returns what this rank holds at the end."""
         method, shard, clock = self._loaded[key]
         clock.mode = "execute"
         self._start_line()
         return self._one_pass(method, shard, clock, record=True)
 
-    def measure(self, key: str, mode: str, device: Device, time_scale: float, repeats: int, warmups: int) -> list[Pass]:
+    def measure(
+        self, key: str, mode: str, device: Device, time_scale: float, repeats: int, warmups: int
+    ) -> list[ForwardTiming]:
         """``repeats`` timed passes after ``warmups`` that do not count."""
         method, shard, clock = self._loaded[key]
         clock.mode, clock.device, clock.time_scale = mode, device, time_scale
@@ -129,7 +131,9 @@ class DeviceWorker:
                 passes.append(self._one_pass(method, shard, clock)[1])
         return passes[warmups:]
 
-    def _one_pass(self, method: Method, shard: Any, clock: DeviceClock, record: bool = False) -> tuple[Output, Pass]:
+    def _one_pass(
+        self, method: Method, shard: Any, clock: DeviceClock, record: bool = False
+    ) -> tuple[Output, ForwardTiming]:
         group = self._connected()
         forward = partial(method.forward, self._inputs, shard, group, clock)
         group.traffic.reset()
@@ -139,7 +143,7 @@ class DeviceWorker:
         end = time.monotonic()
         clock.finish()
         times, traffic = clock.seconds, group.traffic
-        return output, Pass(
+        return output, ForwardTiming(
             begin_s=begin,
             end_s=end,
             compute_s=times["compute"],
@@ -174,7 +178,7 @@ class DeviceWorker:
             raise RuntimeError(f"rank {self.rank} is not connected")
         return self._group
 
-    def collective(
+    def time_operation(
         self, operation: str, payload_bytes: int, repeats: int, peers: Sequence[int] = ()
     ) -> list[tuple[float, float]]:
         """Time one operation alone: (begin, end) of each repeat. payload_bytes: what each rank contributes.

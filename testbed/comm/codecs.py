@@ -1,6 +1,6 @@
 """Number formats for activations on the wire: a float32 tensor -> bytes, as many as its size says -> float32.
 
-Scalar codecs that any method can use (BASELINES.md, communication codecs), as opposed to ASTRA's learned codebooks. A
+Scalar codecs that any method can use (docs/baselines.md, section 5), as opposed to ASTRA's learned codebooks. A
 tensor is coded as one run of n numbers:
 
     codec  bytes            ratio  what is sent

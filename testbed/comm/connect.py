@@ -93,7 +93,7 @@ def _accept(
     newcomers: dict[socket.socket, _Newcomer] = {}  # who waits longest comes first
     strangers: deque[str] = deque(maxlen=STRANGERS_NAMED)
 
-    def turn_away(newcomer: _Newcomer) -> None:
+    def reject(newcomer: _Newcomer) -> None:
         strangers.append(newcomer.address)
         newcomer.connection.close()
 
@@ -107,7 +107,7 @@ def _accept(
                 newcomer = newcomers.pop(connection)
                 peer = read_greeting(newcomer.greeting, token)
                 if peer is None or peer not in peers or peer in source:
-                    turn_away(newcomer)
+                    reject(newcomer)
                 else:
                     source[peer] = connection
             if listener in readable:
@@ -117,10 +117,10 @@ def _accept(
                     connection.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOW_DELAY)
                     newcomers[connection] = _Newcomer(connection, f"{host}:{port}")
             if len(newcomers) > len(peers) + STRANGERS_WAITING:
-                turn_away(newcomers.pop(next(iter(newcomers))))
+                reject(newcomers.pop(next(iter(newcomers))))
     finally:
         for newcomer in newcomers.values():
-            turn_away(newcomer)
+            reject(newcomer)
     return strangers
 
 

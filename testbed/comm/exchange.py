@@ -93,12 +93,12 @@ class Exchange:
 
         So no two of them share a receiver's link while another rests, however late or unlike the senders are.
         """
-        turn = Operation(READY, self._nothing_for(receives), self._nothing_for(sends))
-        if not turn.messages:
+        ready = Operation(READY, self._nothing_for(receives), self._nothing_for(sends))
+        if not ready.messages:
             return [self.run(name, sends, receives)]
-        turn.volume = sum(map(len, (*sends.values(), *receives.values())))  # for as much the others may have to wait
-        self._queued.append(turn)
-        return [self.finish(turn), self.run(name, sends, receives)]
+        ready.volume = sum(map(len, (*sends.values(), *receives.values())))  # for as much the others may have to wait
+        self._queued.append(ready)
+        return [self.finish(ready), self.run(name, sends, receives)]
 
     def queue(
         self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1
@@ -157,7 +157,7 @@ class Exchange:
             for pacing, messages in lanes.items():
                 left, rate_bps = sum(message.left for message in messages), self._route(messages[0]).rate_bps
                 if _fits(left, ONE_WAKE_S, rate_bps):
-                    # One wake-up for all: the last of them arrives when it would have if each had waited for its turn.
+                    # One wake-up for all: the last of them arrives when it would have if each had waited for its ready.
                     release_s = self._release_s(messages[0], left, now)
                     for message in messages:
                         message.released, message.release_s = message.left, release_s
@@ -173,8 +173,8 @@ class Exchange:
     def _release_s(self, message: Outgoing, size: int, now: float) -> float:
         """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
         route = self._route(message)
-        payers = message.operation.senders if message.operation.name in ALONE else route.payers
-        return route.pacing.release(size * payers, now, message.ready_s)
+        contending_senders = message.operation.senders if message.operation.name in ALONE else route.contending_senders
+        return route.pacing.release(size * contending_senders, now, message.ready_s)
 
     def _expect(self, message: Incoming) -> None:
         """Receive it after what else is to come on its connection."""

@@ -91,6 +91,6 @@ class TransportPacing(Pacing):
         return self._out_until
 
     def arrive(self, payload_bytes: int, now_s: float) -> float:
-        # The sender has already spent the serialisation time: only bytes of a second sender have to queue.
+        # The sender has already spent the serialization time: only bytes of a second sender have to queue.
         self._in_until = max(self._in_until + wire_bytes(payload_bytes) / self.bytes_per_s, now_s)
         return self._in_until

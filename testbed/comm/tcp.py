@@ -25,7 +25,7 @@ from testbed.comm.group import Group, Handle, Timing, even_shares
 from testbed.comm.message import NOTHING
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks
-from testbed.comm.schedule import AT_ONCE, PAIRWISE, stages_of
+from testbed.comm.schedule import DIRECT, PAIRWISE, stages_of
 from testbed.device.traffic import Traffic
 
 Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: what is sent, and where what comes goes
@@ -187,11 +187,11 @@ class TcpGroup(Group):
         whole, ends = as_bytes(result), [0, *itertools.accumulate(rows)]
         row_bytes = len(whole) // max(1, ends[-1])
         blocks = [whole[first * row_bytes : end * row_bytes] for first, end in itertools.pairwise(ends)]
-        collective = self._links.collective
-        if collective == PAIRWISE and self._wire.is_brief(max(map(len, blocks))):
-            collective = AT_ONCE
+        algorithm = self._links.all_gather
+        if algorithm == PAIRWISE and self._wire.is_brief(max(map(len, blocks))):
+            algorithm = DIRECT
         stages = []
-        for sent, received in stages_of(self.rank, collective, self.world, self._links.rooms):
+        for sent, received in stages_of(self.rank, algorithm, self.world, self._links.subnets):
             outgoing = {transfer.target: transfer.cut(blocks[transfer.owner]) for transfer in sent}
             incoming = {transfer.source: transfer.cut(blocks[transfer.owner]) for transfer in received}
             stages.append((outgoing, incoming))
@@ -239,8 +239,8 @@ class TcpGroup(Group):
 
     def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
         """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
-        at_once = self._links.collective == AT_ONCE
-        if at_once or self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
+        direct = self._links.all_gather == DIRECT
+        if direct or self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
             return [self._wire.run(operation, sends, receives)]
         stages: list[Stage] = []
         for step in range(1, self.world):
@@ -249,7 +249,7 @@ class TcpGroup(Group):
         return self._run_rounds(operation, stages)
 
     def _run_gather(self, stages: list[Stage]) -> list[Timing]:
-        if self._links.collective == PAIRWISE:
+        if self._links.all_gather == PAIRWISE:
             return self._run_rounds("all_gather", stages)
         return [self._wire.run("all_gather", sends, receives) for sends, receives in stages]
 

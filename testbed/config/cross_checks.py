@@ -17,14 +17,16 @@ def check_links(config: Config) -> None:
     """ConfigError where topology, collective, queues, transport and backend do not go together."""
     if max(config.devices) > MOST_DEVICES:
         raise ConfigError("devices", max(config.devices), f"must be from 1 to {MOST_DEVICES} with emulated links")
-    topology, collective = config.topology, config.collective
-    if config.comm == "gloo" and collective != AUTO:
-        raise ConfigError("collective", collective, f"must be {AUTO} with comm=gloo, which gathers in a way of its own")
+    topology, all_gather = config.topology, config.all_gather
+    if config.transport == "gloo" and all_gather != AUTO:
+        raise ConfigError(
+            "all_gather", all_gather, f"must be {AUTO} with transport=gloo, which gathers in a way of its own"
+        )
     for devices in config.devices:
         graph = topology.graph(devices)
-        if collective == HIERARCHICAL and devices > 1 and len(graph.rooms) < 2:
+        if all_gather == HIERARCHICAL and devices > 1 and len(graph.subnets) < 2:
             allowed = f"needs devices behind two switches at least; topology={topology.name} has none such"
-            raise ConfigError("collective", collective, allowed)
+            raise ConfigError("all_gather", all_gather, allowed)
         if config.network.backend == "loopback" and not graph.is_star:
             allowed = "needs network=mininet: loopback paces one link of each device, as topology=star"
             raise ConfigError("topology", topology.name, allowed)

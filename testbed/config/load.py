@@ -38,7 +38,7 @@ def load_config(overrides: list[str]) -> Config:
     raw["time_scale"] = _scale(raw["time_scale"])
     config = _typed(raw, schema)
     if isinstance(config, LatencyConfig):
-        config.profiles = load_profiles(config.mix)
+        config.profiles = load_profiles(config.device_mix)
         for name, profile in config.profiles.items():
             _check_rules(profile, f"profiles.{name}.")
     _check_rules(config, "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from testbed.comm.schedule import AUTO, COLLECTIVES
+from testbed.comm.schedule import ALL_GATHERS, AUTO
 from testbed.config.fields import count, link_rate, named, one_of, positive, ruled, scale, section
 from testbed.datasets.corpora import CORPORA
 from testbed.device.spec import Device
@@ -113,8 +113,8 @@ class Config:
     runner: str = named("runner")
     devices: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     time_scale: Any = ruled("a number from 0.1 to 1000, or auto", scale)
-    comm: str = one_of("tcp", "gloo")
-    collective: str = one_of(AUTO, *COLLECTIVES)
+    transport: str = one_of("tcp", "gloo")
+    all_gather: str = one_of(AUTO, *ALL_GATHERS)
     repeats: int = count()
     point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
     timeout_s: float = ruled("a number from 0.1 to 86400 (seconds)", lambda value: 0.1 <= value <= 86400)
@@ -140,11 +140,11 @@ class LatencyConfig(Config):
     queue_kb: float = ruled("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
     checkpoint: str = ruled("a file, or nothing")
-    mix: str = ruled("names in conf/device/ joined by +, or nothing")
-    shares: list[str] = one_of("equal", "speed")
+    device_mix: str = ruled("names in conf/device/ joined by +, or nothing")
+    partition: list[str] = one_of("equal", "speed")
     model: Model = section()
     device: DeviceProfile = section()
-    profiles: dict[str, DeviceProfile] = section()  # of each name in ``mix``
+    profiles: dict[str, DeviceProfile] = section()  # of each name in ``device_mix``
     settings: dict[str, dict[str, Any]] = section()  # of each chosen method; a list is an axis: one variant each
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -160,7 +160,7 @@ class LatencyConfig(Config):
 
     def emulated_device(self) -> Device:
         """The emulated device; of a mix the fastest."""
-        profiles = self.profiles.values() if self.mix else [self.device]
+        profiles = self.profiles.values() if self.device_mix else [self.device]
         return max((profile.emulated() for profile in profiles), key=lambda device: device.macs_per_s)
 
 
@@ -209,7 +209,7 @@ class FidelityConfig(Config):
 class Data:
     """What a model is trained and judged on."""
 
-    name: str = one_of("fashion_mnist", "cifar100", "pictures")
+    name: str = one_of("fashion_mnist", "cifar100", "image_folder")
     folder: str = ruled("a folder")
     side: int = ruled("a whole number from 1 to 4096 (pixels)", lambda value: 1 <= value <= 4096)
     train_examples: int = ruled("a whole number >= 0", lambda value: value >= 0)
@@ -234,12 +234,12 @@ class QualityConfig(Config):
     stages: list[str] = one_of("k-means", "trained")
     groups: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
     codebook_sizes: list[int] = ruled("whole numbers >= 2, at least one", lambda value: value >= 2)
-    levels: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
-    rotations: list[str] = one_of("none", "components")
+    num_quantizers: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
+    pre_rotations: list[str] = one_of("none", "pca")
     int8_tokens: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
     noises: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
     commitments: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
-    gradients: list[str] = one_of("straight_through", "rotation")
+    gradients: list[str] = one_of("straight_through", "rotation_trick")
     objectives: list[str] = one_of("labels", "distill")
     trained_on: list[str] = ruled("N or N-M devices, as 4 or 1-8", lambda value: bool(re.fullmatch(DEVICES, value)))
     seeds: list[int] = ruled("whole numbers from 0 to 4294967295", lambda value: 0 <= value < 2**32)
@@ -251,7 +251,7 @@ class AccuracyConfig(QualityConfig):
     """Vision Transformers on pictures."""
 
     class_tokens: list[str] = one_of("distributed", "single")
-    original: Training = section()
+    uncompressed: Training = section()
     model: Model = section()
     data: Data = section()
 
@@ -274,8 +274,8 @@ class Texts:
 class AccuracyLmConfig(QualityConfig):
     """Causal decoders on text."""
 
-    quantised: list[str] = one_of("residual", "normalised", "keys_values")
-    anchors: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
+    quantized: list[str] = one_of("residual", "normalized", "keys_values")
+    anchor_tokens: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
     model: LanguageModel = section()
     data: Texts = section()
 

@@ -1,4 +1,4 @@
-"""Labelled pictures for training: Fashion-MNIST, CIFAR-100, and folders of class folders, as batches of tensors.
+"""Labeled pictures for training: Fashion-MNIST, CIFAR-100, and folders of class folders, as batches of tensors.
 
 Fashion-MNIST (Xiao et al., arXiv 1708.07747) comes with the Debian package dataset-fashion-mnist. CIFAR-100
 (Krizhevsky 2009) is read in its binary version, from a local folder; the version for Python is a pickle, which can run
@@ -37,7 +37,7 @@ DECODERS = 4  # threads; PIL decodes without the interpreter's lock
 
 
 class Source(Protocol):
-    """Pictures of one size that can be read by index."""
+    """Images of one size that can be read by index."""
 
     @property
     def labels(self) -> Tensor:
@@ -62,7 +62,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Files:
-    """Picture files, decoded when they are read: the largest centre square, scaled to ``side`` pixels."""
+    """Picture files, decoded when they are read: the largest center square, scaled to ``side`` pixels."""
 
     paths: list[Path]
     labels: Tensor
@@ -87,8 +87,8 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Some pictures of a source, as model input: normalised, three channels, ``side`` x ``side`` pixels."""
+class Images:
+    """Some pictures of a source, as model input: normalized, three channels, ``side`` x ``side`` pixels."""
 
     source: Source
     members: Tensor
@@ -114,7 +114,7 @@ class Pictures:
             x_BCHW = F.interpolate(x_BCHW, size=(self.side, self.side), mode="bilinear", align_corners=False)
         return x_BCHW.expand(-1, 3, -1, -1), self.source.labels[chosen]
 
-    def part(self, positions: Tensor) -> Pictures:
+    def part(self, positions: Tensor) -> Images:
         """Only the pictures at these positions."""
         return replace(self, members=self.members[positions])
 
@@ -123,9 +123,9 @@ class Pictures:
 class Splits:
     """Training and validation pictures of a data set's training part, and its test part, which is for reports only."""
 
-    train: Pictures
-    validation: Pictures
-    test: Pictures
+    train: Images
+    validation: Images
+    test: Images
     classes: int
 
 
@@ -142,7 +142,7 @@ def augment(pixels_BCHW: Tensor) -> Tensor:
 
 
 def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
-    """70,000 grey 28 x 28 pictures of 10 classes. Raises EnvironmentFault if a file is missing or damaged."""
+    """70,000 gray 28 x 28 pictures of 10 classes. Raises EnvironmentFault if a file is missing or damaged."""
     parts = []
     for name, count in (("train", 60_000), ("t10k", 10_000)):
         pixels = _idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
@@ -152,7 +152,7 @@ def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
 
 
 def cifar100(folder: Path, side: int = 32) -> Splits:
-    """60,000 colour 32 x 32 pictures of 100 classes, from train.bin and test.bin of the binary version.
+    """60,000 color 32 x 32 pictures of 100 classes, from train.bin and test.bin of the binary version.
 
     Raises EnvironmentFault if they are missing or damaged, or only the pickled version is there.
     """
@@ -170,10 +170,10 @@ def cifar100(folder: Path, side: int = 32) -> Splits:
     return _in_memory(*parts, side=side, classes=100)
 
 
-def picture_folder(folder: Path, side: int = 224) -> Splits:
+def image_folder(folder: Path, side: int = 224) -> Splits:
     """ImageNet's layout: ``folder``/train/CLASS/*.jpg and ``folder``/val/CLASS/*.jpg, the latter as test.
 
-    Pictures are normalised by ImageNet's channels. Raises EnvironmentFault if a part is missing or has other classes.
+    Images are normalized by ImageNet's channels. Raises EnvironmentFault if a part is missing or has other classes.
     """
     classes: list[str] = []
     sources = []
@@ -197,7 +197,7 @@ def picture_folder(folder: Path, side: int = 224) -> Splits:
 
 
 def _in_memory(train: Memory, test: Memory, side: int, classes: int) -> Splits:
-    """The splits, normalised by the channels of all training pictures."""
+    """The splits, normalized by the channels of all training pictures."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for values in train.pixels.unbind(1):
@@ -211,7 +211,7 @@ def _split(train: Source, test: Source, mean: Sequence[float], std: Sequence[flo
     """Validation pictures are drawn from the training part, always the same."""
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     held_out = round(VALIDATION_SHARE * len(order))
-    everything = Pictures(train, order, tuple(mean), tuple(std), side)
+    everything = Images(train, order, tuple(mean), tuple(std), side)
     return Splits(
         train=everything.part(torch.arange(held_out, len(order))),
         validation=everything.part(torch.arange(held_out)),

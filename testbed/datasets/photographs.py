@@ -42,7 +42,7 @@ CHANNEL_STD = (0.229, 0.224, 0.225)
 
 
 def photographs(tokens: int, patch: int, count: int, seed: int) -> Tensor:
-    """Random crops of the training pictures, normalised by ImageNet's channels: [count, 3, height, width].
+    """Random crops of the training pictures, normalized by ImageNet's channels: [count, 3, height, width].
 
     Height and width are ``patch_grid(tokens)`` times ``patch`` pixels. The pictures take turns, and the i-th crop
     depends on ``seed`` and i only. Raises EnvironmentFault if scikit-image is missing.
@@ -60,7 +60,7 @@ def photographs(tokens: int, patch: int, count: int, seed: int) -> Tensor:
 
 
 def photograph(tokens: int, patch: int) -> Tensor:
-    """The picture for verification and timing, its largest centre crop: [1, 3, height, width], as ``photographs``."""
+    """The picture for verification and timing, its largest center crop: [1, 3, height, width], as ``photographs``."""
     rows, columns = patch_grid(tokens)
     return _crop(_open(EVALUATION), columns * patch, rows * patch, scale=1, left=0.5, top=0.5)[None]
 

@@ -1,8 +1,8 @@
 """Character vectors of an R package's data, without R and without running anything.
 
-R keeps such data in a *lazy-load database* (R Internals, "Lazy loading"): the index, a gzipped serialised list, gives
+R keeps such data in a *lazy-load database* (R Internals, "Lazy loading"): the index, a gzipped serialized list, gives
 offset and length of each variable in the store, where it lies as its size in 4 bytes and a zlib stream of the
-serialised value. The package ``rdata`` reads R's serialisation.
+serialized value. The package ``rdata`` reads R's serialization.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def character_vectors(index: Path, store: Path) -> dict[str, list[str]]:
         raise EnvironmentFault(f"{index} and {store.name} are not the data of an R package: {reason}") from error
 
 
-def _value(serialised: bytes) -> Any:
+def _value(serialized: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has to guess the kind of file
-        return convert(parse_data(serialised))
+        return convert(parse_data(serialized))

@@ -1,4 +1,4 @@
-"""Token windows for language modelling: a corpus through a tokenizer, cut into pieces of one length.
+"""Token windows for language modeling: a corpus through a tokenizer, cut into pieces of one length.
 
 Documents are joined by an empty line and cut without regard to where they end, as is usual for perplexity. Shape
 suffixes: N windows, S tokens of a window.
@@ -82,7 +82,7 @@ def _stream(name: str, tokenizer: Tokenizer, split: str, folder: Path | None, ca
         try:
             return load_file(path)["ids"]
         except (SafetensorError, KeyError) as error:
-            warnings.warn(f"{path} is damaged ({error}); tokenising {name} again", stacklevel=3)
+            warnings.warn(f"{path} is damaged ({error}); tokenizing {name} again", stacklevel=3)
     ids: list[int] = []
     for _, text in documents(name, split, files):
         # one at a time: a batch would start threads, which do not survive a fork

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from testbed.device.replay import Tape
+from testbed.device.replay import ReplayCache
 from testbed.device.spec import Device
 from testbed.device.traffic import Traffic
 
@@ -46,7 +46,7 @@ class DeviceClock:
 
     def __init__(self, mode: str = "execute", device: Device | None = None, time_scale: float = 1.0):
         self.mode, self.device, self.time_scale = mode, device or Device(), time_scale
-        self._tape = Tape()
+        self._cache = ReplayCache()
         self._recording = False
         self.restart()
 
@@ -60,14 +60,14 @@ class DeviceClock:
         self.macs = self.moved_bytes = 0
         self.overruns = 0
         self.late_s = 0.0
-        self._tape.rewind()
-        self._due = self._ended = self._stretch = self._blocked_s = 0.0
+        self._cache.rewind()
+        self._due = self._ended = self._busy_s = self._blocked_s = 0.0
 
     def record(self, forward: Callable[[], T]) -> T:
         """Run a forward pass in ``execute`` and record its segments' outputs for later replay."""
-        self._tape, self._recording = Tape(), True
+        self._cache, self._recording = ReplayCache(), True
         try:
-            return self._tape.record(forward)
+            return self._cache.record(forward)
         finally:
             self._recording = False
 
@@ -84,14 +84,14 @@ class DeviceClock:
         if begin - self._ended < ADJACENT_S and self._traffic.blocked_s == self._blocked_s:
             # Lateness is made up for within a stretch: a sleep that overshoots must not lengthen the next slot.
             self._due += slot
-            self._stretch += slot
+            self._busy_s += slot
         else:
-            self._close_stretch()
-            self._due, self._stretch = begin + slot, slot
+            self._close_busy_period()
+            self._due, self._busy_s = begin + slot, slot
         if self.mode == "replay":
-            output = self._tape.next()
+            output = self._cache.next()
         else:
-            output = self._tape.add(segment) if self._recording else segment()
+            output = self._cache.add(segment) if self._recording else segment()
         if self.mode != "execute":
             _wait_until(self._due)
         self._ended, self._blocked_s = time.monotonic(), self._traffic.blocked_s
@@ -102,14 +102,14 @@ class DeviceClock:
 
     def finish(self) -> None:
         """After the last segment of a pass."""
-        self._close_stretch()
+        self._close_busy_period()
         self._ended = 0.0
 
-    def _close_stretch(self) -> None:
+    def _close_busy_period(self) -> None:
         late = self._ended - self._due
         if self.mode != "execute":
             self.late_s += max(0.0, late)
-            self.overruns += late > TOLERANCE_S + TOLERANCE_SHARE * self._stretch
+            self.overruns += late > TOLERANCE_S + TOLERANCE_SHARE * self._busy_s
         self._due = self._ended
 
 

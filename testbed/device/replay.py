@@ -1,79 +1,116 @@
-"""What the segments of a pass returned, recorded once and handed out again by every replay."""
+"""Outputs of the segments of one forward pass: recorded once, returned again by every replay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
+# Calls that read a tensor's description and never its values. Every other call counts as a read of the values.
+METADATA = {
+    *(torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.device.__get__),  # pyright: ignore
+    *(torch.Tensor.ndim.__get__, torch.Tensor.nbytes.__get__, torch.Tensor.itemsize.__get__),  # pyright: ignore
+    *(torch.Tensor.is_meta.__get__, torch.Tensor.requires_grad.__get__),  # pyright: ignore
+    *(torch.Tensor.size, torch.Tensor.stride, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement),
+    *(torch.Tensor.__len__, torch.Tensor.element_size, torch.Tensor.storage_offset, torch.Tensor.is_contiguous),
+    *(torch.Tensor.is_floating_point, torch.numel, torch.is_floating_point),
+}
 
-class Tape:
-    """Outputs of segments, in order.
 
-    Values are kept of tensors that something beyond the segments reads: messages, mostly. All others go from segment to
-    segment, and a replay computes none, so they keep their shape and type alone (device ``meta``): with the activations
-    of two dozen variants, eight emulated devices do not fit into a machine's memory. A replay that reads one
-    nevertheless fails; it never sends other bytes.
+class ReplayCache:
+    """Outputs of segments, in the order in which the segments ran.
+
+    A tensor keeps its values if code outside the segments reads it, which is mostly the case for messages. All other
+    tensors pass from one segment to the next. A replay computes no segment, so such a tensor keeps only its shape and
+    dtype (device ``meta``). Without this, the activations of two dozen method variants on eight emulated devices
+    exceed the memory of one machine. A replay that reads a tensor without values fails; it never sends wrong bytes.
     """
 
     def __init__(self) -> None:
         self._outputs: list[Any] = []
-        self._readers = _Readers()
+        self._reads = _ReadRecorder()
         self._position = 0
 
     def record(self, forward: Callable[[], T]) -> T:
-        """Run a pass, in which ``add`` runs the segments, and keep what a replay needs, the pass's result included."""
-        with self._readers:
+        """Run a forward pass whose segments go through ``add``. Keep what a replay needs and what the pass returns."""
+        with self._reads:
             result = forward()
-        self._readers.look_at(vars(result) if is_dataclass(result) else result)
-        self._outputs = tree_map_only(Tensor, self._kept, self._outputs)
+        self._reads.add(result)
+        self._outputs = [_map_tensors(self._kept, output) for output in self._outputs]
         return result
 
     def add(self, segment: Callable[[], T]) -> T:
-        """Run one segment of the pass that is recorded."""
-        self._readers.__exit__(None, None, None)
+        """Run one segment of the recorded pass."""
+        self._reads.__exit__(None, None, None)
         try:
             output = segment()
         finally:
-            self._readers.__enter__()
+            self._reads.__enter__()
         self._outputs.append(output)
         return output
 
     def rewind(self) -> None:
-        """``next`` begins again."""
+        """Start again with the first segment's output."""
         self._position = 0
 
     def next(self) -> Any:
-        """The next segment's output."""
+        """Return the next segment's output."""
         self._position += 1
         return self._outputs[self._position - 1]
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        return tensor if _storage(tensor) in self._readers.read else tensor.to("meta")
+        return tensor if _storage(tensor) in self._reads.storages else tensor.to("meta")
 
 
-class _Readers(TorchDispatchMode):
-    """Notes the memory of every tensor that an operation of this thread takes, be it only to look at a part of it."""
+class _ReadRecorder(TorchFunctionMode):
+    """Records the storage of every tensor that this thread passes to torch, views included, metadata reads excluded."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read: set[int] = set()
+        self.storages: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.look_at((args, kwargs))
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in METADATA:
+            self.add((args, kwargs))
+        return func(*args, **kwargs)
 
-    def look_at(self, tree: Any) -> None:
-        """All tensors of a tree are read."""
-        self.read |= {_storage(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+    def add(self, tree: Any) -> None:
+        """Record all tensors of a tree as read."""
+        self.storages |= {_storage(tensor) for tensor in _tensors(tree)}
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, dicts and dataclasses."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _tensors(item)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        yield from _tensors(vars(tree))
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A copy of nested tuples, lists and dicts with ``change`` applied to every tensor. Other objects stay as they are."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _map_tensors(change, value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        items = [_map_tensors(change, item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)  # a NamedTuple takes its fields
+    return tree
 
 
 def _storage(tensor: Tensor) -> int:
-    """What views of the same memory have in common."""
+    """The address that all views of the same memory share."""
     return tensor.untyped_storage().data_ptr()

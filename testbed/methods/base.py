@@ -40,8 +40,8 @@ class Method(ABC):
     exact: bool  # equals ``single`` up to rounding; otherwise equals its one-process simulation
     codebook_size: int = 0  # 0 for methods without a codebook
     groups: int = 0
-    levels: int = 1
-    rotation: str = "none"
+    num_quantizers: int = 1
+    pre_rotation: str = "none"
     speeds: tuple[float, ...] = ()
 
     @property
@@ -70,10 +70,11 @@ class Method(ABC):
         """Values of the settings that are left to the method, for these devices, by rank, and links; others stay."""
         return {}
 
-    def attach(self, codebooks: Tensor, rotation: Tensor | None = None, cache: Path | None = None) -> None:
-        """Give a method with a codebook its codewords [layers, levels * groups, codebook_size, hidden / groups].
+    def attach(self, codebooks: Tensor, pre_rotation: Tensor | None = None, cache: Path | None = None) -> None:
+        """Give a method with a codebook its codewords [layers, num_quantizers * groups, codebook_size, hidden /
+        groups].
 
-        rotation: [layers, hidden, hidden], where tokens are turned. cache: a folder in which it may keep what it
+        pre_rotation: [layers, hidden, hidden], where tokens are turned. cache: a folder in which it may keep what it
         computes of them.
         """
         raise NotImplementedError(f"{self.name} has no codebooks")
@@ -100,7 +101,7 @@ class Method(ABC):
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What ``world`` ranks compute, in one process: (normalised content rows [T, D], logits [classes]).
+        """What ``world`` ranks compute, in one process: (normalized content rows [T, D], logits [classes]).
 
         For methods that are not exact and have no codebook. sent: each rank's ``Output.messages``; ValueError where
         they are not what the ranks should have sent.
@@ -130,7 +131,7 @@ class Method(ABC):
         return wire.exchange_s * self.messages(shape, world) / max(1, world - 1)
 
     def full_precision_pct(self, shape: ModelShape, world: int) -> float | None:
-        """Pairs of a query and a key that attend at full precision, in percent of all; None where no pair is quantised.
+        """Pairs of a query and a key that attend at full precision, in percent of all; None where no pair is quantized.
 
         Of content tokens, class tokens apart.
         """

@@ -1,4 +1,5 @@
-"""Block parallelism of DeTransformer (BASELINES.md): features are split, and most layers need no communication.
+"""Block parallelism of DeTransformer (docs/baselines.md, section 3.7): features are split, and most layers need no
+communication.
 
 The layers form ``blocks`` groups. In each, all layers but the last are *decoupled*: device i has a cut of d of the D
 features for all rows, and on it a narrower layer of its own, d -> D in queries, keys and values over all heads, D -> d
@@ -69,7 +70,7 @@ class BlockShard:
         return block(x_SD[None])[0]
 
     def finish(self, x_SD: Tensor) -> tuple[Tensor, Tensor]:
-        """(normalised content rows [T, D], logits [classes])."""
+        """(normalized content rows [T, D], logits [classes])."""
         x_SD = self.own.model.norm(x_SD)
         return x_SD[1:], self.own.model.classify(x_SD[:1])[0]
 
@@ -98,7 +99,7 @@ class BlockParallel(CodedMethod):
         if self.sync == "sp":
             check_rows(self.name, shape, world)
         if self.speeds:
-            raise ConfigError("shares", "speed", "must be equal for block, which cuts the features into equal parts")
+            raise ConfigError("partition", "speed", "must be equal for block, which cuts the features into equal parts")
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> BlockShard:
         """The model, and views of its weights for decoupled layers."""

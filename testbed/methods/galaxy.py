@@ -119,7 +119,7 @@ class Galaxy(MegatronSequenceParallel):
 
 @dataclass(frozen=True)
 class _Ring:
-    """Tiles, one of each rank's rows, on their way to the right-hand neighbour while products run."""
+    """Tiles, one of each rank's rows, on their way to the right-hand neighbor while products run."""
 
     coded: CodedGroup
     clock: DeviceClock

@@ -1,7 +1,7 @@
 """Tensor parallelism with sequence-parallel norms and residuals (Megatron-LM; Korthikanti et al., arXiv 2205.05198).
 
 Heads and MLP columns are split as in ``tensor``, but between them a device keeps only its own rows: an all-gather of
-the normalised rows before the heads and before the MLP, a reduce-scatter of the terms after each. Together they cost
+the normalized rows before the heads and before the MLP, a reduce-scatter of the terms after each. Together they cost
 what the two all-reduces of ``tensor`` cost; what is saved is memory, and the norms of other devices' rows. Rows are
 shared out equally to devices of any speed: they carry no products, but the most rows make the longest messages.
 
@@ -107,7 +107,7 @@ class MegatronSequenceParallel(CodedMethod):
 
 
 def after_attention(block: Block, x_PD: Tensor, sum_PD: Tensor) -> tuple[Tensor, Tensor]:
-    """(the residual after attention, the same normalised for the MLP), each [P, D]."""
+    """(the residual after attention, the same normalized for the MLP), each [P, D]."""
     x_PD = block.add_attention(x_PD, sum_PD + block.attn.proj.bias)
     return x_PD, block.norm2(x_PD)
 
@@ -123,7 +123,7 @@ def simulate_split(
     """All ranks of a method that splits rows between, and heads and columns within, attention and MLP.
 
     gather: every rank's rows -> all rows, as each rank has them. scatter: every rank's term -> each rank's rows of the
-    sum. Returns (normalised content rows [T, D], logits [classes]).
+    sum. Returns (normalized content rows [T, D], logits [classes]).
     """
     parts = list(model.embed(inputs)[0].split(list(rows)))
     for block in cast(Iterable[Block], model.blocks):

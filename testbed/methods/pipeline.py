@@ -124,6 +124,6 @@ class Pipeline(CodedMethod):
 
 
 def _finish(model: VisionTransformer, stage: partial[Tensor]) -> tuple[Tensor, Tensor]:
-    """(normalised content rows [T, D], logits [classes]) after the last stage."""
+    """(normalized content rows [T, D], logits [classes]) after the last stage."""
     x_SD = model.norm(stage())
     return x_SD[1:], model.classify(x_SD[:1])[0]

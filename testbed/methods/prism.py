@@ -59,26 +59,26 @@ class Prism(CodedMethod):
 
     name: ClassVar[str] = "prism"
 
-    def __init__(self, segments: int = 8, codec: str = "fp32"):
+    def __init__(self, segment_means: int = 8, codec: str = "fp32"):
         super().__init__(codec)
-        self.segments, self.exact = segments, False
+        self.segment_means, self.exact = segment_means, False
 
     def _variant(self) -> list[str]:
-        return [f"S={self.segments}"]
+        return [f"S={self.segment_means}"]
 
     def check(self, shape: ModelShape, world: int) -> None:
         """Each segment needs a row."""
         check_rows(self.name, shape, world)
         most = min(self.shares(shape.sequence, world))
-        if not 1 <= self.segments <= most:
+        if not 1 <= self.segment_means <= most:
             allowed = f"must be from 1 to {most}: {world} devices have {shape.sequence} rows, each segment needs one"
-            raise ConfigError("prism.segments", self.segments, allowed)
+            raise ConfigError("prism.segment_means", self.segment_means, allowed)
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> PrismShard:
         """The whole model and the ranks' segments."""
         self.check(model.shape, world)
         own = SequenceShard(model, self.shares(model.shape.sequence, world), rank)
-        return PrismShard(own, [even_shares(count, self.segments) for count in own.rows])
+        return PrismShard(own, [even_shares(count, self.segment_means) for count in own.rows])
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: PrismShard, group: Group, clock: DeviceClock) -> Output:
@@ -88,14 +88,14 @@ class Prism(CodedMethod):
         x_PD = clock.run("compute", embed_macs(shape, own.rows, group.rank), partial(own.embed, inputs))
         for block in cast(Iterable[Block], own.model.blocks):
             means = clock.run("encode", 0, partial(shard.means, x_PD))  # no products, as with codecs
-            means_MD = coded.all_gather(means, [self.segments] * group.world)
+            means_MD = coded.all_gather(means, [self.segment_means] * group.world)
             x_PD = clock.run("compute", macs, partial(shard.layer, block, x_PD, means_MD))
         hidden_PD, logits = clock.run("compute", 0 if own.start else shape.head_macs(), partial(own.finish, x_PD))
         return Output(hidden_PD, max(own.start - 1, 0), logits, messages=coded.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """The others' means, once per layer."""
-        gathered = gathered_bits(self.codec, [self.segments] * world, shape.hidden)
+        gathered = gathered_bits(self.codec, [self.segment_means] * world, shape.hidden)
         return tuple(shape.layers * bits for bits in gathered)
 
     def messages(self, shape: ModelShape, world: int) -> int:
@@ -110,7 +110,7 @@ class Prism(CodedMethod):
 
     def _layer_macs(self, shape: ModelShape, rank: int, world: int) -> int:
         own = self.shares(shape.sequence, world)[rank]
-        known = own + (world - 1) * self.segments
+        known = own + (world - 1) * self.segment_means
         projections = shape.query_macs(own) + shape.key_value_macs(known)
         return projections + shape.attend_macs(own, known) + shape.finish_macs(own)
 
@@ -120,9 +120,9 @@ class Prism(CodedMethod):
     ) -> tuple[Tensor, Tensor]:
         """See Method.simulate: one attention over all rows and all means, with a mask of who sees what."""
         relay, rows = Relay(self.codec, world, sent), self.shares(model.shape.sequence, world)
-        lengths = torch.tensor([even_shares(count, self.segments) for count in rows])
+        lengths = torch.tensor([even_shares(count, self.segment_means) for count in rows])
         owner_S = torch.arange(world).repeat_interleave(torch.tensor(rows))
-        owner_M = torch.arange(world).repeat_interleave(self.segments)
+        owner_M = torch.arange(world).repeat_interleave(self.segment_means)
         segment_S = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
         averages_MS = (torch.arange(lengths.numel())[:, None] == segment_S) / lengths.flatten()[:, None]
         rows_bias_SS = torch.zeros(len(owner_S), len(owner_S)).masked_fill(owner_S[:, None] != owner_S, -math.inf)
@@ -131,7 +131,7 @@ class Prism(CodedMethod):
         )
         x_SD = model.embed(inputs)[0]
         for block in cast(Iterable[Block], model.blocks):
-            means_MD = torch.cat(relay.all_gather((averages_MS @ x_SD).split(self.segments)))
+            means_MD = torch.cat(relay.all_gather((averages_MS @ x_SD).split(self.segment_means)))
             h_BD = block.norm1(torch.cat([x_SD, means_MD])[None])
             keys_values = block.attn.keys_values(h_BD)
             visible = torch.cat([rows_bias_SS, means_bias_SM], dim=1)

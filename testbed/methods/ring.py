@@ -29,7 +29,7 @@ from testbed.device.spec import Device
 from testbed.errors import ConfigError
 from testbed.methods.base import CodedMethod
 from testbed.methods.sequence import SequenceParallel, SequenceShard, check_rows, embed_macs
-from testbed.models.partial_attention import Part, attend_part, merge
+from testbed.models.partial_attention import PartialAttention, attend_part, merge
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
@@ -101,7 +101,7 @@ class RingAttention(CodedMethod):
         return tuple(shape.layers * bits for bits in gathered)
 
     def messages(self, shape: ModelShape, world: int) -> int:
-        """Everybody's block per layer, from whichever neighbour."""
+        """Everybody's block per layer, from whichever neighbor."""
         return shape.layers * (world - 1)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
@@ -172,12 +172,12 @@ def _steps(rank: int, world: int, directions: int) -> list[Step]:
     return steps
 
 
-def _attend(attn: Attention, q_BHPK: Tensor, blocks: list[Tensor]) -> Part:
+def _attend(attn: Attention, q_BHPK: Tensor, blocks: list[Tensor]) -> PartialAttention:
     """Attention of own rows to some ranks' keys and values [rows, 2 E]."""
     k_BHRK, v_BHRK = (attn.split_heads(side[None]) for side in torch.cat(blocks).chunk(2, dim=-1))
     return attend_part(q_BHPK, k_BHRK, v_BHRK)
 
 
-def _finish(block: Block, x_PD: Tensor, parts: list[Part]) -> Tensor:
+def _finish(block: Block, x_PD: Tensor, parts: list[PartialAttention]) -> Tensor:
     """Own rows [P, D] after the layer."""
     return block.finish(x_PD[None], merge(parts).mixed())[0]

@@ -1,4 +1,4 @@
-"""Sequence parallelism as in Voltage (BASELINES.md: one all-gather per layer).
+"""Sequence parallelism as in Voltage (docs/baselines.md, section 3.5: one all-gather per layer).
 
 Each device has all weights and its own rows of the sequence; queries come from these, keys and values from all rows.
 What is gathered before a layer's attention is a choice: ``x``, the rows themselves, of which each device computes all
@@ -79,7 +79,7 @@ class SequenceShard:
         return block.finish(x_PD[None], block.attn.mix(q_BHPK, k_BHSK, v_BHSK))[0]
 
     def finish(self, x_PD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(normalised content rows, logits where the class token is)."""
+        """(normalized content rows, logits where the class token is)."""
         x_PD = self.model.norm(x_PD)
         return (x_PD, None) if self.start else (x_PD[1:], self.model.classify(x_PD[:1])[0])
 
@@ -214,7 +214,7 @@ def reordered_macs(shape: ModelShape, own: int) -> int:
 
 
 def _mix_embeddings(attn: Attention, own_BPD: Tensor, all_BSD: Tensor) -> Tensor:
-    """``attn.mix`` in Voltage's order: [B, P, H*K] of normalised embeddings, without their keys and values."""
+    """``attn.mix`` in Voltage's order: [B, P, H*K] of normalized embeddings, without their keys and values."""
     width = attn.q.out_features // attn.heads
     key_HKD, value_HKD = (side.weight.unflatten(0, (attn.heads, width)) for side in (attn.k, attn.v))
     q_BHPD = torch.matmul(attn.query(own_BPD), key_HKD)

@@ -55,7 +55,7 @@ class Single(Method):
 
 
 def _whole_model(model: VisionTransformer | Decoder, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(normalised content rows [T, D], logits [classes]; of a causal model those for the token that comes next)."""
+    """(normalized content rows [T, D], logits [classes]; of a causal model those for the token that comes next)."""
     x_BSD = model.embed(inputs)
     for block in model.blocks:
         x_BSD = block(x_BSD)

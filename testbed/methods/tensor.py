@@ -4,7 +4,8 @@ Each device has a share of the heads and of the MLP's hidden width, and computes
 of the attention projection and of the MLP's second layer are added up over the whole [S, D], in one of three ways:
 
 ring    an all-reduce that spreads sums and traffic evenly (with a lossy codec that of testbed.compressed_collectives);
-star    rank 0 adds everything up and sends the sum to all, as in TPI-LLM (BASELINES.md): fewer steps, but N - 1 times
+star    rank 0 adds everything up and sends the sum to all, as in TPI-LLM (docs/baselines.md, section 3.2): fewer steps,
+but N - 1 times
         the traffic on rank 0's link;
 gather  each device gets all terms and adds them up itself, as in distributed-llama: one step, the most traffic.
 
@@ -68,7 +69,7 @@ class LayerShard:
         return self.attend(self.block.norm1(x_SD))
 
     def attend(self, h_SD: Tensor) -> Tensor:
-        """The same of rows that are normalised already."""
+        """The same of rows that are normalized already."""
         h_BSD = h_SD[None]
         return self.attn.proj(self.attn.mix(self.attn.query(h_BSD), *self.attn.keys_values(h_BSD)))[0]
 
@@ -230,7 +231,7 @@ def _next_layer(layer: LayerShard, following: LayerShard, x_SD: Tensor, sum_SD: 
 
 
 def _finish(shard: TensorShard, x_SD: Tensor, sum_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """(normalised content rows [T, D], logits [classes])."""
+    """(normalized content rows [T, D], logits [classes])."""
     x_SD = shard.model.norm(shard.layers[-1].after_mlp(x_SD, sum_SD))
     return x_SD[1:], shard.model.classify(x_SD[:1])[0]
 

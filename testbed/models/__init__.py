@@ -1,1 +1,1 @@
-"""Plain PyTorch models. Nothing here knows of devices, links or quantisation."""
+"""Plain PyTorch models. Nothing here knows of devices, links or quantization."""

@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         return self.token_embed(ids_BS[:, start:stop])
 
     def logits(self, x_BSD: Tensor) -> Tensor:
-        """Logits [B, S, V] of last states that are already normalised."""
+        """Logits [B, S, V] of last states that are already normalized."""
         return F.linear(x_BSD, (self.token_embed if self.head is None else self.head).weight)
 
     def forward(self, ids_BS: Tensor) -> Tensor:

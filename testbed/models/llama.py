@@ -56,7 +56,7 @@ class Rotary:
         blend_k = ((waves_k - s.low_factor) / (s.high_factor - s.low_factor)).clamp(0, 1)
         return frequency_k * (blend_k + (1 - blend_k) / s.factor)
 
-    def turn(self, x_BHSK: Tensor, start: int | Tensor) -> Tensor:
+    def apply(self, x_BHSK: Tensor, start: int | Tensor) -> Tensor:
         """Rotate rows at positions ``start``, ``start + 1``, ..., or each at its own of the integers ``start`` [S]."""
         if isinstance(start, Tensor):
             angle_Sk = start.to(torch.float32)[:, None] * self.frequencies().to(start.device)
@@ -117,8 +117,8 @@ class LlamaConfig:
 class GroupedAttention(Attention):
     """Attention with rotated queries and keys, fewer key/value heads than query heads, and no biases.
 
-    Keys are rotated by ``keys_values`` and so can be kept. ``unturned_keys_values`` and ``turn`` are for methods that
-    quantise keys before the rotation.
+    Keys are rotated by ``keys_values`` and so can be kept. ``pre_rope_keys_values`` and ``apply_rotary`` are for
+    methods that quantize keys before the rotation.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -135,18 +135,18 @@ class GroupedAttention(Attention):
         return self._key_value_heads
 
     def query(self, x_BSD: Tensor, start: int | Tensor = 0) -> Tensor:
-        """Queries [B, H, S, K] of normalised embeddings at positions ``start``, ``start + 1``, ..."""
-        return self.turn(self.split_heads(self.q(x_BSD)), start)
+        """Queries [B, H, S, K] of normalized embeddings at positions ``start``, ``start + 1``, ..."""
+        return self.apply_rotary(self.split_heads(self.q(x_BSD)), start)
 
-    def unturned_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys before the rotation, and values, each [B, J, S, K], of normalised embeddings."""
+    def pre_rope_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys before the rotation, and values, each [B, J, S, K], of normalized embeddings."""
         k_BSJK = self.k(x_BSD).unflatten(-1, (self.key_value_heads, -1))
         v_BSJK = self.v(x_BSD).unflatten(-1, (self.key_value_heads, -1))
         return k_BSJK.transpose(-3, -2), v_BSJK.transpose(-3, -2)
 
-    def turn(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
+    def apply_rotary(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
         """Keys, or queries, rotated to positions ``start``, ``start + 1``, ..., or to those of ``start`` [S]."""
-        return self.rotary.turn(k_BHSK, start)
+        return self.rotary.apply(k_BHSK, start)
 
     def mix(self, q_BHSK: Tensor, k_BJSK: Tensor, v_BJSK: Tensor, visible: Tensor | None = None) -> Tensor:
         """Softmax attention merged over heads, [B, S, H*K], before the output projection; see Attention.mix."""

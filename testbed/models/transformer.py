@@ -36,21 +36,21 @@ class Attention(nn.Module):
         return x_BSD.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
     def query(self, x_BSD: Tensor, start: int | Tensor = 0) -> Tensor:
-        """Queries [B, H, S, K] of normalised embeddings."""
+        """Queries [B, H, S, K] of normalized embeddings."""
         return self.split_heads(self.q(x_BSD))
 
-    def unturned_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys before ``turn``, and values, each [B, H, S, K], of normalised embeddings."""
+    def pre_rope_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys before ``apply_rotary``, and values, each [B, H, S, K], of normalized embeddings."""
         return self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD))
 
-    def turn(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
+    def apply_rotary(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
         """Tell keys their positions ``start``, ``start + 1``, ..., or each of ``start`` [S]; here the embedding did."""
         return k_BHSK
 
     def keys_values(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [B, H, S, K], of normalised embeddings."""
-        k_BHSK, v_BHSK = self.unturned_keys_values(x_BSD)
-        return self.turn(k_BHSK, start), v_BHSK
+        """Keys and values, each [B, H, S, K], of normalized embeddings."""
+        k_BHSK, v_BHSK = self.pre_rope_keys_values(x_BSD)
+        return self.apply_rotary(k_BHSK, start), v_BHSK
 
     def mix(self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Tensor | None = None) -> Tensor:
         """Softmax attention merged over heads, [B, S, H*K], before the output projection.

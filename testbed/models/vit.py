@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
         return content if start > 0 else torch.cat([self.embed_class(pixels_BCHW.shape[0]), content], dim=1)
 
     def classify(self, x_BD: Tensor) -> Tensor:
-        """Logits [B, classes] of a last class-token state [B, D] that is already normalised."""
+        """Logits [B, classes] of a last class-token state [B, D] that is already normalized."""
         return self.head(x_BD)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:

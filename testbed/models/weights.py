@@ -243,7 +243,7 @@ def _vit_s14_state(tokens: int) -> dict[str, Tensor]:
 def resize_positions(position_1TD: Tensor, tokens: int) -> Tensor:
     """Position table of a square grid [1, side*side, D] -> [1, tokens, D] of the grid of ``tokens`` patches.
 
-    Bicubic, between the centres of the patches, without antialiasing: what DINOv2 and the exported graph do. The
+    Bicubic, between the centers of the patches, without antialiasing: what DINOv2 and the exported graph do. The
     table of vit_s14 has 37 x 37 rows.
     """
     side = math.isqrt(position_1TD.shape[1])

@@ -43,7 +43,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def links_of(self, rank: int, collective: str) -> RankLinks:
+    def links_of(self, rank: int, algorithm: str) -> RankLinks:
         """How a rank must hand bytes to the links as they are now, and how it gathers."""
 
     @property

@@ -46,9 +46,9 @@ class LoopbackNetwork(Network):
             raise EnvironmentFault(f"loopback links have no queue; one of {queue_kb:g} KB needs network=mininet")
         self._rate_bps = rate_bps
 
-    def links_of(self, rank: int, collective: str) -> RankLinks:
+    def links_of(self, rank: int, algorithm: str) -> RankLinks:
         rate_bps = self._rate_bps
-        return RankLinks.one(rank, self.graph.devices, TransportPacing(rate_bps), rate_bps, collective)
+        return RankLinks.one(rank, self.graph.devices, TransportPacing(rate_bps), rate_bps, algorithm)
 
     @property
     def bucket_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """The Mininet backend: a network namespace per device, Linux bridges, kernel-shaped links. Runs in the sandbox.
 
 Each device has one data address, on its loopback interface, and a route to each other device by the link that
-LinkGraph says; devices forward for others where a description has no shorter way. Neighbours' hardware addresses are
+LinkGraph says; devices forward for others where a description has no shorter way. Neighbors' hardware addresses are
 set, so that nothing but tensors is on a data link.
 """
 
@@ -102,7 +102,7 @@ class MininetNetwork(Network):
         return [hop for hop in self.graph.share if _interface(hop).startswith(prefix)]
 
     def _addresses(self, rank: int) -> Iterator[str]:
-        """Lines for ``ip -batch -``: a host's data address, its routes and its neighbours."""
+        """Lines for ``ip -batch -``: a host's data address, its routes and its neighbors."""
         own = self.device_data_ips[rank]
         yield f"address add {own}/32 dev lo"
         for peer in range(self.graph.devices):
@@ -117,7 +117,7 @@ class MininetNetwork(Network):
                 continue
             yield f"route replace {to}/32 dev {out} src {own} {ROUTE}"
             mac = self._net[following].intf(f"{following}-{before}").MAC()
-            yield f"neighbour replace {to} lladdr {mac} dev {out} nud permanent"
+            yield f"neighbor replace {to} lladdr {mac} dev {out} nud permanent"
 
     def _await_forwarding(self) -> None:
         """A bridge port drops packets until it forwards; the first lost packet would cost a TCP second."""
@@ -141,12 +141,12 @@ class MininetNetwork(Network):
         def commands(hops: list[Hop]) -> str:
             return "\n".join(line for hop in hops for line in self._commands(hop))
 
-        def bundles(hops: list[Hop]) -> str:
+        def gso_limits(hops: list[Hop]) -> str:
             lines = [f"link set dev {_interface(hop)} gso_max_segs {self.bundle_packets}" for hop in hops]
             return "\n".join([*lines, "route flush cache"])  # connections learn it when they look up their route again
 
         self.in_each_space(["tc", "-batch", "-"], commands)
-        self.in_each_space(["ip", "-batch", "-"], bundles)
+        self.in_each_space(["ip", "-batch", "-"], gso_limits)
 
     def _policy(self, hop: Hop) -> LinkPolicy:
         return LinkPolicy(self._link.rate_bps * self.graph.share[hop], self._link.shaper, self._link.queue_kb)
@@ -172,7 +172,7 @@ class MininetNetwork(Network):
             said.append(output)
         return said
 
-    def links_of(self, rank: int, collective: str) -> RankLinks:
+    def links_of(self, rank: int, algorithm: str) -> RankLinks:
         pacings: dict[Hop, Pacing] = {}
         routes: dict[int, Route] = {}
         for peer in range(self.graph.devices):
@@ -180,9 +180,9 @@ class MininetNetwork(Network):
                 hop = self.graph.slowest(rank, peer)
                 policy = self._policy(hop)
                 pacing = pacings.setdefault(hop, policy.pacing())
-                routes[peer] = Route(pacing, policy.rate_bps, self.graph.payers[hop])
+                routes[peer] = Route(pacing, policy.rate_bps, self.graph.contending_senders[hop])
         slowest_bps = min((self._policy(self.graph.slowest(*ends)).rate_bps for ends in self.graph.routes), default=inf)
-        return RankLinks(routes, slowest_bps, collective, self.graph.rooms)
+        return RankLinks(routes, slowest_bps, algorithm, self.graph.subnets)
 
     @property
     def bucket_bytes(self) -> int:

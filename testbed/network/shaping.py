@@ -19,8 +19,8 @@ from testbed.comm.pacing import CreditHold, Pacing, Unpaced
 SHAPERS = ("tbf", "tclink", "netem")
 BUCKET_S = 5e-3  # of the link's time
 BUCKET_SHARE = 4  # of its queue a bucket is at most one in so many: it would stand for a queue of its size
-PACKET_BYTES = 1600  # one full Ethernet packet with room for encapsulation
-BUNDLE_BYTES = 65_536  # the most that the kernel bundles
+PACKET_BYTES = 1600  # one full Ethernet packet with space for encapsulation
+GSO_BYTES = 65_536  # the most that the kernel bundles
 QUEUE_KB = 1000.0  # of a switch's port, unless an experiment asks for another length
 HOST_PACKETS = 1000  # of a host's own queue, which its sockets' buffers bound much earlier
 TCLINK_BUCKET_BYTES = 15 * 1024
@@ -59,7 +59,7 @@ class LinkPolicy:
         every queue on its way, which took more of a core than there was (docs/decisions/0007). The other half is for
         timers that come late. The others take what the kernel can bundle, as they are.
         """
-        limit = min(self.bucket_bytes // 2, BUNDLE_BYTES) if self.shaper == "tbf" else BUNDLE_BYTES
+        limit = min(self.bucket_bytes // 2, GSO_BYTES) if self.shaper == "tbf" else GSO_BYTES
         return max(1, limit // PACKET_BYTES)
 
     def pacing(self) -> Pacing:

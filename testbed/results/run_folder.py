@@ -93,20 +93,20 @@ class RunFolder:
             ok[key] = ok.get(key, True) and row["status"] == "ok"
         return ok
 
-    def settled(self, retry_failed: bool, retry_degraded: bool = False) -> set[tuple[Any, ...]]:
+    def completed(self, retry_failed: bool, retry_degraded: bool = False) -> set[tuple[Any, ...]]:
         """Keys of the points that are not to be measured again."""
-        settled = {key for key, ok in self.points().items() if ok or not retry_failed}
+        completed = {key for key, ok in self.points().items() if ok or not retry_failed}
         if retry_degraded:
             rows = self.rows()
-            settled -= set(map(self.schema.key, rows[rows["fidelity"] == "degraded"].to_dict(orient="records")))
-        return settled
+            completed -= set(map(self.schema.key, rows[rows["fidelity"] == "degraded"].to_dict(orient="records")))
+        return completed
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add all rows of a point at once, in place of its rows that are not ok. ValueError for wrong columns."""
         before = self.rows()
         self._put(before[~(self._of_points(before, rows) & (before["status"] != "ok"))], rows)
 
-    def append_calmer(self, rows: list[dict[str, Any]]) -> bool:
+    def append_lower_steal(self, rows: list[dict[str, Any]]) -> bool:
         """As ``append``, but if the point is finished already, the rows of the calmer time stay; whether these do.
 
         Calmer is when the host of a virtual machine took less of the cores away, or so little that it is calm anyway;
@@ -117,8 +117,8 @@ class RunFolder:
         ok = before["status"] == "ok"
         finished = earlier.any() and ok[earlier].all()
         if finished:
-            stolen_pct = max(row.get("steal_pct") or 0.0 for row in rows)
-            if any(row["status"] != "ok" for row in rows) or stolen_pct > max(
+            steal_pct = max(row.get("steal_pct") or 0.0 for row in rows)
+            if any(row["status"] != "ok" for row in rows) or steal_pct > max(
                 STEAL_LIMIT_PCT, before.loc[earlier, "steal_pct"].max()
             ):
                 return False

@@ -11,12 +11,12 @@ from testbed.results.schema import ACCURACY
 
 def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **changes: Any) -> dict[str, Any]:
     """One good row; ``changes`` replace any column."""
-    original, bits = stage == "original", 10 * groups if stage != "original" else 32 * 96
+    original, bits = stage == "uncompressed", 10 * groups if stage != "uncompressed" else 32 * 96
     value = 90.0 if original else {"k-means": 80.0, "trained": 88.0}[stage] + groups / 32
     return {
         **{"experiment": "accuracy_vit", "signature": "0", "model": "vit_tiny", "data": "fashion_mnist"},
-        **{"corpus": "", "tokens": 49, "quantised": "", "anchors": 0, "int8_tokens": 0},
-        **{"levels": 0 if original else 1, "rotation": "" if original else "none"},
+        **{"corpus": "", "tokens": 49, "quantized": "", "anchor_tokens": 0, "int8_tokens": 0},
+        **{"num_quantizers": 0 if original else 1, "pre_rotation": "" if original else "none"},
         **{"gradient": "straight_through" if stage == "trained" else ""},
         **{"metric": "accuracy_pct", "stage": stage, "groups": 0 if original else groups},
         **{"codebook_size": 0 if original else 1024, "bits_per_token": bits, "compression": 32 * 96 / bits},
@@ -31,7 +31,7 @@ def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **cha
 
 def quality(worse: float = 0.0, **changes: Any) -> pd.DataFrame:
     """The original, k-means and trained codebooks with G = 1 and 8 on 4 devices; trained ones ``worse`` by so much."""
-    rows = [quality_row("original", **changes)]
+    rows = [quality_row("uncompressed", **changes)]
     for groups in (1, 8):
         rows.append(quality_row("k-means", groups, **changes))
         made = quality_row("trained", groups, **changes)

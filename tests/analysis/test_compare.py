@@ -119,7 +119,7 @@ def test_modes_are_compared_each_with_itself(tmp_path):
 def test_qualities_are_compared_by_their_intervals(tmp_path):
     a, b = run_of(tmp_path, "a", quality()), run_of(tmp_path, "b", quality(worse=10.0))
     found = {(row["stage"], row["groups"]): row["verdict"] for _, row in compare.compare(a, b).iterrows()}
-    assert found["original", 0] == compare.SAME and found["trained", 1] == compare.CHANGED
+    assert found["uncompressed", 0] == compare.SAME and found["trained", 1] == compare.CHANGED
 
 
 def test_different_kinds_cannot_be_compared(tmp_path, capsys):

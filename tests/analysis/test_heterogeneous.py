@@ -17,7 +17,7 @@ def unequal(**changes) -> pd.DataFrame:
         for method, groups in (("sequence", 0), ("astra", 1)):
             for mbps in (20.0, 100.0):
                 made = synthetic.row(method, groups, bandwidth_mbps=mbps)
-                made |= {"shares": shares, "straggler_wait_pct": wait, "speedup": 1.5 * faster} | MIX | changes
+                made |= {"partition": shares, "straggler_wait_pct": wait, "speedup": 1.5 * faster} | MIX | changes
                 rows.append(made | {"latency_ms": made["latency_ms"] / faster})
     return synthetic.frame(rows)
 
@@ -51,7 +51,7 @@ def test_labels_tell_the_shares_apart():
     frame = unequal()
     found = set(shares_table(frame)["label"])
     assert found == {"sequence", "astra G=1"}
-    assert label(frame.iloc[-1], ["shares"]) == "astra G=1 speed shares"
+    assert label(frame.iloc[-1], ["partition"]) == "astra G=1 speed shares"
 
 
 def test_the_picture_is_drawn_if_there_are_both(tmp_path):
@@ -62,10 +62,10 @@ def test_the_picture_is_drawn_if_there_are_both(tmp_path):
 
 def test_older_rows_had_equal_shares(tmp_path):
     frame = synthetic.sweep(bandwidths=(10.0,))
-    older = frame.drop(columns=["shares", "straggler_wait_pct", "full_precision_pct"])
+    older = frame.drop(columns=["partition", "straggler_wait_pct", "full_precision_pct"])
     older.to_parquet(tmp_path / "results.parquet", index=False)
     rows = load_rows(tmp_path)
-    assert set(rows["shares"]) == {"equal"} and rows["straggler_wait_pct"].isna().all()
+    assert set(rows["partition"]) == {"equal"} and rows["straggler_wait_pct"].isna().all()
 
 
 def test_the_paper_is_compared_with_like_shares_and_the_mix_is_named():

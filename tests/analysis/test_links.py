@@ -18,7 +18,7 @@ def rows(shaper: str = "tbf", size_bytes: int = 100_000, times_ms: tuple[float, 
         **{"experiment": "fidelity", "signature": "0", "pattern": "one_way", "shaper": shaper, "devices": 4},
         **{"rate_mbps": 100.0, "size_bytes": size_bytes, "topology": "star", "network": "mininet", "time_scale": 1.0},
         **{"ideal_ms": 10.0, "payload_ms": 9.5, "rate_error_pct": -1.0, "wire_bytes": 1, "retransmits": 2, "drops": 0},
-        **{"free_burst_bytes": 0, "needed_time_scale": 1, "fidelity": "ok", "fidelity_note": "", "status": "ok"},
+        **{"burst_credit_bytes": 0, "needed_time_scale": 1, "fidelity": "ok", "fidelity_note": "", "status": "ok"},
         "error": "",
     }
     return [fixed | {"repeat": repeat, "time_ms": time} | changes for repeat, time in enumerate(times_ms)]
@@ -52,7 +52,9 @@ def test_the_promise_table_shows_the_worst_and_what_it_needs() -> None:
 
 def test_shapers_stand_side_by_side_and_a_missing_one_is_named() -> None:
     skipped = rows("netem", status="skipped", error="this kernel has no netem", time_ms=None)
-    _, shapers, lost = fidelity_tables(frame(rows(), rows("tclink", times_ms=(0.6,), free_burst_bytes=15360), skipped))
+    _, shapers, lost = fidelity_tables(
+        frame(rows(), rows("tclink", times_ms=(0.6,), burst_credit_bytes=15360), skipped)
+    )
     assert shapers.rows == [["tbf, 100,000 B", "1.00", "0"], ["tclink, 100,000 B", "0.06", "15,360"]]
     assert lost.rows == [["netem", "skipped", "1", "this kernel has no netem"]]
 

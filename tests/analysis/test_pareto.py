@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.load import normalise
+from analysis.load import normalize
 from analysis.pareto import trade_off_plot, trade_off_table, trade_offs
 from testbed.results.schema import ACCURACY
 from tests.analysis import synthetic
@@ -14,11 +14,11 @@ TINY = {"model": "vit_tiny", "hidden": 96}
 def latencies(*extra: dict, **changes) -> pd.DataFrame:
     rows = [synthetic.row("single", **(TINY | changes))]
     rows += [synthetic.row("astra", groups, **(TINY | changes)) for groups in (1, 8)]
-    return normalise(synthetic.frame([*rows, *extra]))
+    return normalize(synthetic.frame([*rows, *extra]))
 
 
 def test_points_of_the_same_model_meet():
-    judged = normalise(quality(), ACCURACY)
+    judged = normalize(quality(), ACCURACY)
     table = trade_offs(latencies(), judged)
     assert table["label"].tolist() == ["single", "astra G=1", "astra G=8"]
     assert table["value"].tolist() == [90.0, 88.03125, 88.25]  # trained codebooks, not k-means
@@ -26,7 +26,7 @@ def test_points_of_the_same_model_meet():
 
 
 def test_what_is_slower_and_worse_is_not_on_the_front():
-    judged = normalise(quality(worse=30.0), ACCURACY)
+    judged = normalize(quality(worse=30.0), ACCURACY)
     slow = latencies()
     slow.loc[slow["groups"] == 1, "latency_ms"] = 500.0
     front = trade_offs(slow, judged).set_index("label")["on_front"]
@@ -34,7 +34,7 @@ def test_what_is_slower_and_worse_is_not_on_the_front():
 
 
 def test_less_perplexity_is_better():
-    judged = normalise(quality(worse=-5.0).assign(metric="perplexity"), ACCURACY)  # 93 and more, against 90
+    judged = normalize(quality(worse=-5.0).assign(metric="perplexity"), ACCURACY)  # 93 and more, against 90
     front = trade_offs(latencies(), judged).set_index("label")["on_front"]
     assert front["single"] and front["astra G=1"]
     slow = latencies()
@@ -43,7 +43,7 @@ def test_less_perplexity_is_better():
 
 
 def test_another_model_is_no_trade_off(tmp_path):
-    judged = normalise(quality(), ACCURACY)
+    judged = normalize(quality(), ACCURACY)
     for changes in ({"model": "vit_base"}, {"hidden": 768}, {"devices": 2}):
         table = trade_offs(latencies(**changes), judged)
         assert table.empty
@@ -51,7 +51,7 @@ def test_another_model_is_no_trade_off(tmp_path):
 
 
 def test_table_and_figure(tmp_path):
-    judged = normalise(quality(), ACCURACY)
+    judged = normalize(quality(), ACCURACY)
     rows = latencies(fidelity="degraded")
     table = trade_offs(rows, judged)
     text = trade_off_table(table, judged)

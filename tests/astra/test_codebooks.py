@@ -30,9 +30,13 @@ def pictures():
     return codebooks.photographs(TOKENS, TINY.patch, count=8, seed=0)
 
 
-def relative_errors(model, books, pictures, levels=1):
-    """Squared quantisation error over variance, per layer."""
-    quantizer, x_BSD, errors = Quantizer(books.codebooks_LIKd, levels, books.rotation_LDD), model.embed(pictures), []
+def relative_errors(model, books, pictures, num_quantizers=1):
+    """Squared quantization error over variance, per layer."""
+    quantizer, x_BSD, errors = (
+        Quantizer(books.codebooks_LIKd, num_quantizers, books.rotation_LDD),
+        model.embed(pictures),
+        [],
+    )
     for layer, block in enumerate(model.blocks):
         content = x_BSD[:, 1:].flatten(0, 1)
         rest = content - quantizer.decode(layer, quantizer.encode(layer, content))
@@ -59,7 +63,7 @@ def test_codebooks_fit_the_stream_at_each_layer_s_input(model, pictures):
 
 
 def test_a_second_level_fits_what_the_first_left_over(model, pictures):
-    books = train_codebooks(model, pictures, [1, 8], 32, seed=0, levels=2)
+    books = train_codebooks(model, pictures, [1, 8], 32, seed=0, num_quantizers=2)
     assert shapes_of(books) == {
         1: (3, 2, 32, 24),
         8: (3, 16, 32, 3),
@@ -73,7 +77,8 @@ def test_a_second_level_fits_what_the_first_left_over(model, pictures):
 
 def test_turned_to_their_components_tokens_lose_less(model, pictures):
     plain, turned = (
-        train_codebooks(model, pictures, [1, 8], 32, seed=0, rotation=rotation) for rotation in ("none", "components")
+        train_codebooks(model, pictures, [1, 8], 32, seed=0, pre_rotation=pre_rotation)
+        for pre_rotation in ("none", "pca")
     )
     for groups, book in turned.items():
         assert book.rotation_LDD is not None and book.rotation_LDD.shape == (3, 24, 24)

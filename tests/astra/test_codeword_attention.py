@@ -12,7 +12,7 @@ from testbed.models.partial_attention import attend_part, merge
 from testbed.models.transformer import Block
 
 
-def randomise(module, seed):
+def randomize(module, seed):
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         scale = 2 * parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.5
@@ -49,7 +49,7 @@ def per_codeword(block, codebook, x_BSD, codes, visible=None):
 )
 def test_attending_to_codewords_is_attending_to_all_tokens(size, remote, own, heads, layer_scale, seed):
     generator = torch.Generator().manual_seed(seed)
-    block = randomise(Block(12, heads, 8, 1e-6, layer_scale), seed)
+    block = randomize(Block(12, heads, 8, 1e-6, layer_scale), seed)
     quantizer = Quantizer(torch.randn(1, 1, size, 12, generator=generator))
     codes = torch.randint(size, (remote, 1), generator=generator)
     x = torch.randn(1, own, 12, generator=generator)
@@ -58,7 +58,7 @@ def test_attending_to_codewords_is_attending_to_all_tokens(size, remote, own, he
 
 
 def test_a_codeword_of_many_tokens_weighs_as_many():
-    block = randomise(Block(12, 2, 8, 1e-6, False), 0)
+    block = randomize(Block(12, 2, 8, 1e-6, False), 0)
     quantizer = Quantizer(torch.randn(1, 1, 4, 12, generator=torch.Generator().manual_seed(1)))
     x = torch.randn(1, 3, 12, generator=torch.Generator().manual_seed(2))
     codes = torch.tensor([[2]] * 500 + [[0]])
@@ -71,7 +71,7 @@ def test_a_codeword_of_many_tokens_weighs_as_many():
 @pytest.mark.parametrize("shares", [[4, 3, 5], [1, 1, 1, 9]])
 def test_causal_devices_count_the_tokens_of_devices_before_them(shares):
     model = Gpt2(Gpt2Config(layers=1, hidden=12, heads=2, mlp_hidden=8, vocabulary=5, positions=12))
-    block = randomise(model, 0).blocks[0]
+    block = randomize(model, 0).blocks[0]
     generator = torch.Generator().manual_seed(1)
     quantizer = Quantizer(torch.randn(1, 1, 4, 12, generator=generator))
     x, codes = torch.randn(1, sum(shares), 12, generator=generator), torch.randint(4, (12, 1), generator=generator)
@@ -84,11 +84,11 @@ def test_causal_devices_count_the_tokens_of_devices_before_them(shares):
 
 
 def test_its_size_is_that_of_the_keys_and_values_of_the_codewords():
-    assert CodewordAttention(randomise(Block(12, 2, 8, 1e-6, False), 0), torch.randn(1, 8, 12)).bytes == 2 * 8 * 12 * 4
+    assert CodewordAttention(randomize(Block(12, 2, 8, 1e-6, False), 0), torch.randn(1, 8, 12)).bytes == 2 * 8 * 12 * 4
 
 
 def test_more_groups_and_rotated_keys_are_refused():
-    block = randomise(Block(12, 2, 8, 1e-6, False), 0)
+    block = randomize(Block(12, 2, 8, 1e-6, False), 0)
     with pytest.raises(ValueError, match="2 groups; per-codeword attention allows 1"):
         CodewordAttention(block, torch.randn(2, 4, 6))
     with pytest.raises(ValueError, match=r"\[5\]; expected \[tokens, 1\]"):

@@ -1,4 +1,4 @@
-"""Codebooks of decoders: they fit what each layer quantises, leave anchors out, and are kept."""
+"""Codebooks of decoders: they fit what each layer quantizes, leave anchor_tokens out, and are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from testbed.astra import decoder_codebooks
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.decoder_codebooks import decoder_codebooks_for, train_decoder_codebooks
-from testbed.astra.quantised import Quantised, to_quantise
+from testbed.astra.quantized import Quantized, to_quantize
 from testbed.astra.quantizer import Codebooks, Quantizer
 from testbed.astra.training.decoder import AstraDecoder
 from testbed.astra.training.ema_quantizer import VectorQuantizer
@@ -29,58 +29,58 @@ def quantizer_of(books: Codebooks) -> Quantizer:
     return Quantizer(books.codebooks_LIKd, rotation_LDD=books.rotation_LDD)
 
 
-def relative_errors(model: Llama | Gpt2, books: Codebooks, quantised: Quantised, anchors: int = 0) -> list[float]:
-    """Squared quantisation error over variance, per layer."""
+def relative_errors(model: Llama | Gpt2, books: Codebooks, quantized: Quantized, anchor_tokens: int = 0) -> list[float]:
+    """Squared quantization error over variance, per layer."""
     quantizer, x_BSD, errors = quantizer_of(books), model.embed(WINDOWS), []
     for layer, block in enumerate(model.blocks):
-        rows = to_quantise(block, x_BSD, quantised)[:, anchors:].flatten(0, 1)
+        rows = to_quantize(block, x_BSD, quantized)[:, anchor_tokens:].flatten(0, 1)
         rest = rows - quantizer.decode(layer, quantizer.encode(layer, rows))
         errors.append((rest.square().mean() / (rows - rows.mean(0)).square().mean()).item())
         x_BSD = block(x_BSD)
     return errors
 
 
-@pytest.mark.parametrize("quantised", KINDS)
-def test_codebooks_fit_what_each_layer_quantises(quantised: Quantised, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantized", KINDS)
+def test_codebooks_fit_what_each_layer_quantizes(quantized: Quantized, monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS["gpt2"]  # with positions: a layer's inputs are more than the vocabulary
-    width = 48 if quantised == "keys_values" else 24
+    width = 48 if quantized == "keys_values" else 24
     many = width // 2
-    books = train_decoder_codebooks(model, WINDOWS, quantised, [1, many], 32, seed=0)
+    books = train_decoder_codebooks(model, WINDOWS, quantized, [1, many], 32, seed=0)
     shapes = {groups: tuple(book.codebooks_LIKd.shape) for groups, book in books.items()}
     assert shapes == {1: (2, 1, 32, width), many: (2, many, 32, 2)}
-    whole, grouped = (relative_errors(model, books[groups], quantised) for groups in (1, many))
+    whole, grouped = (relative_errors(model, books[groups], quantized) for groups in (1, many))
     assert max(whole) < 0.75
     assert all(g < w / 2 for g, w in zip(grouped, whole, strict=True))
-    shifted = relative_errors(model, Codebooks(books[many].codebooks_LIKd.roll(1, 0)), quantised)
+    shifted = relative_errors(model, Codebooks(books[many].codebooks_LIKd.roll(1, 0)), quantized)
     assert all(wrong > 1.2 * right for wrong, right in zip(shifted, grouped, strict=True))
     monkeypatch.setattr(decoder_codebooks, "TOKENS_AT_ONCE", 30)
-    again = train_decoder_codebooks(model, WINDOWS, quantised, [many], 32, seed=0)[many]
-    errors = relative_errors(model, again, quantised)
+    again = train_decoder_codebooks(model, WINDOWS, quantized, [many], 32, seed=0)[many]
+    errors = relative_errors(model, again, quantized)
     assert errors == pytest.approx(grouped, rel=0.05), "batching is for memory only"
 
 
 def test_anchors_leave_no_trace() -> None:
     far = WINDOWS.clone()
     far[:, 0] = 0
-    one, other = (train_decoder_codebooks(MODEL, w, "residual", [2], 16, 0, anchors=1)[2] for w in (WINDOWS, far))
+    one, other = (train_decoder_codebooks(MODEL, w, "residual", [2], 16, 0, anchor_tokens=1)[2] for w in (WINDOWS, far))
     first = one.codebooks_LIKd[0]
     assert torch.equal(first, other.codebooks_LIKd[0]), "the input of the first layer knows of no other token"
     assert not torch.equal(first, train_decoder_codebooks(MODEL, far, "residual", [2], 16, 0)[2].codebooks_LIKd[0])
 
 
-@pytest.mark.parametrize("quantised", KINDS)
-def test_turned_to_their_components_tokens_lose_less(quantised: Quantised) -> None:
+@pytest.mark.parametrize("quantized", KINDS)
+def test_turned_to_their_components_tokens_lose_less(quantized: Quantized) -> None:
     model = MODELS["gpt2"]
     plain, turned = (
-        train_decoder_codebooks(model, WINDOWS, quantised, [4], 32, 0, rotation=rotation)[4]
-        for rotation in ("none", "components")
+        train_decoder_codebooks(model, WINDOWS, quantized, [4], 32, 0, pre_rotation=pre_rotation)[4]
+        for pre_rotation in ("none", "pca")
     )
-    turn_LWW = turned.rotation_LDD
-    assert turn_LWW is not None
-    half = turn_LWW.shape[-1] // 2
-    apart = bool((turn_LWW[:, :half, half:] == 0).all())
-    assert apart == (quantised == "keys_values"), "keys and values are turned each for themselves"
-    pairs = zip(relative_errors(model, turned, quantised), relative_errors(model, plain, quantised), strict=True)
+    rotation_LWW = turned.rotation_LDD
+    assert rotation_LWW is not None
+    half = rotation_LWW.shape[-1] // 2
+    apart = bool((rotation_LWW[:, :half, half:] == 0).all())
+    assert apart == (quantized == "keys_values"), "keys and values are turned each for themselves"
+    pairs = zip(relative_errors(model, turned, quantized), relative_errors(model, plain, quantized), strict=True)
     assert all(own < before for own, before in pairs)
 
 
@@ -95,19 +95,19 @@ def test_more_codewords_lose_less() -> None:
 
 
 def test_perplexity_on_devices_is_that_of_the_plain_model_where_nothing_is_lost() -> None:
-    student = AstraDecoder(MODEL, 12, None, anchors=12).eval()
+    student = AstraDecoder(MODEL, 12, None, anchor_tokens=12).eval()
     on_one = window_nll(lambda ids: student(ids, [12]).logits, WINDOWS[:5])
     assert perplexity(on_one) == pytest.approx(perplexity(window_nll(MODEL, WINDOWS[:5])), rel=1e-5)
 
 
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="40 windows of 12 tokens cannot give 512 codewords; expected 47 windows or"):
-        train_decoder_codebooks(MODEL, WINDOWS, "residual", [1], 512, 0, anchors=1)
-    with pytest.raises(ValueError, match="all are anchors"):
-        train_decoder_codebooks(MODEL, WINDOWS, "residual", [1], 4, 0, anchors=12)
+        train_decoder_codebooks(MODEL, WINDOWS, "residual", [1], 512, 0, anchor_tokens=1)
+    with pytest.raises(ValueError, match="all are anchor_tokens"):
+        train_decoder_codebooks(MODEL, WINDOWS, "residual", [1], 4, 0, anchor_tokens=12)
     with pytest.raises(ConfigError, match="astra.groups=5"):
         train_decoder_codebooks(MODEL, WINDOWS, "residual", [1, 5], 16, 0)
-    with pytest.raises(ConfigError, match="astra.quantised=values"):
+    with pytest.raises(ConfigError, match="astra.quantized=values"):
         train_decoder_codebooks(MODEL, WINDOWS, "values", [1], 16, 0)  # pyright: ignore[reportArgumentType]
 
 

@@ -59,8 +59,10 @@ def test_bits_are_of_numbers_scales_and_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "anchors", "sent"),
+    ("shares", "anchor_tokens", "sent"),
     [([3, 4, 5], 0, [3, 4]), ([3, 4, 5], 2, [1, 4]), ([3, 4, 5], 3, [4]), ([3, 4, 5], 5, [2]), ([3, 4], 9, [])],
 )
-def test_a_decoder_s_last_device_and_its_anchors_send_nothing(shares: list[int], anchors: int, sent: list[int]) -> None:
-    assert sent_shares(shares, anchors) == sent
+def test_a_decoder_s_last_device_and_its_anchors_send_nothing(
+    shares: list[int], anchor_tokens: int, sent: list[int]
+) -> None:
+    assert sent_shares(shares, anchor_tokens) == sent

@@ -16,7 +16,7 @@ from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer, VitConfig
 
 
-def randomise(module, seed):
+def randomize(module, seed):
     """Every parameter away from 0 and 1, biases and norms too."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -42,7 +42,7 @@ def make_block(kind, hidden, seed, bias=True):
         if not bias:
             attn.k, attn.v = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
         block = DecoderBlock(norm, attn, nn.Identity(), nn.Identity())
-    return randomise(block, seed)
+    return randomize(block, seed)
 
 
 def books(groups, size, width, seed, offset=0.0):
@@ -91,8 +91,8 @@ def test_tables_give_what_decoding_and_projecting_gives(kind, bias, groups, size
     turn = turns(1, groups * width, seed) if turned else None
     quantizer = Quantizer(books(groups, size, width, seed, offset), rotation_LDD=turn)
     codes = draw_codes(tokens, groups, size, seed)
-    rotation = None if turn is None else turn[0]
-    found = CodewordTables(block, quantizer.codebooks_LIKd[0], rotation_DD=rotation).keys_values(codes, 5)
+    pre_rotation = None if turn is None else turn[0]
+    found = CodewordTables(block, quantizer.codebooks_LIKd[0], rotation_DD=pre_rotation).keys_values(codes, 5)
     lost = lost_by_turn(quantizer.decode(0, codes)) if turned and tokens and kind.startswith("layer") else 0.0
     for x, expected in zip(found, decoded_keys_values(block, quantizer, codes, 5), strict=True):
         by_turn = lost * float(expected.abs().max()) if lost else 0.0
@@ -148,7 +148,7 @@ def test_keys_are_turned_to_the_position_of_each_row():
     ids=["vit", "gpt2", "llama"],
 )
 def test_every_layer_of_a_model_has_its_tables(model):
-    randomise(model, 1)
+    randomize(model, 1)
     quantizer = Quantizer(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)))
     codes = draw_codes(7, 3, 8, 3)
     for layer, tables in enumerate(tables_for(model, quantizer)):
@@ -248,8 +248,8 @@ def test_what_cannot_be_is_refused():
         CodewordTables(block, codebooks * 1e5, torch.float16)
     with pytest.raises(ConfigError):
         CodewordTables(block, codebooks[:, :7])
-    with pytest.raises(ValueError, match="have 3 levels; tables allow 1"):
-        tables_for(Llama(llama_config(12, 4, 1)), Quantizer(books(3, 8, 12, 2), levels=3))
+    with pytest.raises(ValueError, match="have 3 num_quantizers; tables allow 1"):
+        tables_for(Llama(llama_config(12, 4, 1)), Quantizer(books(3, 8, 12, 2), num_quantizers=3))
     with pytest.raises(ValueError, match="has 1 layers; expected the model's 2"):
         tables_for(Llama(llama_config(12, 4, 1, layers=2)), Quantizer(codebooks[None]))
     block.norm1 = nn.Identity()

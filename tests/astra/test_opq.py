@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.astra.opq import check_rotation, components_rotation
+from testbed.astra.opq import check_pre_rotation, pca_rotation
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
 from testbed.errors import ConfigError
@@ -18,7 +18,7 @@ from testbed.errors import ConfigError
 def test_components_are_orthogonal_independent_and_dealt_evenly(groups: int, parts: int, seed: int) -> None:
     torch.manual_seed(seed)
     x = torch.randn(400, 16) @ torch.randn(16, 16)
-    turn = components_rotation(x, groups, parts)
+    turn = pca_rotation(x, groups, parts)
     torch.testing.assert_close(turn @ turn.T, torch.eye(16), atol=1e-5, rtol=0)
     turned = x @ turn.T
     for part in turned.chunk(parts if groups % parts == 0 else 1, dim=1):
@@ -33,17 +33,17 @@ def test_dealing_by_hand() -> None:
     """Variances 16, 8, 4, 2: the first and the last for one group, the others for the other."""
     x = torch.diag(torch.tensor([2.0, 16.0, 4.0, 8.0]).sqrt())
     x = torch.cat([x, -x])
-    turn = components_rotation(x, 2).abs()
+    turn = pca_rotation(x, 2).abs()
     assert turn.argmax(1).tolist() == [1, 0, 3, 2]
 
 
 @settings(max_examples=30)
-@given(levels=st.integers(1, 2), noise=st.sampled_from([0.0, 0.5]), seed=st.integers(0, 99))
-def test_a_turned_quantizer_is_a_plain_one_of_turned_tokens(levels: int, noise: float, seed: int) -> None:
+@given(num_quantizers=st.integers(1, 2), noise=st.sampled_from([0.0, 0.5]), seed=st.integers(0, 99))
+def test_a_turned_quantizer_is_a_plain_one_of_turned_tokens(num_quantizers: int, noise: float, seed: int) -> None:
     torch.manual_seed(seed)
-    books, x = torch.randn(2, 2 * levels, 16, 4), torch.randn(3, 5, 8)
+    books, x = torch.randn(2, 2 * num_quantizers, 16, 4), torch.randn(3, 5, 8)
     turn = torch.linalg.qr(torch.randn(2, 8, 8)).Q.contiguous()
-    turned, plain = Quantizer(books, levels, turn), Quantizer(books, levels)
+    turned, plain = Quantizer(books, num_quantizers, turn), Quantizer(books, num_quantizers)
     rows = x.flatten(0, 1)
     codes = turned.encode(1, rows)
     assert torch.equal(codes, plain.encode(1, rows @ turn[1].T))
@@ -51,7 +51,7 @@ def test_a_turned_quantizer_is_a_plain_one_of_turned_tokens(levels: int, noise: 
     torch.testing.assert_close(
         turned.excess(1, rows, codes), plain.excess(1, rows @ turn[1].T, codes), atol=1e-5, rtol=0
     )
-    settings = VqSettings(noise=noise, levels=levels)
+    settings = VqSettings(noise=noise, num_quantizers=num_quantizers)
     vq = VectorQuantizer(books, settings, turn)
     known, commitment = vq.eval()(1, x)
     torch.testing.assert_close(known.flatten(0, 1), turned.decode(1, codes))
@@ -60,11 +60,11 @@ def test_a_turned_quantizer_is_a_plain_one_of_turned_tokens(levels: int, noise: 
     weights = torch.randn(3, 5, 8)
     (gradient,) = torch.autograd.grad((vq.train()(1, x)[0] * weights).sum(), x)
     torch.testing.assert_close(gradient, weights)
-    assert vq.describe()["rotation"] == "components"
+    assert vq.describe()["pre_rotation"] == "pca"
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="astra.rotation=component.*did you mean components"):
-        check_rotation("component")
-    with pytest.raises(ValueError, match="rotations are .2, 8, 4.; expected .2, 8, 8."):
+    with pytest.raises(ConfigError, match="astra.pre_rotation=component.*allowed: none, pca"):
+        check_pre_rotation("component")
+    with pytest.raises(ValueError, match="pre_rotations are .2, 8, 4.; expected .2, 8, 8."):
         Quantizer(torch.zeros(2, 2, 4, 4), rotation_LDD=torch.zeros(2, 8, 4))

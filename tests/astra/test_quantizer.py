@@ -53,13 +53,13 @@ def test_decode_puts_the_codewords_side_by_side_and_encodes_back(groups, size, w
 
 
 @settings(max_examples=30)
-@given(levels=st.integers(2, 3), **sizes)
-def test_levels_quantise_what_is_left_over_and_add_up(levels, groups, size, width, tokens, seed):
-    books = random_quantizer(2, levels * groups, size, width, seed).codebooks_LIKd
-    quantizer = Quantizer(books, levels)
+@given(num_quantizers=st.integers(2, 3), **sizes)
+def test_levels_quantize_what_is_left_over_and_add_up(num_quantizers, groups, size, width, tokens, seed):
+    books = random_quantizer(2, num_quantizers * groups, size, width, seed).codebooks_LIKd
+    quantizer = Quantizer(books, num_quantizers)
     x = torch.randn(tokens, groups * width, generator=torch.Generator().manual_seed(seed + 1))
     codes, rest = quantizer.encode(1, x), x
-    assert (quantizer.indices, quantizer.groups) == (levels * groups, groups)
+    assert (quantizer.indices, quantizer.groups) == (num_quantizers * groups, groups)
     for level, own in enumerate(codes.split(groups, dim=1)):
         alone = Quantizer(books[:, level * groups : (level + 1) * groups])
         assert torch.equal(own, alone.encode(1, rest))
@@ -100,7 +100,8 @@ def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="codes are for 2 tokens; expected the 3 of x"):
         quantizer.excess(0, x, codes[:2])
     with pytest.raises(
-        ValueError, match=re.escape("expected float32 [layers, levels * groups, codebook_size, hidden / groups]")
+        ValueError,
+        match=re.escape("expected float32 [layers, num_quantizers * groups, codebook_size, hidden / groups]"),
     ):
         Quantizer(torch.zeros(2, 8, 5))
 

@@ -27,7 +27,7 @@ def perfect_codebooks(model: VisionTransformer, inputs: torch.Tensor) -> torch.T
 
 @pytest.mark.parametrize("size", ["plain", "layer_scale"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_without_quantisation_error_it_is_the_plain_model(size: str, world: int) -> None:
+def test_without_quantization_error_it_is_the_plain_model(size: str, world: int) -> None:
     model = small_model(size)
     inputs, tokens = pixels(model), model.shape.tokens
     shares = [tokens - 2 * (world - 1), *[2] * (world - 1)]
@@ -61,8 +61,8 @@ def test_mixed_attention_query_by_query() -> None:
     block = cast(Block, small_model("plain").blocks[0])
     shares, hidden, heads = [3, 2, 2], 48, 4
     torch.manual_seed(4)
-    x_BSD, quantised_BSD = torch.randn(1, 10, hidden), torch.randn(1, 10, hidden)
-    mixed_SD = mixed_attention(block, x_BSD, quantised_BSD, block_masks(shares))[0]
+    x_BSD, quantized_BSD = torch.randn(1, 10, hidden), torch.randn(1, 10, hidden)
+    mixed_SD = mixed_attention(block, x_BSD, quantized_BSD, block_masks(shares))[0]
     owners = [0, 1, 2, 0, 0, 0, 1, 1, 2, 2]
     for row, owner in enumerate(owners):
         seen = []
@@ -70,7 +70,7 @@ def test_mixed_attention_query_by_query() -> None:
             if key_owner == owner:
                 seen.append(x_BSD[0, key])
             elif key >= len(shares):
-                seen.append(quantised_BSD[0, key])
+                seen.append(quantized_BSD[0, key])
         normed_BSD = block.norm1(torch.stack(seen))
         q_D, k_SD, v_SD = block.attn.q(block.norm1(x_BSD[0, row])), block.attn.k(normed_BSD), block.attn.v(normed_BSD)
         for q, k, v, found in zip(
@@ -82,11 +82,11 @@ def test_mixed_attention_query_by_query() -> None:
 
 def test_mixed_attention_passes_gradients_to_both_inputs() -> None:
     block = cast(Block, small_model("plain").blocks[0])
-    x, quantised = torch.randn(2, 7, 48, requires_grad=True), torch.randn(2, 7, 48, requires_grad=True)
-    mixed_attention(block, x, quantised, block_masks([3, 2])).sum().backward()
+    x, quantized = torch.randn(2, 7, 48, requires_grad=True), torch.randn(2, 7, 48, requires_grad=True)
+    mixed_attention(block, x, quantized, block_masks([3, 2])).sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
-    assert quantised.grad is not None and quantised.grad[:, 2:].abs().min() > 0
-    assert not quantised.grad[:, :2].any(), "nobody sees a quantised class copy"
+    assert quantized.grad is not None and quantized.grad[:, 2:].abs().min() > 0
+    assert not quantized.grad[:, :2].any(), "nobody sees a quantized class copy"
 
 
 def own_codes(

@@ -16,7 +16,7 @@ CONFIG = VitConfig(layers=2, hidden=24, heads=3, patch=2, tokens=16, classes=4)
 
 @dataclass(frozen=True)
 class Toy:
-    """Pictures [N, 3, 8, 8] and labels [N]."""
+    """Images [N, 3, 8, 8] and labels [N]."""
 
     pixels: Tensor
     labels: Tensor

@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 
 from testbed.comm.pacing import TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks, Route
-from testbed.comm.schedule import AT_ONCE, COLLECTIVES, HIERARCHICAL, PAIRWISE, RING, WHOLE, Rooms, all_gather
+from testbed.comm.schedule import ALL_GATHERS, DIRECT, HIERARCHICAL, PAIRWISE, RING, WHOLE, Subnets, all_gather
 from testbed.comm.tcp import TcpGroup
 from tests.conftest import best_gather_s, check_all_gather, run_ranks
 
 
 @st.composite
-def rooms_of(draw: st.DrawFn) -> Rooms:
-    """Any ranks in any rooms."""
+def rooms_of(draw: st.DrawFn) -> Subnets:
+    """Any ranks in any subnets."""
     ranks = draw(st.permutations(range(draw(st.integers(1, 9)))))
     cuts = sorted(draw(st.sets(st.integers(1, len(ranks) - 1))) if len(ranks) > 1 else [])
     ends = [0, *cuts, len(ranks)]
     return tuple(tuple(ranks[a:b]) for a, b in zip(ends, ends[1:], strict=False))
 
 
-@given(st.sampled_from(COLLECTIVES), rooms_of())
-def test_each_rank_gets_each_other_block_once_from_who_has_it(collective: str, rooms: Rooms) -> None:
-    world = sum(map(len, rooms))
+@given(st.sampled_from(ALL_GATHERS), rooms_of())
+def test_each_rank_gets_each_other_block_once_from_who_has_it(algorithm: str, subnets: Subnets) -> None:
+    world = sum(map(len, subnets))
     held = {(rank, rank, WHOLE) for rank in range(world)}
     got: dict[tuple[int, int], float] = defaultdict(float)
-    for stage in all_gather(collective, world, rooms):
+    for stage in all_gather(algorithm, world, subnets):
         pairs = [(transfer.source, transfer.target) for transfer in stage]
         assert len(pairs) == len(set(pairs)) and all(source != target for source, target in pairs)
         for transfer in stage:
@@ -41,7 +41,7 @@ def test_each_rank_gets_each_other_block_once_from_who_has_it(collective: str, r
 
 
 @pytest.mark.parametrize("world", range(2, 10))
-def test_a_ring_uses_neighbours_only_and_both_ways_alike(world: int) -> None:
+def test_a_ring_uses_neighbors_only_and_both_ways_alike(world: int) -> None:
     stages = all_gather(RING, world)
     assert len(stages) == world // 2
     carried: dict[tuple[int, int], float] = defaultdict(float)
@@ -52,41 +52,41 @@ def test_a_ring_uses_neighbours_only_and_both_ways_alike(world: int) -> None:
 
 
 @given(rooms_of())
-def test_a_block_crosses_to_another_room_once(rooms: Rooms) -> None:
-    room_of = {rank: room for room in rooms for rank in room}
+def test_a_block_crosses_to_another_room_once(subnets: Subnets) -> None:
+    subnet_of = {rank: subnet for subnet in subnets for rank in subnet}
     entered = Counter(
-        (transfer.owner, room_of[transfer.target])
-        for stage in all_gather(HIERARCHICAL, len(room_of), rooms)
+        (transfer.owner, subnet_of[transfer.target])
+        for stage in all_gather(HIERARCHICAL, len(subnet_of), subnets)
         for transfer in stage
-        if room_of[transfer.source] != room_of[transfer.target]
+        if subnet_of[transfer.source] != subnet_of[transfer.target]
     )
-    assert entered == {(rank, room): 1 for rank in room_of for room in rooms if rank not in room}
+    assert entered == {(rank, subnet): 1 for rank in subnet_of for subnet in subnets if rank not in subnet}
 
 
-def in_rooms(world: int) -> Rooms:
+def in_rooms(world: int) -> Subnets:
     return tuple(filter(None, (tuple(range((world + 1) // 2)), tuple(range((world + 1) // 2, world)))))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("collective", COLLECTIVES)
+@pytest.mark.parametrize("algorithm", ALL_GATHERS)
 @pytest.mark.parametrize("rate_bps", [float("inf"), 1e6])  # small messages go at once where links are fast
-def test_all_ways_gather_the_same_and_receive_the_same(collective: str, world: int, rate_bps: float) -> None:
+def test_all_ways_gather_the_same_and_receive_the_same(algorithm: str, world: int, rate_bps: float) -> None:
     rows = [3, 1, 0, 5, 2][:world]
 
     def links(rank: int) -> RankLinks:
         route = Route(Unpaced(), rate_bps)
         peers = [peer for peer in range(world) if peer != rank]
-        return RankLinks(dict.fromkeys(peers, route), rate_bps, collective, in_rooms(world))
+        return RankLinks(dict.fromkeys(peers, route), rate_bps, algorithm, in_rooms(world))
 
     check_all_gather(torch.randn(sum(rows), 601), rows, links)
 
 
-@pytest.mark.parametrize("collective", [PAIRWISE, AT_ONCE])
-def test_other_collectives_mean_the_same_at_once(collective: str) -> None:
+@pytest.mark.parametrize("algorithm", [PAIRWISE, DIRECT])
+def test_other_collectives_mean_the_same_at_once(algorithm: str) -> None:
     parts = [torch.randn(9, 1000) for _ in range(4)]
 
     def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor]:
-        group.set_links(RankLinks.one(group.rank, 4, Unpaced(), 1e6, collective))
+        group.set_links(RankLinks.one(group.rank, 4, Unpaced(), 1e6, algorithm))
         total = group.reduce_scatter(parts[group.rank], [3, 3, 2, 1])
         return total, group.all_to_all(parts[group.rank][:8], [2] * 4, [2] * 4)
 
@@ -111,7 +111,7 @@ def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_on
     def main(group: TcpGroup) -> list[int]:
         near, trunk = Recorder(), Recorder()
         routes = {peer: Route(near, 1e9) if peer // 2 == group.rank // 2 else Route(trunk, 1e9, 2) for peer in range(4)}
-        group.set_links(RankLinks(routes, 1e9, AT_ONCE))
+        group.set_links(RankLinks(routes, 1e9, DIRECT))
         group.all_gather(torch.zeros(100, dtype=torch.uint8), [100] * 4)
         assert near.asked == [116]  # with the frame's header
         if group.rank == 0:
@@ -124,7 +124,7 @@ def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_on
             group.exchange_async({}, {0: 100, 1: 100}).wait()
         return trunk.asked
 
-    both = 2 * 2 * 116  # two messages over the trunk, and the room's other rank has as many
+    both = 2 * 2 * 116  # two messages over the trunk, and the subnet's other rank has as many
     assert run_ranks(4, main) == [[both, 116, 2 * 116], [both, 2 * 116], [both], [both]]
 
 
@@ -136,7 +136,7 @@ def test_links_of_their_own_are_used_side_by_side(shared: bool, messages: int) -
         one = Route(TransportPacing(rate_bps), rate_bps)
         peers = [peer for peer in range(3) if peer != group.rank]
         routes = {peer: one if shared else Route(TransportPacing(rate_bps), rate_bps) for peer in peers}
-        group.set_links(RankLinks(routes, rate_bps, AT_ONCE))
+        group.set_links(RankLinks(routes, rate_bps, DIRECT))
         return best_gather_s(group, size)
 
     ideal_s = 8 * messages * wire_bytes(size) / rate_bps

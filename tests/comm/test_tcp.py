@@ -100,8 +100,8 @@ def test_async_exchange_goes_both_ways_round(world: int) -> None:
         return got.tolist(), group.traffic.received_bytes
 
     for rank, (got, counted) in enumerate(run_ranks(world, main)):
-        neighbours = list(dict.fromkeys([(rank - 1) % world, (rank + 1) % world]))
-        assert got == [peer for peer in neighbours for _ in range(3 + peer)]
+        neighbors = list(dict.fromkeys([(rank - 1) % world, (rank + 1) % world]))
+        assert got == [peer for peer in neighbors for _ in range(3 + peer)]
         assert counted == len(got)
 
 
@@ -143,7 +143,7 @@ def test_what_is_queued_does_not_wait_for_what_is_under_way() -> None:
 @settings(max_examples=30)
 def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -> None:
     world = data.draw(st.integers(2, 4))
-    kinds = st.sampled_from(["small", "large", "sum", "neighbour", "wait", "barrier"])
+    kinds = st.sampled_from(["small", "large", "sum", "neighbor", "wait", "barrier"])
     program = data.draw(st.lists(kinds, min_size=1, max_size=8))
     pauses = data.draw(st.lists(st.sampled_from([0.0, 0.002]), min_size=world, max_size=world))
 
@@ -159,7 +159,7 @@ def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -
                 under_way.append((group.all_gather_async(own, [size] * world), torch.cat(values)))
             elif kind == "sum":
                 under_way.append((group.share_sum_async(own), torch.stack(values).sum(0)))
-            elif kind == "neighbour":
+            elif kind == "neighbor":
                 sends = {(group.rank + 1) % world: own.view(torch.uint8)}
                 under_way.append((group.exchange_async(sends, {left: 8 * size}), values[left].view(torch.uint8)))
             elif kind == "barrier":

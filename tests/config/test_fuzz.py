@@ -26,17 +26,17 @@ from testbed.grid import config_signature, points
 SMOKE = "+experiment=smoke"
 SECRET = "a-value-of-the-environment"
 KEYS = """
-methods devices bandwidths tokens compute_mode time_scale comm repeats point_budget_s seed results_dir resume
+methods devices bandwidths tokens compute_mode time_scale transport repeats point_budget_s seed results_dir resume
 runner experiment model model.name model.layers model.hidden model.heads model.pretrained topology topology.name device
 device.name device.reference_model device.reference_model.tokens device.reference_s network network.backend single
-device.memory_gb checkpoint topology.links topology.links.0 topology.trunk_share collective queue_kb
-astra astra.groups astra.groups.0 astra.codebook_size astra.speedups pipeline bandwidths.x settings
+device.memory_gb checkpoint topology.links topology.links.0 topology.trunk_share all_gather queue_kb
+astra astra.groups astra.groups.0 astra.codebook_size astra.optimizations pipeline bandwidths.x settings
 settings.astra method
 _target_ model._target_ hydra hydra.run.dir hydra/launcher hydra.searchpath defaults tokens.x a.b.c
 """
 NASTY = """
 nan inf -inf 1e400 1e308 1e-320 -0.0 00 0x10 1_000 null true ??? ~ [] {} '' "" ' " \\ \\' $ ${ ${} ${.} ${..}
-${tokens} ${devices.0} ${results_dir} ${oc.env:FUZZ_SECRET} '${oc.env:FUZZ_SECRET}' ${oc.env:${comm}} ${now:%Y}
+${tokens} ${devices.0} ${results_dir} ${oc.env:FUZZ_SECRET} '${oc.env:FUZZ_SECRET}' ${oc.env:${transport}} ${now:%Y}
 ${hydra:runtime.cwd} ${python_version:} ${oc.decode:"[1]"} ${oc.create:{a:1}} ${oc.select:tokens}
 {_target_:os.system} {_target_:os.system,command:exit} os.system !!python/object/apply:os.system [a:b] {a:1,a:2} {1:2}
 {null:1} {[1]:2} ${a}${b} choice(1,2) range(1,9) shuffle([1,2]) sort(3,1) glob(*) int(3) float(x) str([1]) tag(a,b)
@@ -132,7 +132,7 @@ def test_what_fuzzing_found(word: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["${oc.env:FUZZ_SECRET}", "'${oc.env:FUZZ_SECRET}'", "a${now:%Y}", "${tokens}", "'${oc.env:${comm}}'"]
+    "value", ["${oc.env:FUZZ_SECRET}", "'${oc.env:FUZZ_SECRET}'", "a${now:%Y}", "${tokens}", "'${oc.env:${transport}}'"]
 )
 def test_nothing_is_taken_from_the_environment_the_clock_or_other_keys(value: str) -> None:
     with pytest.raises(ConfigError, match=r"results_dir=.*\$\{.*must be written out") as caught:

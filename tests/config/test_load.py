@@ -39,21 +39,24 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("topology=stra", "topology=stra: unknown; did you mean star?"),
     ("topology.trunk_share=0", "topology.trunk_share=0: must be a number above 0"),
     ("topology=ring network=loopback", "topology=ring: needs network=mininet: loopback paces one link of each device"),
-    ("collective=rings", "collective=rings: must be one of auto, pairwise"),
-    ("collective=hierarchical", "collective=hierarchical: needs devices behind two switches at least; topology=star"),
-    ("collective=ring comm=gloo", "collective=ring: must be auto with comm=gloo"),
+    ("all_gather=rings", "all_gather=rings: must be one of auto, pairwise"),
+    ("all_gather=hierarchical", "all_gather=hierarchical: needs devices behind two switches at least; topology=star"),
+    ("all_gather=ring transport=gloo", "all_gather=ring: must be auto with transport=gloo"),
     ("queue_kb=1", "queue_kb=1: must be a number from 4 to 1000000 (KB)"),
     ("topology=mesh queue_kb=16", "queue_kb=16: must be 1000: it is of switches' ports"),
     ("devices=254", "devices=254: must be from 1 to 253"),
     ("network=minnet", "network=minnet: unknown; did you mean mininet?"),
     ("network.backend=minnet", "network.backend=minnet:"),
-    ("mix=gtx1660ti+gtx", "mix=gtx: unknown; did you mean gtx1660ti"),
-    ("mix=gtx1660ti+half_gtx1660ti+gtx1660ti", "must name 2 devices at most"),
-    ("mix=[gtx1660ti]", "mix=[gtx1660ti]: must be names in conf/device/ joined by +"),
+    ("device_mix=gtx1660ti+gtx", "device_mix=gtx: unknown; did you mean gtx1660ti"),
+    ("device_mix=gtx1660ti+half_gtx1660ti+gtx1660ti", "must name 2 devices at most"),
+    ("device_mix=[gtx1660ti]", "device_mix=[gtx1660ti]: must be names in conf/device/ joined by +"),
     ("profiles.gtx1660ti.reference_s=1", "profiles={"),
-    ("shares=fair", "shares=fair: must be one of equal, speed"),
-    ("shares=[equal,speed]", "shares=speed: must be equal, or mix must name devices of several speeds"),
-    ("mix=gtx1660ti+half_gtx1660ti shares=speed methods=block block.blocks=2", "shares=speed: must be equal for block"),
+    ("partition=fair", "partition=fair: must be one of equal, speed"),
+    ("partition=[equal,speed]", "partition=speed: must be equal, or mix must name devices of several speeds"),
+    (
+        "device_mix=gtx1660ti+half_gtx1660ti partition=speed methods=block block.blocks=2",
+        "partition=speed: must be equal for block",
+    ),
     ("device=gtx", "device=gtx: unknown; did you mean gtx1660ti?"),
     ("bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
     ("+bandwith=3", "bandwith=3: unknown; did you mean bandwidths?"),
@@ -77,7 +80,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("network=analytic runner=clock_check", "network=analytic: must be another one: runner clock_check measures"),
     ("seed=-1", "seed=-1:"),
     ("compute_mode=fast", "compute_mode=fast: must be one of auto, execute, hold, replay"),
-    ("comm=mpi", "comm=mpi: must be one of tcp, gloo"),
+    ("transport=mpi", "transport=mpi: must be one of tcp, gloo"),
     ("resume=maybe", "resume=maybe: must be true or false"),
     (
         "runner=latncy",
@@ -94,15 +97,15 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("astra.groups=[]", "astra.groups=[]:"),
     ("astra.groups=7", "astra.groups=7:"),  # does not divide 768
     ("astra.codebook_size=1000", "astra.codebook_size=1000:"),
-    ("astra.speedups=fast", "astra.speedups=fast: must be paper, auto, or"),
-    ("astra.speedups=codewords", "astra.groups=16: must be 1 for astra.speedups=codewords"),
+    ("astra.optimizations=fast", "astra.optimizations=fast: must be paper, auto, or"),
+    ("astra.optimizations=dedup", "astra.groups=16: must be 1 for astra.optimizations=dedup"),
     ("sequence.codec=int9", "sequence.codec=int9: unknown; did you mean int8"),
     ("sequence.codec=8", "sequence.codec=8: must be of type str, as fp32"),
     ("sequence.gather=[x,vk]", "sequence.gather=vk: allowed: x, kv"),
     ("tensor.sync=mesh", "tensor.sync=mesh: allowed: ring, star, gather"),
     ("methods=ring ring.directions=3", "ring.directions=3: allowed: 1, 2"),
     ("methods=block block.blocks=4", "block.blocks=4: must divide 2 layers; allowed: 1, 2"),
-    ("methods=prism prism.segments=33", "prism.segments=33: must be from 1 to 32: 2 devices have 65 rows"),
+    ("methods=prism prism.segment_means=33", "prism.segment_means=33: must be from 1 to 32: 2 devices have 65 rows"),
 ]
 
 
@@ -152,19 +155,30 @@ def test_the_sweep_is_the_papers() -> None:
     assert config.methods == ["single", "tensor", "sequence", "pipeline", "astra"]
     assert config.bandwidths == [10, 20, 50, 100, 200, 500]
     assert (config.devices, config.tokens, config.model.layers, config.model.hidden) == ([4], [1024], 12, 768)
-    axes = {"groups": [1, 16, 32], "codebook_size": 1024, "speedups": ["paper", "auto"]}
-    assert config.settings["astra"] == axes | {"quantised": "residual", "levels": 1, "rotation": "none", "anchors": 0}
+    axes = {"groups": [1, 16, 32], "codebook_size": 1024, "optimizations": ["paper", "auto"]}
+    assert config.settings["astra"] == axes | {
+        "quantized": "residual",
+        "num_quantizers": 1,
+        "pre_rotation": "none",
+        "anchor_tokens": 0,
+    }
     assert (config.device.name, config.device.reference_s) == ("gtx1660ti", 0.350)
 
 
 def test_overrides_reach_every_kind_of_key() -> None:
     words = "experiment=smoke devices=[2,4] bandwidths=12.5 methods=astra model='vit_s14' model.layers=3 astra.groups=4"
-    words += " astra.speedups=paper"
+    words += " astra.optimizations=paper"
     config = load_config([*words.split(), "++seed=7", "network=loopback", "network=mininet"])
     assert (config.devices, config.bandwidths, config.methods, config.seed) == ([2, 4], [12.5], ["astra"], 7)
     assert (config.model.name, config.model.layers, config.model.pretrained) == ("vit_s14", 3, True)
-    settings = {"groups": 4, "codebook_size": 1024, "speedups": "paper", "quantised": "residual", "levels": 1}
-    settings |= {"rotation": "none", "anchors": 0}
+    settings = {
+        "groups": 4,
+        "codebook_size": 1024,
+        "optimizations": "paper",
+        "quantized": "residual",
+        "num_quantizers": 1,
+    }
+    settings |= {"pre_rotation": "none", "anchor_tokens": 0}
     assert list(config.variants()) == [("astra", settings)]
     assert config.network.backend == "mininet"  # the last one counts
 
@@ -211,12 +225,12 @@ def test_speed_comes_from_the_profile() -> None:
     assert device.seconds(0, 216 * 10**6) == pytest.approx(1e-3)  # nothing is multiplied, and it takes time
 
 
-MIX = "mix=gtx1660ti+half_gtx1660ti"
+MIX = "device_mix=gtx1660ti+half_gtx1660ti"
 
 
 def test_a_mix_goes_round_and_the_baseline_is_its_fastest() -> None:
-    config = load_config(["+experiment=smoke", "devices=[2,3]", MIX, "shares=[equal,speed]"])
-    fast, slow = (load_config(["+experiment=smoke", f"device={name}"]).emulated_device() for name in MIX[4:].split("+"))
+    config = load_config(["+experiment=smoke", "devices=[2,3]", MIX, "partition=[equal,speed]"])
+    fast, slow = (load_config(["+experiment=smoke", f"device={name}"]).emulated_device() for name in MIX.partition("=")[2].split("+"))
     assert fast.macs_per_s == pytest.approx(2 * slow.macs_per_s) and fast.memory_bytes_per_s == 216e9
     assert emulated_devices(config, "astra", 3) == [fast, slow, fast]
     assert emulated_devices(config, "single", 3) == [fast, fast, fast]
@@ -229,15 +243,15 @@ def test_a_profile_of_a_mix_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
     text = (CONF / "device" / "half_gtx1660ti.yaml").read_text()
     for bad, message in (
         (text.replace("0.700", "0"), "profiles.odd.reference_s=0: must be a finite number"),
-        (text.replace("0.700", "${oc.env:HOME}"), "mix=odd: must be a profile that is written out"),
+        (text.replace("0.700", "${oc.env:HOME}"), "device_mix=odd: must be a profile that is written out"),
         (text.replace("heads: 12", "heads: 7"), "profiles.odd.reference_model.heads=7: must divide"),
         ("name: odd\n", "odd"),
-        (text + "colour: red\n", "mix=odd: must be a profile of a device: Key .colour. not in"),
-        ("a: [", "mix=odd: must be a profile of a device: while parsing"),
+        (text + "color: red\n", "device_mix=odd: must be a profile of a device: Key .color. not in"),
+        ("a: [", "device_mix=odd: must be a profile of a device: while parsing"),
     ):
         (tmp_path / "device" / "odd.yaml").write_text(bad)
         with pytest.raises(ConfigError, match=message):
-            load_config(["+experiment=smoke", "mix=gtx1660ti+odd"])
+            load_config(["+experiment=smoke", "device_mix=gtx1660ti+odd"])
 
 
 def copy_of_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +282,7 @@ def test_links_on_the_command_line() -> None:
 
 
 def test_a_decoder_is_an_experiment_of_its_own() -> None:
-    config = load_config(["+experiment=decoder_sweep", "network=analytic", "tokens=[64,512]", "astra.anchors=4"])
+    config = load_config(["+experiment=decoder_sweep", "network=analytic", "tokens=[64,512]", "astra.anchor_tokens=4"])
     assert isinstance(config, DecoderLatencyConfig) and config.model.shape(64).causal
     rows = [analytic_row(point, config) for point in points(config)]
     assert {row["model"] for row in rows} == {"smollm2_135m_q4"} and {row["layers"] for row in rows} == {30}
@@ -284,12 +298,12 @@ def test_a_decoder_is_an_experiment_of_its_own() -> None:
         ),
         ("model.layers=3", "model.layers=3: "),
         ("model=hub_folder model.folder=nowhere", "model.folder=nowhere: no such folder"),
-        ("astra.anchors=128", "astra.anchors=128: must be 0, or for a causal model less than 128"),
-        ("astra.quantised=all", "astra.quantised=all: "),
+        ("astra.anchor_tokens=128", "astra.anchor_tokens=128: must be 0, or for a causal model less than 128"),
+        ("astra.quantized=all", "astra.quantized=all: "),
     ],
 )
 def test_what_a_decoder_cannot_do_is_said(words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(["+experiment=decoder_sweep", *words.split()])
-    with pytest.raises(ConfigError, match="astra.quantised=keys_values: must be residual but for a causal model"):
-        load_config(["+experiment=bandwidth_sweep", "astra.quantised=keys_values"])
+    with pytest.raises(ConfigError, match="astra.quantized=keys_values: must be residual but for a causal model"):
+        load_config(["+experiment=bandwidth_sweep", "astra.quantized=keys_values"])

@@ -134,7 +134,7 @@ def test_package_managers_that_are_missing_or_fail(monkeypatch, tmp_path: Path, 
 def r_data(folder: Path, **variables: list[str]) -> list[Path]:
     """A lazy-load database as R writes it."""
 
-    def serialised(value) -> bytes:
+    def serialized(value) -> bytes:
         path = folder / "value.rds"
         rdata.write_rds(path, value, compression=None)
         content = path.read_bytes()
@@ -144,12 +144,12 @@ def r_data(folder: Path, **variables: list[str]) -> list[Path]:
     folder.mkdir(parents=True)
     store, places = b"", {}
     for name, lines in variables.items():
-        value = serialised(np.array(lines))
+        value = serialized(np.array(lines))
         chunk = struct.pack(">I", len(value)) + zlib.compress(value)
         places[name] = np.array([len(store), len(chunk)], dtype=np.int32)
         store += chunk
     index, content = (folder / name for name in downloads.AUSTEN_FILES)
-    index.write_bytes(gzip.compress(serialised({"variables": places, "compressed": np.array([True])})))
+    index.write_bytes(gzip.compress(serialized({"variables": places, "compressed": np.array([True])})))
     content.write_bytes(store)
     return [index, content]
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from testbed.datasets import images
-from testbed.datasets.images import FASHION_MNIST, Memory, Pictures, augment, cifar100, fashion_mnist, picture_folder
+from testbed.datasets.images import FASHION_MNIST, Images, Memory, augment, cifar100, fashion_mnist, image_folder
 from testbed.errors import EnvironmentFault
 
 needs_fashion = pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
@@ -62,7 +62,7 @@ def test_augmentation_moves_and_mirrors_each_picture_by_itself() -> None:
 
 
 def test_only_training_batches_vary() -> None:
-    some = Pictures(Memory(numbered()[:, :1], torch.arange(40)), torch.arange(40), (0.5,), (0.25,), side=5)
+    some = Images(Memory(numbered()[:, :1], torch.arange(40)), torch.arange(40), (0.5,), (0.25,), side=5)
     assert torch.equal(some.batch(torch.arange(9))[0], some.batch(torch.arange(9))[0])
     assert not torch.equal(some.batch(torch.arange(9), True)[0], some.batch(torch.arange(9), True)[0])
 
@@ -132,7 +132,7 @@ def make_folder(root: Path) -> None:
 
 def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     make_folder(tmp_path)
-    splits = picture_folder(tmp_path, side=16)
+    splits = image_folder(tmp_path, side=16)
     assert (len(splits.train), len(splits.validation), len(splits.test), splits.classes) == (18, 2, 4, 2)
     pixels, labels = splits.test.batch(torch.arange(4), augmented=False)
     assert pixels.shape == (4, 3, 16, 16) and labels.tolist() == [0, 0, 1, 1]
@@ -142,15 +142,15 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="train: expected one folder for each class, found 0; ImageNet's layout"):
-        picture_folder(tmp_path)
+        image_folder(tmp_path)
     make_folder(tmp_path)
     whole = tmp_path / "val" / "ant" / "0.png"
     whole.write_bytes(whole.read_bytes()[:60])
     with pytest.raises(EnvironmentFault, match="0.png: not a whole picture .*; replace the file"):
-        picture_folder(tmp_path, side=8).test.batch(torch.tensor([0]))
+        image_folder(tmp_path, side=8).test.batch(torch.tensor([0]))
     (tmp_path / "val" / "cow").mkdir()
     with pytest.raises(EnvironmentFault, match="val: expected the 2 class folders of train, found 3"):
-        picture_folder(tmp_path)
+        image_folder(tmp_path)
     (tmp_path / "train" / "cow").mkdir()
     with pytest.raises(EnvironmentFault, match=r"train/cow: expected pictures \(.bmp, .jpeg"):
-        picture_folder(tmp_path)
+        image_folder(tmp_path)

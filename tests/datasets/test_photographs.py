@@ -21,7 +21,7 @@ def test_pictures_fill_the_patch_grid(tokens, patch, count):
     for pixels, expected in ((photographs(tokens, patch, count, 0), count), (photograph(tokens, patch), 1)):
         assert pixels.shape == (expected, 3, rows * patch, columns * patch)
         assert pixels.dtype == torch.float32 and pixels.isfinite().all()
-        # 0 and 255 after normalisation
+        # 0 and 255 after normalization
         assert pixels.min() > -2.2 and pixels.max() < 2.7
 
 
@@ -45,9 +45,9 @@ def test_the_evaluation_picture_is_held_out():
 
 
 @needs_photographs
-def test_normalisation_is_that_of_imagenet(monkeypatch):
-    grey = photographs_module.Image.new("RGB", (40, 30), (124, 116, 104))
-    monkeypatch.setattr(photographs_module, "_open", lambda name: grey)
+def test_normalization_is_that_of_imagenet(monkeypatch):
+    gray = photographs_module.Image.new("RGB", (40, 30), (124, 116, 104))
+    monkeypatch.setattr(photographs_module, "_open", lambda name: gray)
     assert photograph(4, 4).abs().max() < 0.01
 
 

@@ -60,7 +60,7 @@ def test_splits_share_no_window(folder: Path, tmp_path: Path):
     assert not set(map(tuple, train.tolist())) & set(map(tuple, kept.tolist()))
 
 
-def test_a_corpus_is_tokenised_once(folder: Path, tmp_path: Path, monkeypatch):
+def test_a_corpus_is_tokenized_once(folder: Path, tmp_path: Path, monkeypatch):
     first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
     monkeypatch.setattr(token_windows, "documents", lambda *a: pytest.fail("read again"))
     assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
@@ -71,7 +71,7 @@ def test_a_corpus_is_tokenised_once(folder: Path, tmp_path: Path, monkeypatch):
         assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
 
 
-def test_other_files_or_another_tokenizer_are_tokenised_anew(folder: Path, tmp_path: Path):
+def test_other_files_or_another_tokenizer_are_tokenized_anew(folder: Path, tmp_path: Path):
     first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
     other = byte_tokenizer()
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -29,7 +29,7 @@ def main(names: list[str]) -> int:
         graph = link_graph(tuple(described.links), described.trunk_share, DEVICES)
         with Session("mininet", graph) as session:
             session.shape(MBPS)
-            loads = [load for stage in graph.gather_loads(session.collective, SIZE) for load in stage]
+            loads = [load for stage in graph.gather_loads(session.all_gather, SIZE) for load in stage]
             payload = {hop: seconds * graph.share[hop] for hop, seconds in graph.busy_s(loads, 8.0).items()}
             idle, before = session.idle_bytes(), session.network.carried_bytes()
             seconds = session.collective_s("all_gather", SIZE, REPEATS)
@@ -51,11 +51,11 @@ def main(names: list[str]) -> int:
                 "bundled": (packets_after - packets) / (sent_after - sent),
                 "in_order": session.network.describe()["packet_order"],
                 "topology": name,
-                "collective": session.collective,
+                "all_gather": session.all_gather,
                 "idle": idle,
-                "ideal_s": graph.stages_s(graph.gather_loads(session.collective, SIZE), 1e6 * MBPS),
+                "ideal_s": graph.stages_s(graph.gather_loads(session.all_gather, SIZE), 1e6 * MBPS),
                 "seconds": min(seconds),
-                "small_ideal_s": graph.stages_s(graph.gather_loads(session.collective, wire_bytes(SMALL)), 1e6 * MBPS),
+                "small_ideal_s": graph.stages_s(graph.gather_loads(session.all_gather, wire_bytes(SMALL)), 1e6 * MBPS),
                 "small_seconds": min(brief),
                 "carried": {"-".join(h): [(after[h] - before[h]) / REPEATS, payload[h]] for h in payload},
                 "dropped": dropped,

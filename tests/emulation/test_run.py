@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from testbed.astra.quantised import quantised_width
+from testbed.astra.quantized import quantized_width
 from testbed.astra.training.checkpoints import save_result
 from testbed.astra.training.decoder import AstraDecoder
 from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
@@ -59,7 +59,7 @@ def test_a_trained_model_across_mininet_links(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path, *words, "repeats=1"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = pd.read_csv(tmp_path / "latest" / "results.csv")
-    assert set(rows.speedups.dropna()) == {"paper", "auto"} and set(rows.devices) == {1, 2, 4}
+    assert set(rows.optimizations.dropna()) == {"paper", "auto"} and set(rows.devices) == {1, 2, 4}
     assert (rows.status == "ok").all() and rows.verified.all()  # outputs equal the simulation's
 
 
@@ -67,25 +67,25 @@ def test_a_trained_decoder_across_mininet_links(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "tiny-llama")
     model = load_hub(folder)
     assert isinstance(model, Llama)
-    width = quantised_width(model.config.shape(32), "keys_values")
+    width = quantized_width(model.config.shape(32), "keys_values")
     generator = torch.Generator().manual_seed(3)
     books = 0.3 * torch.randn(LLAMA.layers, 2 * 4, 32, width // 4, generator=generator)
     turn = torch.linalg.qr(torch.randn(LLAMA.layers, width, width, generator=generator)).Q.contiguous()
-    quantizer = VectorQuantizer(books, VqSettings(levels=2), turn)
+    quantizer = VectorQuantizer(books, VqSettings(num_quantizers=2), turn)
     save_result(tmp_path / "astra.safetensors", AstraDecoder(model, 32, quantizer, "keys_values", 2))
     words = ["+experiment=decoder_sweep", "model=hub_folder", f"model.folder={folder}", "devices=[1,2,3,4]"]
     words += [f"checkpoint={tmp_path / 'astra.safetensors'}", "tokens=32", "astra.groups=4", "astra.codebook_size=32"]
-    words += ["astra.quantised=keys_values", "astra.anchors=2", "astra.speedups=[paper,auto]", "repeats=1"]
-    words += ["astra.levels=2", "astra.rotation=components"]
+    words += ["astra.quantized=keys_values", "astra.anchor_tokens=2", "astra.optimizations=[paper,auto]", "repeats=1"]
+    words += ["astra.num_quantizers=2", "astra.pre_rotation=pca"]
     words += ["bandwidths=100", "compute_mode=replay", "network=mininet", f"results_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "testbed.run", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = pd.read_csv(tmp_path / "latest" / "results.csv", keep_default_na=False)
-    assert set(rows.devices) == {1, 2, 3, 4} and set(rows.speedups) == {"", "paper", "auto"}
+    assert set(rows.devices) == {1, 2, 3, 4} and set(rows.optimizations) == {"", "paper", "auto"}
     assert (rows.status == "ok").all() and (rows.verified.astype(str) == "True").all()  # equal the simulation's
     assert (rows.payload_bytes == rows.formula_bytes).all() and set(rows.model) == {"tiny-llama"}
     assert set(rows.settings[rows.method == "astra"]) == {
-        "anchors=2,levels=2,quantised=keys_values,rotation=components"
+        "anchor_tokens=2,num_quantizers=2,quantized=keys_values,pre_rotation=pca"
     }
 
 
@@ -110,17 +110,22 @@ def test_settings_tokens_and_paces_on_one_cluster(tmp_path: Path) -> None:
 
 
 def test_each_device_of_a_mix_has_its_own_speed(tmp_path: Path) -> None:
-    words = ["mix=gtx1660ti+quarter_gtx1660ti", "shares=[equal,speed]", "methods=[single,tensor,astra]", "devices=2"]
-    words += ["astra.groups=1", "astra.speedups=paper", "compute_mode=replay", "network=mininet", "repeats=2"]
+    words = [
+        "device_mix=gtx1660ti+quarter_gtx1660ti",
+        "partition=[equal,speed]",
+        "methods=[single,tensor,astra]",
+        "devices=2",
+    ]
+    words += ["astra.groups=1", "astra.optimizations=paper", "compute_mode=replay", "network=mininet", "repeats=2"]
     words += ["bandwidths=20000", "time_scale=500"]  # slots of this small model become milliseconds
     done = subprocess.run(command(tmp_path, *words), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rows = pd.read_csv(tmp_path / "latest" / "results.csv")
     assert (rows.status == "ok").all() and rows.verified.all()
     assert set(rows.device_profile) == {"gtx1660ti+quarter_gtx1660ti"}
-    of_astra = rows[rows.method == "astra"].groupby("shares").full_precision_pct.first()
+    of_astra = rows[rows.method == "astra"].groupby("partition").full_precision_pct.first()
     assert of_astra["equal"] == 50 and of_astra["speed"] == pytest.approx(68, abs=0.5)
-    waiting = rows[rows.method != "single"].groupby(["method", "shares"]).straggler_wait_pct.median()
+    waiting = rows[rows.method != "single"].groupby(["method", "partition"]).straggler_wait_pct.median()
     for method in ("tensor", "astra"):  # what every device repeats is not shared out: the slower one stays slower
         assert waiting[method, "equal"] > max(25, 1.3 * waiting[method, "speed"])
 

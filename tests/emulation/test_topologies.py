@@ -13,7 +13,7 @@ from tests.emulation.machine import ROOT, command, pytestmark
 
 __all__ = ["pytestmark"]
 
-NAMES = {"ring": "ring", "mesh": "at_once", "two_tier": "hierarchical"}
+NAMES = {"ring": "ring", "mesh": "direct", "two_tier": "hierarchical"}
 HEADERS = 1.046  # of full packets
 CONTROL_BYTES = 4000  # on a link, of acknowledgements and of lining up
 
@@ -24,7 +24,7 @@ def test_each_link_carries_what_the_model_says() -> None:
     )
     assert drill.returncode == 0, drill.stdout[-2000:] + drill.stderr[-2000:]
     found = [json.loads(line) for line in drill.stdout.splitlines()]
-    assert {each["topology"]: each["collective"] for each in found} == NAMES
+    assert {each["topology"]: each["all_gather"] for each in found} == NAMES
     for each in found:
         assert each["idle"] == 0
         for hop, (carried, payload) in each["carried"].items():
@@ -49,4 +49,4 @@ def test_methods_are_right_on_a_ring(tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "latest" / "results.csv")
     assert (rows.status == "ok").all() and rows.verified.all()
     assert (rows.payload_bytes == rows.formula_bytes).all()
-    assert set(rows.topology) == set(rows.collective) == {"ring"}
+    assert set(rows.topology) == set(rows.all_gather) == {"ring"}

@@ -30,7 +30,7 @@ from tests.datasets.test_token_windows import BYTES
 from tests.tiny_llama import save_tiny_llama
 
 WORDS = ["data.length=16", "data.windows=5", "data.codebook_windows=12", "data.train_windows=64", "codebook_sizes=16"]
-WORDS += ["groups=[1,4]", "quantised=[keys_values,residual]", "anchors=[0,2]", "devices=[2,4]"]
+WORDS += ["groups=[1,4]", "quantized=[keys_values,residual]", "anchor_tokens=[0,2]", "devices=[2,4]"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def words(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
     texts.mkdir()
     for i in range(60):
         counted = (f"{i * k % 97} sheep and {k} {'goats' * (k % 3)}" for k in range(9))
-        (texts / f"Part {i}.txt").write_text(" ".join(counted))
+        (texts / f"PartialAttention {i}.txt").write_text(" ".join(counted))
     folders = [f"model.folder={hub}", f"data.folder={texts}", f"results_dir={tmp_path}"]
     return ["+experiment=accuracy_lm", "model=hub_folder", "data=text_folder", *folders, *WORDS]
 
@@ -89,13 +89,15 @@ def test_every_variant_is_judged_and_no_row_is_measured_twice(
     assert set(rows["model"]) == {"tiny-llama"} and set(rows["corpus"]) == {"text"} == set(rows["data"])
     assert set(rows["metric"]) == {"perplexity"} and set(rows["examples"]) == {5} and set(rows["tokens"]) == {16}
     compressed = rows[rows["stage"] == "k-means"]
-    exact = compressed["anchors"] / 16
+    exact = compressed["anchor_tokens"] / 16
     assert (compressed["bits_per_token"] == (1 - exact) * 4 * compressed["groups"]).all()
     assert (rows["value_low"] <= rows["value"]).all() and (rows["value"] <= rows["value_high"]).all()
     assert (compressed["change_low"] <= compressed["change"]).all() and (compressed["change"].abs() > 0).all()
 
     table = results(load_rows(folder.path))
-    assert "G=4 K=16 residual 2 anchors" in set(table["label"]) and "residual 2 anchors" in set(table["series"])
+    assert "G=4 K=16 residual 2 anchor_tokens" in set(table["label"]) and "residual 2 anchor_tokens" in set(
+        table["series"]
+    )
     assert any(path.stem == "quality" for path in write_report(folder.path))
     (grid,) = accuracy_tables(load_rows(folder.path))
     assert len(grid.rows) == 1 + 8 and grid.columns[3:] == ["text, 2 devices", "text, 4 devices"]
@@ -104,7 +106,7 @@ def test_every_variant_is_judged_and_no_row_is_measured_twice(
 
 def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path, tmp_path: Path) -> None:
     folder = folder_for(tmp_path)
-    chosen = ["groups=4", "quantised=keys_values", "anchors=2", "devices=4"]
+    chosen = ["groups=4", "quantized=keys_values", "anchor_tokens=2", "devices=4"]
     assert accuracy_lm.run(configured([*words, *chosen]), "", folder) == 0
     rows: dict[Any, Any] = folder.rows().set_index("stage").to_dict("index")
 
@@ -112,12 +114,12 @@ def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path
     assert isinstance(model, Llama)
     test = windows("text", BYTES, tmp_path / "other", 16, 5, "held_out", texts)
     seen = windows("text", BYTES, tmp_path / "other", 16, 12, "train", texts)
-    path = decoder_codebooks_for(model, seen, "keys_values", [4], 16, 0, tmp_path / "other", anchors=2)[4]
+    path = decoder_codebooks_for(model, seen, "keys_values", [4], 16, 0, tmp_path / "other", anchor_tokens=2)[4]
     student = AstraDecoder(
-        model, 16, VectorQuantizer(load_codebooks(path).codebooks_LIKd), "keys_values", anchors=2
+        model, 16, VectorQuantizer(load_codebooks(path).codebooks_LIKd), "keys_values", anchor_tokens=2
     ).eval()
     plain, compressed = window_nll(model, test), window_nll(lambda ids: student(ids, [4] * 4).logits, test)
-    assert rows["original"]["value"] == pytest.approx(perplexity(plain), rel=1e-6)
+    assert rows["uncompressed"]["value"] == pytest.approx(perplexity(plain), rel=1e-6)
     assert rows["k-means"]["value"] == pytest.approx(perplexity(compressed), rel=1e-6)
     ratio = perplexity(compressed) / perplexity(plain)
     assert rows["k-means"]["change"] == pytest.approx(100 * (ratio - 1), rel=1e-5)
@@ -129,12 +131,12 @@ def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path
 
 def test_adapting_wins_back(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_for(tmp_path)
-    few = ["groups=1", "quantised=residual", "anchors=0", "devices=4", "objectives=[labels,distill]"]
+    few = ["groups=1", "quantized=residual", "anchor_tokens=0", "devices=4", "objectives=[labels,distill]"]
     few += ["stages=[k-means,trained]", "training={epochs: 2, batch: 8, learning_rate: 0.01}"]
     config = configured([*words, *few])
     assert accuracy_lm.run(config, "", folder) == 0
     rows = folder.rows()
-    assert list(rows["stage"]) == ["original", "k-means", "trained", "trained"]
+    assert list(rows["stage"]) == ["uncompressed", "k-means", "trained", "trained"]
     values = rows.set_index(["stage", "objective"])["value"]
     assert values["trained", "labels"] < values["k-means", ""] / 2  # a random model has much to learn
     assert rows["train_examples"].tolist()[2:] == [128, 128] and rows["train_s"].notna().sum() == 2
@@ -142,7 +144,7 @@ def test_adapting_wins_back(words: list[str], tmp_path: Path, monkeypatch: pytes
     assert accuracy_lm.run(config, "", folder) == 0
     (table,) = accuracy_tables(load_rows(folder.path))
     label = "G=1 K=16 residual"
-    assert [row[0] for row in table.rows] == ["original", label, f"{label} labels", f"{label} distill"]
+    assert [row[0] for row in table.rows] == ["uncompressed", label, f"{label} labels", f"{label} distill"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_adapting_wins_back(words: list[str], tmp_path: Path, monkeypatch: pytes
         ("groups=5", "astra.groups=5: must be a positive divisor of the hidden width 32"),
         ("codebook_sizes=12", "astra.codebook_size=12: must be a power of two"),
         ("codebook_sizes=256", "data.codebook_windows=12: must be 19 or more: 256 codewords need as many tokens"),
-        ("anchors=16", "anchors=16: must be less than data.length=16"),
+        ("anchor_tokens=16", "anchor_tokens=16: must be less than data.length=16"),
         ("devices=17", "devices=17: must be at most 16, the tokens of an example"),
         ("data.windows=9999", "data.windows=9999: held_out of text has "),
         ("data.codebook_windows=9999", "data.codebook_windows=9999: train of text has "),
@@ -175,7 +177,7 @@ def test_what_does_not_fit_is_found_first(words: list[str], tmp_path: Path, chan
         ("data=text_folder", "data.folder=???: must be a folder"),
         ("data.corpora=[brown,brawn]", "data.corpora=brawn: must be one of wikipedia, brown, austen"),
         ("data.train=brown", "data.train=brown: must be one of wikipedia, wikitext-103, text"),
-        ("quantised=values", "quantised=values: must be one of residual, normalised, keys_values"),
+        ("quantized=values", "quantized=values: must be one of residual, normalized, keys_values"),
         ("stages=original", "stages=original: must be one of k-means, trained"),
         ("data.length=1", "data.length=1: must be a whole number from 2 to 1000000 (tokens)"),
     ],

@@ -16,25 +16,30 @@ from analysis.report.write import write_report
 from experiments import accuracy_common, accuracy_vit
 from testbed.config.load import load_config
 from testbed.config.schema import AccuracyConfig
-from testbed.datasets.images import Memory, Pictures, Splits
+from testbed.datasets.images import Images, Memory, Splits
 from testbed.errors import ConfigError, TestbedError
 from testbed.results.bootstrap import bootstrap_interval
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ACCURACY
 
 SMALL = ["model.layers=2", "model.hidden=24", "model.heads=3", "model.patch=4", "model.classes=4", "data.side=16"]
-SMALL += ["original={epochs: 12, batch: 64, learning_rate: 0.003}", "codebook_sizes=8", "devices=[1,4]", "groups=[1,2]"]
+SMALL += [
+    "uncompressed={epochs: 12, batch: 64, learning_rate: 0.003}",
+    "codebook_sizes=8",
+    "devices=[1,4]",
+    "groups=[1,2]",
+]
 SMALL += ["training={epochs: 3, batch: 64, learning_rate: 0.003}"]
 
 
-def made_up(count: int, seed: int) -> Pictures:
+def made_up(count: int, seed: int) -> Images:
     """Noisy patterns, the same four for every seed."""
     patterns = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(7))
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (count,), generator=draw)
     noise = torch.randint(-110, 110, (count, 3, 16, 16), generator=draw)
     pixels = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
-    return Pictures(Memory(pixels, labels), torch.arange(count), (0.5,) * 3, (0.3,) * 3, 16)
+    return Images(Memory(pixels, labels), torch.arange(count), (0.5,) * 3, (0.3,) * 3, 16)
 
 
 @pytest.fixture
@@ -60,10 +65,10 @@ def test_every_variant_is_judged_on_every_number_of_devices(
     rows = folder.rows()
     assert len(rows) == 1 + 2 * 2 * 2 and (rows["status"] == "ok").all()
     assert len(folder.points()) == len(rows)
-    original = rows[rows["stage"] == "original"].iloc[0]
+    original = rows[rows["stage"] == "uncompressed"].iloc[0]
     assert original["value"] > 60 and original["change"] == 0
     one = rows[(rows["devices"] == 1) & (rows["stage"] == "k-means")]
-    assert (one["change"] == 0).all()  # nothing is sent, so nothing is quantised
+    assert (one["change"] == 0).all()  # nothing is sent, so nothing is quantized
     change = rows[rows["devices"] == 4].set_index(["stage", "groups"])["change"]
     assert change["trained", 1] > change["k-means", 1]  # 8 codewords lose much, and adapting wins some of it back
     assert (rows["bits_per_token"] == rows["groups"].where(rows["groups"] > 0, 256) * 3).all()
@@ -76,11 +81,11 @@ def test_every_variant_is_judged_on_every_number_of_devices(
     assert set(table["label"]) == {"", "G=1 K=8", "G=2 K=8"}
     assert any(path.stem == "quality" for path in write_report(folder.path))
     (grid,) = accuracy_tables(load_rows(folder.path))
-    assert [row[0] for row in grid.rows] == ["original", *["G=1 K=8"] * 2, *["G=2 K=8"] * 2]
+    assert [row[0] for row in grid.rows] == ["uncompressed", *["G=1 K=8"] * 2, *["G=2 K=8"] * 2]
 
 
 def test_a_training_that_fails_costs_its_variant(small: AccuracyConfig, tmp_path: Path) -> None:
-    small.training.learning_rate, small.groups, small.original.epochs = 1e30, [1], 1
+    small.training.learning_rate, small.groups, small.uncompressed.epochs = 1e30, [1], 1
     folder = RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
     assert accuracy_vit.run(small, "", folder) == 1
     rows = folder.rows()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.fidelity import TOLERANCE, _breaches, _measure, _messages, _needed_time_scale
-from experiments.measurement.link_operations import Message
+from experiments.fidelity import TOLERANCE, _breaches, _measure, _needed_time_scale, _operations
+from experiments.measurement.link_operations import LinkOperation
 from testbed.config.load import load_config
 from testbed.config.schema import FidelityConfig
 from testbed.errors import ConfigError
@@ -16,8 +16,8 @@ from topologies.link_graph import link_graph, star
 STAR = star(4), "pairwise"
 
 
-def message(pattern: str = "one_way", devices: int = 4, size_bytes: int = 1_000_000) -> Message:
-    return Message(pattern, "tbf", devices, 10.0, size_bytes, 1000.0)
+def operation(pattern: str = "one_way", devices: int = 4, size_bytes: int = 1_000_000) -> LinkOperation:
+    return LinkOperation(pattern, "tbf", devices, 10.0, size_bytes, 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,19 @@ def message(pattern: str = "one_way", devices: int = 4, size_bytes: int = 1_000_
     ],
 )
 def test_the_ideal_is_the_busiest_links_bytes_over_the_rate(pattern: str, payload_bytes: int) -> None:
-    assert message(pattern).payload_s(*STAR, 1e7) == pytest.approx(8 * payload_bytes / 1e7)
-    headers = message(pattern).ideal_s(*STAR, 1e7) / message(pattern).payload_s(*STAR, 1e7)
+    assert operation(pattern).payload_s(*STAR, 1e7) == pytest.approx(8 * payload_bytes / 1e7)
+    headers = operation(pattern).ideal_s(*STAR, 1e7) / operation(pattern).payload_s(*STAR, 1e7)
     assert 1.045 < headers < 1.047  # 66 bytes a packet of 1448
 
 
 def test_a_link_that_is_too_slow_or_too_fast_is_degraded() -> None:
-    ideal = message().ideal_s(*STAR, 1e7)
-    assert _breaches(message(), 1.09 * ideal, ideal, -1.0) == []
-    assert _breaches(message(), 1.2 * ideal, ideal, None) == ["1.20 times the ideal"]
-    assert _breaches(message(), 0.98 * ideal, ideal, None) == []
-    assert _breaches(message(), 0.9 * ideal, ideal, None) == ["0.90 times the ideal"]
-    assert _breaches(message(), ideal, ideal, -5.0) == ["link rate off by -5.0%"]
-    brief = message(size_bytes=320)
+    ideal = operation().ideal_s(*STAR, 1e7)
+    assert _breaches(operation(), 1.09 * ideal, ideal, -1.0) == []
+    assert _breaches(operation(), 1.2 * ideal, ideal, None) == ["1.20 times the ideal"]
+    assert _breaches(operation(), 0.98 * ideal, ideal, None) == []
+    assert _breaches(operation(), 0.9 * ideal, ideal, None) == ["0.90 times the ideal"]
+    assert _breaches(operation(), ideal, ideal, -5.0) == ["link rate off by -5.0%"]
+    brief = operation(size_bytes=320)
     ideal = brief.ideal_s(*STAR, 1e8)
     assert _breaches(brief, ideal + 0.9e-3, ideal, None) == []
     assert _breaches(brief, 0.9 * ideal, ideal, None) == ["0.90 times the ideal"]
@@ -48,7 +48,7 @@ def test_a_link_that_is_too_slow_or_too_fast_is_degraded() -> None:
 
 @given(st.floats(1.0, 50.0), st.sampled_from([320, 10_000, 1_000_000]), st.sampled_from([1.0, 4.0]))
 def test_the_proposed_time_scale_is_the_least_that_keeps_the_promise(slowness: float, size: int, now: float) -> None:
-    point = message(size_bytes=size)
+    point = operation(size_bytes=size)
     ideal = point.ideal_s(*STAR, 1e7)
     excess = slowness * ideal - ideal  # this machine's time: it stays when links slow down
 
@@ -61,16 +61,16 @@ def test_the_proposed_time_scale_is_the_least_that_keeps_the_promise(slowness: f
 
 
 def test_no_time_scale_helps_a_link_that_gives_bytes_away() -> None:
-    ideal = message().ideal_s(*STAR, 1e7)
-    assert _needed_time_scale(message(), 0.5 * ideal, ideal, None, 1.0) is None
-    assert _needed_time_scale(message(), ideal, ideal, 5.0, 1.0) is None
+    ideal = operation().ideal_s(*STAR, 1e7)
+    assert _needed_time_scale(operation(), 0.5 * ideal, ideal, None, 1.0) is None
+    assert _needed_time_scale(operation(), ideal, ideal, 5.0, 1.0) is None
 
 
 def test_every_point_of_the_grid_once() -> None:
     words = ["rates=[10,20]", "devices=[2,4]", "shapers=[tbf,netem]", "queues_kb=[16,1000]"]
     config = load_config(["+experiment=fidelity", *words])
     assert isinstance(config, FidelityConfig)
-    found = _messages(config, 4)
+    found = _operations(config, 4)
     assert len(found) == len(set(found)) == 2 * 2 * 2 * len(config.patterns) * len(config.sizes_bytes)
     links = [m.link for m in found]
     assert sum(a != b for a, b in zip(links, links[1:], strict=False)) == 7  # links are set once
@@ -104,15 +104,15 @@ def test_bad_input_names_the_key(word: str, text: str) -> None:
 def test_the_ideal_knows_a_slower_trunk(pattern: str, megabytes: float) -> None:
     rooms = link_graph(("h1/2 d0", "h2/2 d1", "d0 d1"), 0.25, 4)
     over = rooms, rooms.suited
-    assert message(pattern).payload_s(*over, 8e6) == pytest.approx(megabytes)
-    full = message(pattern).full_hop(*over)
+    assert operation(pattern).payload_s(*over, 8e6) == pytest.approx(megabytes)
+    full = operation(pattern).full_hop(*over)
     assert full == {"all_gather": None, "one_way": ("h0", "d0"), "incast_all": ("d1", "d0")}.get(pattern, full)
 
 
 class DroppingSession:
     """An incast that takes three times as long as it should, as its queue dropped packets (or not)."""
 
-    time_scale, free_burst_bytes, collective, graph = 1.0, 0, "pairwise", star(4)
+    time_scale, burst_credit_bytes, all_gather, graph = 1.0, 0, "pairwise", star(4)
 
     def __init__(self, drops: int):
         self.drops, self.network = drops, self
@@ -120,7 +120,7 @@ class DroppingSession:
 
     def collective_s(self, pattern: str, size: int, repeats: int) -> list[float]:
         self.repeats += repeats
-        return [3 * Message(pattern, "tbf", 4, 10.0, size, 16.0).ideal_s(*STAR, 1e7)] * repeats
+        return [3 * LinkOperation(pattern, "tbf", 4, 10.0, size, 16.0).ideal_s(*STAR, 1e7)] * repeats
 
     def carried_bytes(self) -> dict[tuple[str, str], int]:
         return dict.fromkeys(self.graph.share, 1000 * self.repeats)
@@ -138,7 +138,7 @@ def test_an_incast_that_drops_packets_is_a_result_and_a_slow_one_that_does_not_a
 ) -> None:
     config = load_config(["+experiment=incast", "rates=10", "repeats=2"])
     assert isinstance(config, FidelityConfig)
-    point = Message("incast_all", "tbf", 4, 10.0, 10_000, 16.0)
+    point = LinkOperation("incast_all", "tbf", 4, 10.0, 10_000, 16.0)
     rows = list(_measure(config, DroppingSession(drops), point))  # pyright: ignore[reportArgumentType]
     assert [row["fidelity"] for row in rows] == [fidelity] * 2
     assert {(row["drops"], row["retransmits"], row["needed_time_scale"]) for row in rows} == {

@@ -32,7 +32,7 @@ def test_each_part_composes_and_is_named_as_its_file(name: str, words: list[str]
     if isinstance(config, AccuracyConfig) and words:  # trained once for all of them
         alike = load_config(["+experiment=paper/table1", *words])
         assert isinstance(alike, AccuracyConfig)
-        for key in ("model", "data", "original", "training", "codebook_sizes", "seeds", "seed"):
+        for key in ("model", "data", "uncompressed", "training", "codebook_sizes", "seeds", "seed"):
             assert getattr(config, key) == getattr(alike, key), key
 
 
@@ -93,7 +93,7 @@ def test_all_parts_run_one_after_another_and_the_table_ends_it(run, capsys, tmp_
     assert "paper/table12: done after 0.0 minutes" in out
     table = out[out.index("Paper, ours, difference, why") :]
     assert "astra speedup over" in table and "2.64x" in table and "vit_tiny" in table
-    assert "without ours: weights are not quantised here" in table
+    assert "without ours: weights are not quantized here" in table
     page = (tmp_path / "paper" / "quick" / "report.html").read_text()
     assert "Paper, ours, difference, why" in page and "2.64x" in page
 

@@ -33,7 +33,7 @@ def pixels(model: VisionTransformer) -> Tensor:
 
 @torch.no_grad()
 def layer_inputs(model: VisionTransformer, inputs: Tensor) -> list[Tensor]:
-    """The residual stream [S, D] before each layer of the plain model, and the normalised last one."""
+    """The residual stream [S, D] before each layer of the plain model, and the normalized last one."""
     x_BSD = model.embed(inputs)
     states = []
     for block in model.blocks:

@@ -1,4 +1,4 @@
-"""The formulas of bits and MACs: the paper's numbers (PAPER.md, 3), and properties that hold for any size."""
+"""The formulas of bits and MACs: the paper's numbers (docs/paper.md, section 3), and properties of any size."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_pipeline_hops_shrink_with_the_codec(codec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "units"),  # units of (N - 1) / N T D numbers a layer, rank 0 and the others (BASELINES.md)
+    ("name", "settings", "units"),  # (N - 1) / N T D numbers a layer, rank 0 and the others (docs/baselines.md, 2)
     [
         ("tensor", {"sync": "star"}, (8, 8 / 3)),
         ("tensor", {"sync": "gather"}, (8, 8)),
@@ -71,7 +71,7 @@ def test_pipeline_hops_shrink_with_the_codec(codec: str) -> None:
         ("block", {"blocks": 1}, (1 / 12, 1 / 12)),
         ("block", {"blocks": 6}, (6 / 12, 6 / 12)),
         ("block", {"blocks": 2, "sync": "sp"}, ((2 + 3 / 4) / 12, (2 + 3 / 4) / 12)),  # each all-to-all: 1/N of a unit
-        ("prism", {"segments": 16}, (16 / 256, 16 / 256)),
+        ("prism", {"segment_means": 16}, (16 / 256, 16 / 256)),
     ],
 )
 def test_baselines_receive_what_is_known_of_them(
@@ -87,14 +87,14 @@ def test_baselines_receive_what_is_known_of_them(
 
 
 def test_a_decoupled_layer_computes_what_the_papers_block_parallelism_does() -> None:
-    """The fit of PAPER.md, 3: 0.135 s where one device takes 0.350, as if all layers were decoupled."""
+    """The fit of docs/paper.md, section 3: 0.135 s where one device takes 0.350, as if all layers were decoupled."""
     layer = load_method("single").macs(PAPER, 0, 4) / 12
     decoupled = (load_method("block", blocks=1).macs(PAPER, 0, 4) - layer) / 11
     assert decoupled / layer == pytest.approx(0.135 / 0.350, abs=0.001)
 
 
 def test_sequence_with_codecs_takes_what_reviewers_asked_for() -> None:
-    """Seconds of communication alone at 10 Mbps: BASELINES.md."""
+    """Seconds of communication alone at 10 Mbps: docs/baselines.md, section 5."""
     for codec, seconds in (("fp32", 22.6), ("int8", 6.0), ("int4", 3.2)):
         bits = load_method("sequence", codec=codec).received_bits(PAPER, 4)[0]
         assert bits / 10e6 == pytest.approx(seconds, abs=0.05)
@@ -163,7 +163,7 @@ def test_what_an_exchange_takes_beyond_its_bits_is_hidden_by_overlap() -> None:
         method = load_method(name)
         added_s = method.predicted_s(PAPER, ALIKE, late) - method.predicted_s(PAPER, ALIKE, plain)
         assert added_s == pytest.approx(1e-3 * exchanges)
-    overlapped = Astra(speedups="tables+overlap")
+    overlapped = Astra(optimizations="lut+overlap")
     assert overlapped.predicted_s(PAPER, ALIKE, late) == overlapped.predicted_s(PAPER, ALIKE, plain)
     assert Astra().predicted_s(PAPER, ALIKE[:1], late) == Astra().predicted_s(PAPER, ALIKE[:1], plain)
     slow = Wire(1e8, exchange_s=1.0)
@@ -177,7 +177,7 @@ def test_headers_of_short_messages_count() -> None:
     assert real.message_s(3000) == pytest.approx((3000 + 16 + 3 * 66) * 8e-6)
     assert real.bulk_s(1448 * 8) == pytest.approx(1514 * 8e-6)
     for overlap in ("paper", "overlap"):
-        astra = Astra(speedups=overlap)
+        astra = Astra(optimizations=overlap)
         assert astra.predicted_s(PAPER, ALIKE, real) > astra.predicted_s(PAPER, ALIKE, message)
 
 
@@ -199,7 +199,7 @@ def test_shares_by_speed_end_together(name: str, equal: float, by_speed: float) 
         *((name, {}) for name in method_names() if name not in ("single", "block")),
         ("ring", {"directions": 2}),
         ("sequence", {"gather": "kv"}),
-        *(("astra", {"groups": groups, "speedups": "tables+overlap+split2"}) for groups in (1, 32)),
+        *(("astra", {"groups": groups, "optimizations": "lut+overlap+chunks2"}) for groups in (1, 32)),
     ],
     ids=str,
 )

@@ -24,10 +24,10 @@ ASTRA = {
     "astra": {"groups": 4, "codebook_size": 64},
     "astra, padded messages": {"groups": 3, "codebook_size": 32},
     "astra, one group": {"groups": 1, "codebook_size": 256},
-    "astra, turned": {"groups": 4, "codebook_size": 64, "rotation": "components"},
-    "astra, tables of turned": {"groups": 4, "codebook_size": 64, "rotation": "components", "speedups": "tables"},
-    "astra, codewords of turned": {"codebook_size": 64, "rotation": "components", "speedups": "codewords"},
-    "astra, two levels": {"groups": 3, "codebook_size": 32, "levels": 2},
+    "astra, turned": {"groups": 4, "codebook_size": 64, "pre_rotation": "pca"},
+    "astra, lut of pre-rotated": {"groups": 4, "codebook_size": 64, "pre_rotation": "pca", "optimizations": "lut"},
+    "astra, dedup of pre-rotated": {"codebook_size": 64, "pre_rotation": "pca", "optimizations": "dedup"},
+    "astra, two num_quantizers": {"groups": 3, "codebook_size": 32, "num_quantizers": 2},
 }
 
 
@@ -58,26 +58,28 @@ def test_astra_equals_its_simulation(
     settings: dict[str, Any], world: int, speeds: tuple[float, ...], size: str
 ) -> None:
     model, method = small_model(size), load_method("astra", speeds, **settings)
-    levels = [random_codebooks(model, method.groups, method.codebook_size) / 2**at for at in range(method.levels)]
-    inputs, codebooks = pixels(model), torch.cat(levels, dim=1)
+    num_quantizers = [
+        random_codebooks(model, method.groups, method.codebook_size) / 2**at for at in range(method.num_quantizers)
+    ]
+    inputs, codebooks = pixels(model), torch.cat(num_quantizers, dim=1)
     layers, width = model.shape.layers, model.shape.hidden
     turn = torch.linalg.qr(torch.randn(layers, width, width, generator=torch.Generator().manual_seed(1))).Q
-    rotation = None if method.rotation == "none" else turn.contiguous()
-    method.attach(codebooks, rotation)
+    pre_rotation = None if method.pre_rotation == "none" else turn.contiguous()
+    method.attach(codebooks, pre_rotation)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
     codes = torch.cat([executed.output.codes for executed, _ in passes if executed.output.codes is not None], dim=1)
-    assert codes.shape == (model.shape.layers, model.shape.tokens, method.levels * method.groups)
+    assert codes.shape == (model.shape.layers, model.shape.tokens, method.num_quantizers * method.groups)
     shares = [len(executed.output.hidden) for executed, _ in passes if executed.output.hidden is not None]
     assert shares == (list(shares_by_speed(model.shape.tokens, speeds)) if speeds else even_shares(sum(shares), world))
-    expected = simulate(model, Quantizer(codebooks, method.levels, rotation), inputs, shares, codes)
+    expected = simulate(model, Quantizer(codebooks, method.num_quantizers, pre_rotation), inputs, shares, codes)
     assert expected.ties <= 2
     torch.testing.assert_close(joined_hidden(passes, model.shape.tokens), expected.hidden, atol=1e-4, rtol=0)
     for executed, _ in passes:
         assert executed.output.logits is not None
         torch.testing.assert_close(executed.output.logits, expected.logits, atol=1e-4, rtol=0)
     exact = layer_inputs(model, inputs)[-1][1:]
-    assert (expected.hidden - exact).abs().max() > 1e-2, "random codebooks must show: nothing was quantised"
+    assert (expected.hidden - exact).abs().max() > 1e-2, "random codebooks must show: nothing was quantized"
 
 
 def test_astra_on_one_device_is_single() -> None:
@@ -137,7 +139,7 @@ def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -
         ("megatron_sp", 5, "devices=5: megatron_sp needs 1 to 4 devices"),
         ("galaxy", 5, "devices=5: galaxy needs 1 to 4 devices"),
         ("block", 49, "devices=49: block needs 1 to 48 devices"),
-        ("prism", 3, "prism.segments=8: must be from 1 to 7: 3 devices have 22 rows"),
+        ("prism", 3, "prism.segment_means=8: must be from 1 to 7: 3 devices have 22 rows"),
         ("prism", 23, "devices=23: prism needs 1 to 22 devices"),
         ("astra", 22, "devices=22: astra needs 1 to 21 devices"),
     ],
@@ -164,12 +166,12 @@ def test_settings_that_there_are_not(name: str, setting: str, value: Any, allowe
 
 @pytest.mark.parametrize("sync", ["ag", "sp"])
 def test_block_cuts_features_equally_only(sync: str) -> None:
-    with pytest.raises(ConfigError, match="shares=speed: must be equal for block"):
+    with pytest.raises(ConfigError, match="partition=speed: must be equal for block"):
         load_method("block", (1.0, 0.5), blocks=2, sync=sync).check(CONFIGS["plain"].shape, 2)
 
 
 def test_segments_of_a_slow_device_need_rows_too() -> None:
-    with pytest.raises(ConfigError, match="prism.segments=8: must be from 1 to 4: 3 devices have 22 rows"):
+    with pytest.raises(ConfigError, match="prism.segment_means=8: must be from 1 to 4: 3 devices have 22 rows"):
         load_method("prism", (1.0, 1.0, 0.5)).check(CONFIGS["plain"].shape, 3)
 
 
@@ -179,7 +181,7 @@ def test_block_groups_must_divide_the_layers() -> None:
 
 
 @pytest.mark.parametrize(("setting", "value"), [("groups", 5), ("codebook_size", 1000)])
-def test_quantiser_settings_that_do_not_fit(setting: str, value: int) -> None:
+def test_quantizer_settings_that_do_not_fit(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"astra.{setting}={value}"):
         load_method("astra", **{setting: value}).check(CONFIGS["plain"].shape, 2)
 
@@ -197,7 +199,7 @@ def test_methods_are_found_by_name() -> None:
 
 
 def test_labels_tell_variants_apart() -> None:
-    variants = [load_method("astra", groups=g, speedups=s) for g in (1, 16) for s in ("paper", "tables")]
+    variants = [load_method("astra", groups=g, optimizations=s) for g in (1, 16) for s in ("paper", "lut")]
     assert len({method.label for method in variants}) == 4
     assert load_method("tensor").label == "tensor"
     assert load_method("sequence", gather="kv", codec="int8").label == "sequence kv int8"

@@ -19,8 +19,8 @@ ALTERED: dict[str, tuple[str, dict[str, Any]]] = {
     "block Nb=2": ("block", {"blocks": 2}),
     "block Nb=1 sp": ("block", {"blocks": 1, "sync": "sp"}),
     "block Nb=2 sp": ("block", {"blocks": 2, "sync": "sp"}),
-    "prism S=1": ("prism", {"segments": 1}),
-    "prism S=3": ("prism", {"segments": 3}),
+    "prism S=1": ("prism", {"segment_means": 1}),
+    "prism S=3": ("prism", {"segment_means": 3}),
 }
 VARIANTS = CODED | ALTERED
 LOSSY = [name for name, codec in CODECS.items() if codec.lossy]
@@ -99,7 +99,7 @@ def test_as_many_groups_as_layers_decouple_nothing() -> None:
 def test_segments_of_one_row_are_exact() -> None:
     model = small_model("plain")  # 22 rows
     inputs = pixels(model)
-    hidden, logits = load_method("prism", segments=11).simulate(model, inputs, 2)
+    hidden, logits = load_method("prism", segment_means=11).simulate(model, inputs, 2)
     torch.testing.assert_close(hidden, layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0)
     torch.testing.assert_close(logits, model(inputs)[0].detach(), atol=1e-4, rtol=0)
 
@@ -112,7 +112,7 @@ def test_a_mean_counts_as_its_rows() -> None:
         of_device = torch.randn(3, model.config.hidden, generator=torch.Generator().manual_seed(4))
         model.position.copy_(of_device.repeat_interleave(rows, 0)[None])
         model.class_token.copy_(model.patch_embed(model.patches(inputs))[:, :1])
-    hidden, _ = load_method("prism", segments=2).simulate(model, inputs, 3)
+    hidden, _ = load_method("prism", segment_means=2).simulate(model, inputs, 3)
     torch.testing.assert_close(hidden, layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0)
 
 

@@ -25,7 +25,7 @@ SLOW_TRUNK = link_graph(("h1/2 d0", "h2/2 d1", "d0 d1"), 1e-4, WORLD)  # so slow
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{label: method for label, method in EXACT.items() if label != "single"},
     "tensor int8": ("tensor", {"codec": "int8"}),
-    "prism": ("prism", {"segments": 4}),
+    "prism": ("prism", {"segment_means": 4}),
     "block": ("block", {"blocks": 2}),
     "astra": ("astra", {"groups": 48, "codebook_size": 64}),
 }
@@ -49,15 +49,15 @@ def test_the_trunk_carries_what_the_cost_model_says(label: str, monkeypatch: pyt
 
     def rank_main(group: TcpGroup) -> None:
         routes = {peer: Route(Unpaced(), 1e6) for peer in range(WORLD) if peer != group.rank}
-        group.set_links(RankLinks(routes, 1e6, SLOW_TRUNK.suited, SLOW_TRUNK.rooms))
+        group.set_links(RankLinks(routes, 1e6, SLOW_TRUNK.suited, SLOW_TRUNK.subnets))
         method.forward(inputs, method.shard(model, group.rank, WORLD), group, DeviceClock())
 
     run_ranks(WORLD, rank_main)
     busy_s = SLOW_TRUNK.busy_s([(*pair, size) for pair, size in sent.items()], 1.0)
     there, back = busy_s["d0", "d1"], busy_s["d1", "d0"]
     rate_bps = SLOW_TRUNK.relative_rate(method.traffic, SLOW_TRUNK.suited)
-    modelled_s = method.predicted_s(model.shape, [Device()] * WORLD, Wire(rate_bps))
+    modeled_s = method.predicted_s(model.shape, [Device()] * WORLD, Wire(rate_bps))
     # Terms to the root and sums from it follow each other; otherwise both ways are used at once.
     carried_s = there + back if "root" in method.traffic else max(there, back)
-    assert modelled_s == pytest.approx(carried_s, rel=0.1)  # shares differ by a row
+    assert modeled_s == pytest.approx(carried_s, rel=0.1)  # shares differ by a row
     assert star(WORLD).relative_rate(method.traffic, "pairwise") == pytest.approx(1)

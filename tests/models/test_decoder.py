@@ -75,7 +75,7 @@ def test_order_matters(name):
 def test_scores_depend_on_distances_only(shift, scaled):
     rotary = Rotary(16, 10_000.0, SCALING if scaled else None)
     q, k = torch.randn(2, 1, 1, 9, 16, generator=torch.Generator().manual_seed(0))
-    scores = [rotary.turn(q, at) @ rotary.turn(k, at).mT for at in (0, shift)]
+    scores = [rotary.apply(q, at) @ rotary.apply(k, at).mT for at in (0, shift)]
     torch.testing.assert_close(scores[0], scores[1], atol=1e-3, rtol=1e-3)
 
 
@@ -83,7 +83,7 @@ def test_rotation_turns_pair_i_by_position_over_theta_to_the_2i_over_width():
     rotary = Rotary(4, 100.0)
     x = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     angles = torch.tensor([7.0, 7.0 / 10])  # 100 ** (2 / 4) = 10
-    torch.testing.assert_close(rotary.turn(x, 7), torch.cat([angles.cos(), angles.sin()])[None])
+    torch.testing.assert_close(rotary.apply(x, 7), torch.cat([angles.cos(), angles.sin()])[None])
 
 
 def test_scaling_slows_long_waves_only():
@@ -108,7 +108,7 @@ def test_interleaved_weights_give_the_same_scores():
 
     def halves(w):
         rows = (x @ halves_from_interleaved(w, heads).T).unflatten(-1, (heads, width)).transpose(0, 1)
-        return rotary.turn(rows, 0)
+        return rotary.apply(rows, 0)
 
     torch.testing.assert_close(halves(wq) @ halves(wk).mT, interleaved(wq) @ interleaved(wk).mT)
 
@@ -116,9 +116,9 @@ def test_interleaved_weights_give_the_same_scores():
 def test_tables_made_in_inference_serve_training():
     rotary = Rotary(8, 77.0)
     with torch.inference_mode():
-        rotary.turn(torch.ones(3, 8), 5)
+        rotary.apply(torch.ones(3, 8), 5)
     x = torch.ones(3, 8, requires_grad=True)
-    rotary.turn(x, 5).sum().backward()
+    rotary.apply(x, 5).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.models.partial_attention import Part, attend_part, merge
+from testbed.models.partial_attention import PartialAttention, attend_part, merge
 
 
 def draw(seed, queries, keys, heads=2, shared=2, width=4, batch=1):
@@ -25,7 +25,7 @@ def one_softmax(q, k, v, bias=None):
     if bias is not None:
         scores = scores + bias
     weights = scores.softmax(-1).nan_to_num(0.0)
-    return Part(weights @ v.repeat_interleave(repeat, 1), scores.logsumexp(-1))
+    return PartialAttention(weights @ v.repeat_interleave(repeat, 1), scores.logsumexp(-1))
 
 
 def as_bias(visible):

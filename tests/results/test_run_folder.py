@@ -41,12 +41,12 @@ def test_rows_come_back_with_their_types(folder: RunFolder) -> None:
 
 
 def test_columns_are_the_design_cards() -> None:
-    text = """experiment signature method codec groups codebook_size speedups settings devices shares
-    bandwidth_mbps delay_ms loss_pct tokens layers hidden heads model topology collective queue_kb network
+    text = """experiment signature method codec groups codebook_size optimizations settings devices partition
+    bandwidth_mbps delay_ms loss_pct tokens layers hidden heads model topology all_gather queue_kb network
     device_profile compute_mode
-    time_scale speedups_used full_precision_pct repeat latency_ms compute_ms encode_ms wire_ms wait_ms decode_ms
-    straggler_wait_pct speedup payload_bytes
-    formula_bytes messages wire_bytes wire_floor_ms free_burst_bytes paper_bytes paper_latency_ms verified max_abs_err
+    time_scale optimizations_resolved full_precision_pct repeat latency_ms compute_ms encode_ms wire_ms wait_ms
+    decode_ms straggler_wait_pct speedup payload_bytes
+    formula_bytes messages wire_bytes wire_floor_ms burst_credit_bytes paper_bytes paper_latency_ms verified max_abs_err
     overruns steal_pct fidelity fidelity_note residual_pct status error"""
     assert list(COLUMNS) == text.split()
 
@@ -64,34 +64,34 @@ def test_only_points_with_all_rows_ok_are_finished(folder: RunFolder) -> None:
     folder.append([row(repeat=0), row(repeat=1)])
     folder.append([{**failed, "status": "failed", "error": "rank 1 is gone"}])
     assert folder.points() == {point_key(row()): True, point_key(row("tensor")): False}
-    assert folder.settled(retry_failed=True) == {point_key(row())}
-    assert folder.settled(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
+    assert folder.completed(retry_failed=True) == {point_key(row())}
+    assert folder.completed(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
     folder.append([row("tensor")])  # a later run repairs it
-    assert folder.settled(retry_failed=True) == {point_key(row()), point_key(row("tensor"))}
+    assert folder.completed(retry_failed=True) == {point_key(row()), point_key(row("tensor"))}
     assert set(folder.rows()["status"]) == {"ok"} and len(folder.rows()) == 3
 
 
 def test_a_degraded_point_is_measured_again_and_the_calmer_time_stays(folder: RunFolder) -> None:
     disturbed = {"fidelity": "degraded", "fidelity_note": "busy"}
-    folder.append_calmer([row(latency_ms=90.0, steal_pct=9.0, **disturbed)])
-    folder.append_calmer([row("tensor", steal_pct=9.0)])
-    assert folder.settled(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
-    assert folder.settled(retry_failed=False, retry_degraded=True) == {point_key(row("tensor"))}
+    folder.append_lower_steal([row(latency_ms=90.0, steal_pct=9.0, **disturbed)])
+    folder.append_lower_steal([row("tensor", steal_pct=9.0)])
+    assert folder.completed(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
+    assert folder.completed(retry_failed=False, retry_degraded=True) == {point_key(row("tensor"))}
 
-    assert not folder.append_calmer([row(latency_ms=50.0, steal_pct=20.0)])  # better, but from a worse time
-    assert not folder.append_calmer([row(steal_pct=0.0, status="failed", error="rank 1 is gone")])
+    assert not folder.append_lower_steal([row(latency_ms=50.0, steal_pct=20.0)])  # better, but from a worse time
+    assert not folder.append_lower_steal([row(steal_pct=0.0, status="failed", error="rank 1 is gone")])
     kept = folder.rows().set_index("method")
     assert kept.latency_ms["single"] == 90.0 and kept.status["single"] == "ok"
 
-    assert folder.append_calmer([row(latency_ms=95.0, steal_pct=2.0, **disturbed)])
-    assert folder.append_calmer([row(latency_ms=99.0, steal_pct=3.0, fidelity="ok")])  # calm too: the later
+    assert folder.append_lower_steal([row(latency_ms=95.0, steal_pct=2.0, **disturbed)])
+    assert folder.append_lower_steal([row(latency_ms=99.0, steal_pct=3.0, fidelity="ok")])  # calm too: the later
     kept = folder.rows().set_index("method")
     assert len(kept) == 2 and kept.latency_ms["single"] == 99.0 and kept.fidelity["single"] == "ok"
 
 
 def test_a_point_of_which_a_repeat_failed_is_mended_in_any_time(folder: RunFolder) -> None:
     folder.append([row(repeat=0, steal_pct=1.0), row(repeat=1, steal_pct=1.0, status="failed", error="too few bytes")])
-    assert folder.append_calmer([row(repeat=1, steal_pct=9.0)])
+    assert folder.append_lower_steal([row(repeat=1, steal_pct=9.0)])
     assert folder.points() == {point_key(row()): True} and len(folder.rows()) == 2
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from testbed.comm.schedule import AT_ONCE, HIERARCHICAL, PAIRWISE, RING
+from testbed.comm.schedule import DIRECT, HIERARCHICAL, PAIRWISE, RING
 from testbed.config.fields import CONF, choices
 from testbed.errors import ConfigError
 from topologies.link_graph import LinkGraph, link_graph, star
@@ -35,22 +35,22 @@ def test_every_topology_joins_any_number_of_devices(name: str, devices: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "devices", "count", "way", "collective"),
+    ("name", "devices", "count", "way", "algorithm"),
     [
         ("star", 4, 4, "h0 d0 h2", PAIRWISE),
         ("ring", 5, 5, "h0 h1 h2", RING),
         ("ring", 4, 4, "h0 h1 h2", RING),  # of two ways alike the one ahead
-        ("ring", 3, 3, "h0 h2", AT_ONCE),
-        ("mesh", 5, 10, "h0 h2", AT_ONCE),
+        ("ring", 3, 3, "h0 h2", DIRECT),
+        ("mesh", 5, 10, "h0 h2", DIRECT),
         ("two_tier", 4, 5, "h0 d0 d1 h2", HIERARCHICAL),
-        ("two_tier", 5, 6, "h0 d0 h2", HIERARCHICAL),  # three devices in the first room
+        ("two_tier", 5, 6, "h0 d0 h2", HIERARCHICAL),  # three devices in the first subnet
     ],
 )
-def test_what_the_topologies_are(name: str, devices: int, count: int, way: str, collective: str) -> None:
+def test_what_the_topologies_are(name: str, devices: int, count: int, way: str, algorithm: str) -> None:
     links = graph(name, devices)
     assert len(links.shares) == count
     assert links.routes[0, 2] == tuple(itertools.pairwise(way.split()))
-    assert links.suited == collective
+    assert links.suited == algorithm
     assert links.is_star == (name == "star")
 
 
@@ -59,32 +59,32 @@ def test_a_description_of_ones_own() -> None:
     assert links.share["d0", "h3"] == 0.1 and links.share["d7", "d0"] == TRUNK
     assert links.routes[0, 1] == (("h0", "h1"),)
     assert links.slowest(0, 3) == ("d0", "h3") and links.slowest(3, 0) == ("h3", "d0")
-    assert links.payers["d0", "h3"] == 3 and links.payers["h3", "d0"] == 1
-    assert links.rooms == ((0, 1, 2, 3),)
+    assert links.contending_senders["d0", "h3"] == 3 and links.contending_senders["h3", "d0"] == 1
+    assert links.subnets == ((0, 1, 2, 3),)
 
 
 def test_the_trunk_is_shared_by_the_devices_of_a_room() -> None:
     links = graph("two_tier", 5)
-    assert links.rooms == ((0, 1, 2), (3, 4))
-    assert (links.payers["d0", "d1"], links.payers["d1", "d0"]) == (3, 2)
+    assert links.subnets == ((0, 1, 2), (3, 4))
+    assert (links.contending_senders["d0", "d1"], links.contending_senders["d1", "d0"]) == (3, 2)
     assert links.slowest(0, 4) == ("d0", "d1") and links.slowest(0, 1) == ("h0", "d0")
 
 
 @pytest.mark.parametrize(
-    ("name", "collective", "seconds"),
+    ("name", "algorithm", "seconds"),
     [
         ("star", PAIRWISE, 3),
         ("ring", RING, 1.5),  # three blocks, half of them from each side
-        ("ring", PAIRWISE, 4),  # blocks for the opposite device go by a neighbour: rounds of 1, 2 and 1
-        ("mesh", AT_ONCE, 1),
+        ("ring", PAIRWISE, 4),  # blocks for the opposite device go by a neighbor: rounds of 1, 2 and 1
+        ("mesh", DIRECT, 1),
         ("two_tier", HIERARCHICAL, 2 / TRUNK + 1),  # two blocks over the trunk, then one is handed on
         ("two_tier", PAIRWISE, 4 / TRUNK),  # each of two blocks crosses twice: rounds of 1, 2 and 1
     ],
 )
-def test_an_all_gather_takes_what_its_busiest_links_need(name: str, collective: str, seconds: float) -> None:
+def test_an_all_gather_takes_what_its_busiest_links_need(name: str, algorithm: str, seconds: float) -> None:
     links = graph(name, 4)
-    assert links.stages_s(links.gather_loads(collective, 1000), 8000) == pytest.approx(seconds)
-    assert links.relative_rate(("gather",), collective) == pytest.approx(3 / seconds)
+    assert links.stages_s(links.gather_loads(algorithm, 1000), 8000) == pytest.approx(seconds)
+    assert links.relative_rate(("gather",), algorithm) == pytest.approx(3 / seconds)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_no_detour_is_faster_than_a_route(links: LinkGraph) -> None:
             assert cost(rank, peer) <= cost(rank, via) + cost(via, peer) + 1e-9
 
 
-@given(graphs(), st.sampled_from([PAIRWISE, AT_ONCE, RING]))
-def test_stages_take_at_least_as_long_as_all_bytes_on_any_link(links: LinkGraph, collective: str) -> None:
-    stages = links.gather_loads(collective, 1.0)
+@given(graphs(), st.sampled_from([PAIRWISE, DIRECT, RING]))
+def test_stages_take_at_least_as_long_as_all_bytes_on_any_link(links: LinkGraph, algorithm: str) -> None:
+    stages = links.gather_loads(algorithm, 1.0)
     busy_s = links.busy_s([load for stage in stages for load in stage], 8.0)
     assert max(busy_s.values()) <= links.stages_s(stages, 8.0) + 1e-9
     into = sum(seconds * links.share[hop] for hop, seconds in busy_s.items() if hop[1] == "h0")

@@ -28,7 +28,7 @@ from testbed.models.weights import save_tensors
 from testbed.results.atomic_write import replacing
 
 STATE = "state"  # key of the JSON in the header
-CODEBOOKS, ROTATION = "codebooks", "rotation"
+CODEBOOKS, ROTATION = "codebooks", "pre_rotation"
 _MODEL, _QUANTIZER, _OPTIMIZER = "model.", "quantizer.", "optimizer."
 
 
@@ -86,11 +86,11 @@ def load_result(path: Path, student: Student) -> None:
         if student.quantizer.rotation_LDD is not None:
             expected[ROTATION] = list(student.quantizer.rotation_LDD.shape)
     _check(path, tensors, expected)
-    codebooks, rotation = tensors.pop(CODEBOOKS, None), tensors.pop(ROTATION, None)
+    codebooks, pre_rotation = tensors.pop(CODEBOOKS, None), tensors.pop(ROTATION, None)
     student.model.load_state_dict({name.removeprefix(_MODEL): value for name, value in tensors.items()})
     if student.quantizer is not None and codebooks is not None:
         on = student.quantizer.codebooks_LIKd.device
-        student.quantizer = VectorQuantizer(codebooks, student.quantizer.settings, rotation).to(on)
+        student.quantizer = VectorQuantizer(codebooks, student.quantizer.settings, pre_rotation).to(on)
 
 
 def open_result(path: Path, config: VitConfig) -> AstraVit:
@@ -107,11 +107,11 @@ def open_result(path: Path, config: VitConfig) -> AstraVit:
 
 
 def open_decoder(path: Path, config: LlamaConfig | Gpt2Config) -> AstraDecoder:
-    """As ``open_result``, the Llama or GPT-2, with what of it is quantised and its anchors."""
+    """As ``open_result``, the Llama or GPT-2, with what of it is quantized and its anchor_tokens."""
     described, quantizer = _described(path, config)
     with torch.device("meta"):
         model = DecoderChoice("", config).skeleton(described["tokens"])
-    own = {key: described[key] for key in ("tokens", "quantised", "anchors", "int8_tokens")}
+    own = {key: described[key] for key in ("tokens", "quantized", "anchor_tokens", "int8_tokens")}
     student = AstraDecoder(model.to_empty(device="cpu"), quantizer=quantizer, **own)
     load_result(path, student)
     return student.eval()
@@ -125,10 +125,10 @@ def _described(
     if described.get("model") != asdict(config):
         found = described.get("model")
         raise EnvironmentFault(f"{path}: holds a model of sizes {found}; expected {asdict(config)}")
-    described = {"int8_tokens": 0, **described}  # as the number of levels, older files lack it
+    described = {"int8_tokens": 0, **described}  # as the number of num_quantizers, older files lack it
     if CODEBOOKS not in tensors:
         return described, None
-    settings = VqSettings(levels=described["quantizer"].get("levels", 1))
+    settings = VqSettings(num_quantizers=described["quantizer"].get("num_quantizers", 1))
     return described, VectorQuantizer(tensors[CODEBOOKS], settings, tensors.get(ROTATION))
 
 

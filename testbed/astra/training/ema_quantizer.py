@@ -1,4 +1,4 @@
-"""Grouped vector quantisation while a model is trained (ASTRA, arXiv 2505.19342; PAPER.md, 1.3 to 1.5).
+"""Grouped vector quantization while a model is trained (ASTRA, arXiv 2505.19342; docs/paper.md, sections 1.3 to 1.5).
 
 Codebooks follow the tokens by exponential moving averages with Laplace smoothing (van den Oord et al.,
 arXiv 1711.00937, appendix A.1), codewords that fall out of use start again from a token of the batch, gradients pass
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed.astra.opq import Rotation
+from testbed.astra.opq import PreRotation
 from testbed.astra.quantizer import Quantizer
 from testbed.errors import ConfigError, nearest
 
-Gradient = Literal["straight_through", "rotation"]
+Gradient = Literal["straight_through", "rotation_trick"]
 
 LAPLACE = 1e-5
 TOKENS_AT_ONCE = (
@@ -35,14 +35,14 @@ class VqSettings:
     """How codebooks follow the tokens.
 
     decay: of the moving averages, a batch. dead_below: a codeword that is chosen less often than this fraction of
-    even use starts again. noise: NAVQ's lambda, 0 for none. levels: how many codebooks quantise one after another what
-    the one before left over. gradient: how it passes from codewords to tokens.
+    even use starts again. noise: NAVQ's lambda, 0 for none. num_quantizers: how many codebooks quantize one after
+    another what the one before left over. gradient: how it passes from codewords to tokens.
     """
 
     decay: float = 0.99
     dead_below: float = 0.1
     noise: float = 0.0
-    levels: int = 1
+    num_quantizers: int = 1
     gradient: Gradient = "straight_through"
 
     def check(self) -> None:
@@ -57,12 +57,12 @@ class VqSettings:
 
 
 class StraightThrough(torch.autograd.Function):
-    """The quantised tokens forward; their gradient goes to the tokens unchanged (Bengio et al., arXiv 1308.3432)."""
+    """The quantized tokens forward; their gradient goes to the tokens unchanged (Bengio et al., arXiv 1308.3432)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantised: Tensor) -> Tensor:
-        """``quantised``, of the shape of ``x``."""
-        return quantised.view_as(quantised)
+    def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:
+        """``quantized``, of the shape of ``x``."""
+        return quantized.view_as(quantized)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -71,28 +71,28 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Rotated(torch.autograd.Function):
-    """As ``StraightThrough``, but the gradient is turned and stretched as the quantised tokens are against the tokens.
+    """As ``StraightThrough``, but the gradient is turned and stretched as the quantized tokens are against the tokens.
 
     The rotation trick (Fifty et al., arXiv 2410.06424): q = |q| / |x| * R x, where R turns x to q in the plane of both
     and counts as a constant, so the gradient for x is |q| / |x| * R^T times the one for q. Shapes [..., G, d].
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantised: Tensor, known: Tensor) -> Tensor:
-        """``known``: ``quantised``, or that with noise."""
-        ctx.save_for_backward(x, quantised)
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, known: Tensor) -> Tensor:
+        """``known``: ``quantized``, or that with noise."""
+        ctx.save_for_backward(x, quantized)
         return known.view_as(known)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """The gradient for ``x``. R = 1 - 2 r r^T + 2 q x^T for unit vectors x, q and r = (x + q) / |x + q|."""
-        x, quantised = (tensor.float() for tensor in ctx.saved_tensors)
-        x_unit, unit = F.normalize(x, dim=-1), F.normalize(quantised, dim=-1)
+        x, quantized = (tensor.float() for tensor in ctx.saved_tensors)
+        x_unit, unit = F.normalize(x, dim=-1), F.normalize(quantized, dim=-1)
         middle, gradient = F.normalize(x_unit + unit, dim=-1), gradients[0].float()
         along_middle = (middle * gradient).sum(-1, keepdim=True)
         along_unit = (unit * gradient).sum(-1, keepdim=True)
         turned = gradient - 2 * along_middle * middle + 2 * along_unit * x_unit
-        stretch = quantised.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        stretch = quantized.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return (stretch * turned).to(gradients[0].dtype), None, None
 
 
@@ -129,7 +129,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.settings = VqSettings() if settings is None else settings
         self.settings.check()
-        start = Quantizer(codebooks_LIKd, self.settings.levels, rotation_LDD)  # checks shape and type
+        start = Quantizer(codebooks_LIKd, self.settings.num_quantizers, rotation_LDD)  # checks shape and type
         self.groups, self.codebook_size, self.hidden = start.groups, start.codebook_size, start.hidden
         self.register_buffer("codebooks_LIKd", codebooks_LIKd.clone())
         self.register_buffer("counts_LIK", torch.ones(codebooks_LIKd.shape[:3]))
@@ -146,35 +146,35 @@ class VectorQuantizer(nn.Module):
         In training mode the codebooks and the residual's statistics take the tokens in.
         """
         if self.rotation_LDD is None:
-            return self._quantise(layer, x_BTD)
-        turn_DD = self.rotation_LDD[layer]
+            return self._quantize(layer, x_BTD)
+        rotation_DD = self.rotation_LDD[layer]
         with torch.autocast(x_BTD.device.type, enabled=False):  # in full precision, as devices turn
-            known_BTD, commitment = self._quantise(layer, x_BTD.float() @ turn_DD.T)
-            return (known_BTD @ turn_DD).to(x_BTD.dtype), commitment
+            known_BTD, commitment = self._quantize(layer, x_BTD.float() @ rotation_DD.T)
+            return (known_BTD @ rotation_DD).to(x_BTD.dtype), commitment
 
-    def _quantise(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` of tokens that have been turned."""
         with torch.no_grad(), torch.autocast(x_BTD.device.type, enabled=False):
             x_ND = x_BTD.detach().float().flatten(0, 1)
-            quantised_ND = torch.zeros_like(x_ND)
-            for level in range(self.settings.levels):
-                rest_ND = x_ND - quantised_ND if level else x_ND
+            quantized_ND = torch.zeros_like(x_ND)
+            for level in range(self.settings.num_quantizers):
+                rest_ND = x_ND - quantized_ND if level else x_ND
                 codes_NG = nearest_codes(rest_ND, self.codebooks_LIKd[layer, self._of(level)])
-                quantised_ND = quantised_ND + self._words(layer, level, codes_NG)
+                quantized_ND = quantized_ND + self._words(layer, level, codes_NG)
                 if self.training:
                     self._follow(layer, level, rest_ND, codes_NG)
-            known_ND = quantised_ND
+            known_ND = quantized_ND
             if self.training:
-                self._observe_residual(layer, x_ND - quantised_ND)
+                self._observe_residual(layer, x_ND - quantized_ND)
                 if self.settings.noise:
-                    known_ND = quantised_ND + self.settings.noise * self.draw_residual(layer, len(x_ND))
-        commitment = (x_BTD - quantised_ND.view_as(x_BTD)).square().sum(-1).mean()
-        return self._joined(x_BTD, quantised_ND.view_as(x_BTD), known_ND.view_as(x_BTD)), commitment
+                    known_ND = quantized_ND + self.settings.noise * self.draw_residual(layer, len(x_ND))
+        commitment = (x_BTD - quantized_ND.view_as(x_BTD)).square().sum(-1).mean()
+        return self._joined(x_BTD, quantized_ND.view_as(x_BTD), known_ND.view_as(x_BTD)), commitment
 
     @property
-    def rotation(self) -> Rotation:
+    def pre_rotation(self) -> PreRotation:
         """How tokens are turned."""
-        return "none" if self.rotation_LDD is None else "components"
+        return "none" if self.rotation_LDD is None else "pca"
 
     def draw_residual(self, layer: int, count: int) -> Tensor:
         """Gaussian noise [count, D] of the running mean and variance of X - X̂, by the global random generator."""
@@ -187,7 +187,7 @@ class VectorQuantizer(nn.Module):
         return {
             "groups": self.groups,
             "codebook_size": self.codebook_size,
-            "rotation": self.rotation,
+            "pre_rotation": self.pre_rotation,
             **asdict(self.settings),
         }
 
@@ -200,12 +200,12 @@ class VectorQuantizer(nn.Module):
         """Begin to count choices anew."""
         self.used_LIK.zero_()
 
-    def _joined(self, x_BTD: Tensor, quantised_BTD: Tensor, known_BTD: Tensor) -> Tensor:
+    def _joined(self, x_BTD: Tensor, quantized_BTD: Tensor, known_BTD: Tensor) -> Tensor:
         """``known_BTD`` forward, and the gradient for the tokens as the settings say."""
         if self.settings.gradient == "straight_through":
             joined_BTD = StraightThrough.apply(x_BTD, known_BTD)
         else:
-            grouped = (tensor.unflatten(-1, (self.groups, -1)) for tensor in (x_BTD, quantised_BTD, known_BTD))
+            grouped = (tensor.unflatten(-1, (self.groups, -1)) for tensor in (x_BTD, quantized_BTD, known_BTD))
             joined_BTD = Rotated.apply(*grouped).flatten(-2)
         assert isinstance(joined_BTD, Tensor)
         return joined_BTD

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy on labels, distillation from the uncompressed model, and the commitment."""
+"""What training minimizes: cross-entropy on labels, distillation from the uncompressed model, and the commitment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training of a model on N simulated devices (ASTRA, arXiv 2505.19342; PAPER.md, 1.4): the plain one is N = 1.
+"""Training of a model on N simulated devices (ASTRA, arXiv 2505.19342; docs/paper.md, section 1.4): the plain one is N
+= 1.
 
 AdamW (Loshchilov and Hutter, arXiv 1711.05101) under a cosine with warm-up. The loss is cross-entropy on labels, or
 distillation from the uncompressed model (Hinton et al., arXiv 1503.02531), or both, and beta times the commitment.

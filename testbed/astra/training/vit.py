@@ -1,11 +1,12 @@
-"""ASTRA on N devices in one process, batched and differentiable: what training sees (PAPER.md, 1.2, 1.4 and 1.6).
+"""ASTRA on N devices in one process, batched and differentiable: what training sees (docs/paper.md, sections 1.2, 1.4
+and 1.6).
 
-Every layer has the exact rows X and the quantised content rows X̂; a mask says which of both a query may look at. It
+Every layer has the exact rows X and the quantized content rows X̂; a mask says which of both a query may look at. It
 equals the one-sample inference of ``attention.simulate``, which is written otherwise and stands as the reference.
 
 A class token is *distributed* (a copy on each device, which attends to its device's rows exactly and to the rest
-quantised; the copies are averaged before the head) or *single*: it lives on device 0, attends to device 0's rows
-exactly and to the rest quantised, and nobody but device 0 sees it, because class tokens are never sent.
+quantized; the copies are averaged before the head) or *single*: it lives on device 0, attends to device 0's rows
+exactly and to the rest quantized, and nobody but device 0 sees it, because class tokens are never sent.
 
 Shape suffixes: B batch, S = C + T sequence, C copies of the class token, T content tokens, D hidden, N devices.
 """
@@ -30,9 +31,9 @@ ClassTokens = Literal["distributed", "single"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Who sees what. ``visible`` [S, S + T] is True where a query may look: at exact rows, then at quantised ones.
+    """Who sees what. ``visible`` [S, S + T] is True where a query may look: at exact rows, then at quantized ones.
 
-    class_copies: the first rows of the sequence, which are never quantised.
+    class_copies: the first rows of the sequence, which are never quantized.
     """
 
     class_copies: int
@@ -48,8 +49,8 @@ def device_layout(shares: Sequence[int], class_owners: Sequence[int]) -> Layout:
     owner_T = torch.arange(len(shares)).repeat_interleave(torch.tensor(list(shares)))
     owner_S = torch.cat([torch.tensor(list(class_owners), dtype=torch.int64), owner_T])
     exact_SS = owner_S[:, None] == owner_S[None, :]
-    quantised_ST = owner_S[:, None] != owner_T[None, :]
-    return Layout(len(class_owners), torch.cat([exact_SS, quantised_ST], dim=1))
+    quantized_ST = owner_S[:, None] != owner_T[None, :]
+    return Layout(len(class_owners), torch.cat([exact_SS, quantized_ST], dim=1))
 
 
 def random_shares(tokens: int, devices: int, generator: torch.Generator | None = None) -> list[int]:
@@ -64,17 +65,17 @@ def random_shares(tokens: int, devices: int, generator: torch.Generator | None =
     return [stop - start for start, stop in zip(cuts, cuts[1:], strict=False)]
 
 
-def mixed_attention(block: Block, x_BSD: Tensor, quantised_BTD: Tensor, visible: Tensor) -> Tensor:
-    """Attention's weighted sum [B, S, D], before the output projection; one softmax over exact and quantised rows.
+def mixed_attention(block: Block, x_BSD: Tensor, quantized_BTD: Tensor, visible: Tensor) -> Tensor:
+    """Attention's weighted sum [B, S, D], before the output projection; one softmax over exact and quantized rows.
 
-    x_BSD, quantised_BTD: the layer's input before its norm, and what other devices know of its content rows.
+    x_BSD, quantized_BTD: the layer's input before its norm, and what other devices know of its content rows.
     visible: of ``Layout``.
 
     Keys side by side, under a mask, are faster than scores chosen from two products. One core, forward and backward,
     B x S = 128 x 53: 34 ms against 43; 32 x 201: 234 against 276; 16 x 261: 205 against 247; plain 18, 146, 103.
     At 128 x 20 they are alike (9 against 8).
     """
-    rows_BRD = block.norm1(torch.cat([x_BSD, quantised_BTD], dim=1))
+    rows_BRD = block.norm1(torch.cat([x_BSD, quantized_BTD], dim=1))
     q_BHSK = block.attn.query(rows_BRD[:, : x_BSD.shape[1]])
     return block.attn.mix(q_BHSK, *block.attn.keys_values(rows_BRD), visible)
 
@@ -84,7 +85,7 @@ class Forward:
     """What a pass gives.
 
     logits: [B, classes], or [B, T, vocabulary] of a decoder. commitment: scalar, the layers' sum (see
-    VectorQuantizer.forward), 0 where nothing is quantised. states: the content rows [B, T, D] after each layer, if
+    VectorQuantizer.forward), 0 where nothing is quantized. states: the content rows [B, T, D] after each layer, if
     asked for.
     """
 
@@ -185,11 +186,11 @@ class AstraVit(Student):
             if world == 1 or self.quantizer is None:
                 x_BSD = block(x_BSD)
             else:
-                quantised_BTD, distance = self.quantizer(layer, x_BSD[:, copies:])
+                quantized_BTD, distance = self.quantizer(layer, x_BSD[:, copies:])
                 commitment = commitment + distance
                 if self.int8_tokens:
-                    quantised_BTD = with_int8_tokens(x_BSD[:, copies:], quantised_BTD, shares, self.int8_tokens)
-                x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantised_BTD, visible))
+                    quantized_BTD = with_int8_tokens(x_BSD[:, copies:], quantized_BTD, shares, self.int8_tokens)
+                x_BSD = block.finish(x_BSD, mixed_attention(block, x_BSD, quantized_BTD, visible))
             if keep_states:
                 states.append(x_BSD[:, copies:])
         class_BD = self.model.norm(x_BSD[:, :copies]).mean(1)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.load import normalise
+from analysis.load import normalize
 from analysis.paper.latency import reported_figures
 from analysis.paper.table import paper_table
 from testbed.results.schema import ACCURACY
@@ -11,7 +11,7 @@ from tests.analysis.synthetic_quality import quality, quality_row
 
 
 def judged(*rows: dict) -> pd.DataFrame:
-    return normalise(pd.DataFrame(list(rows), columns=list(ACCURACY.columns)) if rows else quality(), ACCURACY)
+    return normalize(pd.DataFrame(list(rows), columns=list(ACCURACY.columns)) if rows else quality(), ACCURACY)
 
 
 def lines(latency=(), rows=()) -> list[dict[str, str]]:
@@ -29,11 +29,11 @@ def test_every_reported_figure_has_a_line_with_a_reason_where_ours_is_missing():
     assert len(found) == len(reported_figures())
     assert all(line["ours"] == "-" and line["why"] for line in found)
     assert not any("cost model" in line["setting"] for line in found)  # what was fitted is not the paper's
-    assert find(found, "astra accuracy", "G=32 + 8-bit")["why"] == "weights are not quantised here"
+    assert find(found, "astra accuracy", "G=32 + 8-bit")["why"] == "weights are not quantized here"
 
 
 def test_latencies_stand_beside_the_papers():
-    found = lines([normalise(synthetic.sweep())])
+    found = lines([normalize(synthetic.sweep())])
     line = find(found, "astra speedup over single", "G=1, 10 Mbps")
     assert (line["paper"], line["ours"], line["our spread"]) == ("2.64x", "2.55x", "3.9%")
     assert "here mininet" in line["why"]
@@ -41,7 +41,7 @@ def test_latencies_stand_beside_the_papers():
 
 
 def test_compression_is_of_the_bytes_that_were_sent():
-    line = find(lines([normalise(synthetic.sweep())]), "astra compression", "compression, G=1")
+    line = find(lines([normalize(synthetic.sweep())]), "astra compression", "compression, G=1")
     assert line["paper"] == "2457.6x" and line["ours"] == "2,457x"
 
 
@@ -52,7 +52,7 @@ def test_a_quality_is_compared_by_its_change():
     assert line["why"] == "model vit_tiny (D=96, 49 tokens); data fashion_mnist"
     original = find(lines(rows=[judged()]), "single accuracy", "CIFAR-100, original")
     assert original["ours"] == "-"  # what another model is worth on other data says nothing
-    same = judged(quality_row("original", model="vit_base", data="cifar100"))
+    same = judged(quality_row("uncompressed", model="vit_base", data="cifar100"))
     original = find(lines(rows=[same]), "single accuracy", "CIFAR-100, original")
     assert (original["paper"], original["ours"], original["difference"]) == ("92.53%", "90.00%", "-2.53")
 
@@ -62,7 +62,7 @@ def test_language_models_are_not_held_against_pictures():
     assert all(line["ours"] == "-" for line in found if "Llama" in line["setting"] or "GPT2" in line["setting"])
     rows = [
         quality_row(stage, 32, model="smollm2", data="wikitext", metric="perplexity", value=value)
-        for stage, value in (("original", 20.0), ("trained", 25.0))
+        for stage, value in (("uncompressed", 20.0), ("trained", 25.0))
     ]
     found = lines(rows=[judged(*rows)])
     line = find(found, "astra perplexity", "GPT2-M, Wikitext-103, G=32")
@@ -71,21 +71,21 @@ def test_language_models_are_not_held_against_pictures():
 
 
 def test_codebooks_that_were_not_adapted_are_called_so():
-    rows = judged(*(quality_row(stage, 1) for stage in ("original", "k-means")))
+    rows = judged(*(quality_row(stage, 1) for stage in ("uncompressed", "k-means")))
     line = find(lines(rows=[rows]), "astra accuracy", "ViT-Base, CIFAR-100, G=1")
     assert line["ours"] == "-9.97 (80.03%)"
     assert line["why"].endswith("codebooks of k-means, not adapted")
 
 
 def test_knobs_of_training_are_those_of_the_figure():
-    rows = [quality_row("original")]
+    rows = [quality_row("uncompressed")]
     rows += [quality_row("trained", 1, noise=noise, value=86.0 + noise) for noise in (0.0, 1.0)]
     line = find(lines(rows=[judged(*rows)]), "astra accuracy", "lambda=1")
     assert line["ours"] == "-3.00 (87.00%)" and "the paper's is not known to us" in line["why"]
 
 
 def test_a_figure_without_a_knob_takes_what_the_paper_trains_with():
-    rows = [quality_row("original")]
+    rows = [quality_row("uncompressed")]
     rows += [quality_row("trained", 32, commitment=beta, value=80.0 + beta) for beta in (0.0, 2e-4, 0.25)]
     found = lines(rows=[judged(*rows)])
     assert find(found, "astra accuracy", "table1: ViT-Base, CIFAR-100, G=32")["ours"].endswith("(80.00%)")
@@ -95,16 +95,19 @@ def test_a_figure_without_a_knob_takes_what_the_paper_trains_with():
 
 
 def test_a_variant_and_its_original_are_of_one_run():
-    paper_like = judged(quality_row("original"), quality_row("trained", 1, value=89.0))
+    paper_like = judged(quality_row("uncompressed"), quality_row("trained", 1, value=89.0))
     small = {"codebook_size": 64, "compression": 32 * 128 / 10}
     noises = [quality_row("trained", 1, noise=noise, value=80.0 + noise, **small) for noise in (0.0, 1.0)]
-    found = lines(rows=[judged(quality_row("original", value=85.0, compression=1), *noises), paper_like])
+    found = lines(rows=[judged(quality_row("uncompressed", value=85.0, compression=1), *noises), paper_like])
     assert find(found, "astra accuracy", "CIFAR-100, G=1")["ours"] == "-1.00 (89.00%)"
     assert find(found, "astra accuracy", "lambda=0")["ours"] == "-5.00 (80.00%)"  # of the run that has lambda=1 as well
 
 
 def test_the_most_similar_variant_is_taken_and_its_difference_told():
-    rows = [quality_row("original"), quality_row("trained", 1, codebook_size=64, objective="distill", trained_on="1-8")]
+    rows = [
+        quality_row("uncompressed"),
+        quality_row("trained", 1, codebook_size=64, objective="distill", trained_on="1-8"),
+    ]
     line = find(lines(rows=[judged(*rows)]), "astra accuracy", "CIFAR-100, G=1")
     assert line["why"].endswith("K=64; trained by distill; trained on 1-8 devices")
     rows.append(quality_row("trained", 1))
@@ -114,6 +117,6 @@ def test_the_most_similar_variant_is_taken_and_its_difference_told():
 
 def test_latency_of_a_model_is_compared_with_the_same_model_only():
     rows = [synthetic.row("astra", 1, bandwidth_mbps=10.0, model="llama_3_8b", latency_ms=2000.0)]
-    line = find(lines([normalise(synthetic.frame(rows))]), "astra latency", "G=1, 10 Mbps")
+    line = find(lines([normalize(synthetic.frame(rows))]), "astra latency", "G=1, 10 Mbps")
     assert (line["paper"], line["ours"]) == ("1.563 s", "2.000 s")
-    assert all(line["ours"] == "-" for line in lines([normalise(synthetic.sweep())]) if "Llama" in line["setting"])
+    assert all(line["ours"] == "-" for line in lines([normalize(synthetic.sweep())]) if "Llama" in line["setting"])

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from analysis.accuracy import accuracy_figures, results
 from analysis.latency import latency_breakdown, save, speedup_plot
-from analysis.load import load_rows, normalise
+from analysis.load import load_rows, normalize
 from analysis.points import points
 from analysis.report import render, sections
 from analysis.report.__main__ import main as report_main
@@ -87,7 +87,7 @@ def test_every_line_has_its_own_look():
 
 
 def test_variants_of_one_number_of_groups_differ_by_more_than_their_dash():
-    rows = [synthetic.row("astra", 1, speedups=f"split{n}") for n in range(2, 9)]
+    rows = [synthetic.row("astra", 1, optimizations=f"chunks{n}") for n in range(2, 9)]
     looks = line_styles(points(synthetic.frame(rows))).values()
     assert len({(look["color"], look["marker"]) for look in looks}) == len({look["marker"] for look in looks}) == 7
 
@@ -122,7 +122,7 @@ def test_narrow_ranges_have_ticks(tmp_path, tick_labels):
     speedup_plot(synthetic.frame(rows), tmp_path)
     assert {"1", "1.5", "2", "2.5"} <= set(tick_labels[0][1])
     tick_labels.clear()
-    frame = normalise(quality(), ACCURACY)
+    frame = normalize(quality(), ACCURACY)
     accuracy_figures(frame.assign(bits_per_token=(frame["groups"] == 8).map({True: 320.0, False: 317.5})), tmp_path)
     assert {"256", "512"} <= set(tick_labels[0][0])
 
@@ -130,9 +130,9 @@ def test_narrow_ranges_have_ticks(tmp_path, tick_labels):
 def test_one_curve_joins_what_only_bits_tell_apart():
     by_size = pd.DataFrame([quality_row(codebook_size=size, bits_per_token=8 + i) for i, size in enumerate((256, 512))])
     by_groups = pd.DataFrame([quality_row(groups=groups) for groups in (1, 8)])
-    assert results(normalise(by_size, ACCURACY))["series"].nunique() == 1
-    assert results(normalise(by_groups, ACCURACY))["series"].nunique() == 1
-    assert results(normalise(pd.concat([by_size, by_groups]), ACCURACY))["series"].nunique() == 3  # one for each K
+    assert results(normalize(by_size, ACCURACY))["series"].nunique() == 1
+    assert results(normalize(by_groups, ACCURACY))["series"].nunique() == 1
+    assert results(normalize(pd.concat([by_size, by_groups]), ACCURACY))["series"].nunique() == 3  # one for each K
 
 
 @pytest.mark.parametrize("name", PARTIAL)
@@ -177,7 +177,7 @@ def test_clock_check_compares_the_modes(tmp_path, capsys, no_figures):
     assert "replay vs hold" in out and "-5.0%" in out and "time scale 8" in out
 
 
-def test_terminal_gets_colour_and_its_own_width(folder, tmp_path, no_figures):
+def test_terminal_gets_color_and_its_own_width(folder, tmp_path, no_figures):
     with (tmp_path / "terminal").open("w+") as file:
         summarize(folder, Console(file=file, force_terminal=True, width=160))
         file.seek(0)
@@ -187,7 +187,7 @@ def test_terminal_gets_colour_and_its_own_width(folder, tmp_path, no_figures):
 def test_where_there_is_no_room_intervals_take_two_lines_and_lose_nothing(tmp_path, no_figures):
     counts = (1, 2, 4, 8)
     rows = [
-        quality_row(devices=n, rotation="components", change=-0.5, change_low=-0.93, change_high=-0.17) for n in counts
+        quality_row(devices=n, pre_rotation="pca", change=-0.5, change_low=-0.93, change_high=-0.17) for n in counts
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
     with (tmp_path / "narrow").open("w+") as file:

@@ -103,16 +103,16 @@ def test_levels_rotation_and_int8_tokens_come_back(tmp_path: Path) -> None:
     path, generator = tmp_path / "r.safetensors", torch.Generator().manual_seed(1)
     books = torch.randn(2, 2 * 2, 8, 12, generator=generator)
     turn = torch.linalg.qr(torch.randn(2, 24, 24, generator=generator)).Q.contiguous()
-    quantizer = VectorQuantizer(books, VqSettings(levels=2), turn)
+    quantizer = VectorQuantizer(books, VqSettings(num_quantizers=2), turn)
     student = AstraVit(tiny_model(), quantizer, int8_tokens=1).eval()
     save_result(path, student)
     opened, pixels = open_result(path, CONFIG), torch.randn(3, 3, 8, 8, generator=generator)
     assert torch.equal(opened(pixels, [8, 8]).logits, student(pixels, [8, 8]).logits)
     assert opened.describe() == student.describe()
-    with pytest.raises(EnvironmentFault, match=r"holds rotation, expected none"):
-        load_result(path, AstraVit(tiny_model(), VectorQuantizer(books, VqSettings(levels=2))))
-    for levels, other_turn in ((1, turn), (2, None)):
-        fewer = VectorQuantizer(books[:, : 2 * levels], VqSettings(levels=levels), other_turn)
+    with pytest.raises(EnvironmentFault, match=r"holds pre_rotation, expected none"):
+        load_result(path, AstraVit(tiny_model(), VectorQuantizer(books, VqSettings(num_quantizers=2))))
+    for num_quantizers, other_turn in ((1, turn), (2, None)):
+        fewer = VectorQuantizer(books[:, : 2 * num_quantizers], VqSettings(num_quantizers=num_quantizers), other_turn)
         plain = AstraVit(tiny_model(), fewer).eval()
         plain.model.load_state_dict(student.model.state_dict())
         assert not torch.allclose(plain(pixels, [8, 8]).logits, student(pixels, [8, 8]).logits)

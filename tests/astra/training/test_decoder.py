@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from testbed.astra.quantised import Quantised, apart, quantised_width, side_by_side
+from testbed.astra.quantized import Quantized, apart, quantized_width, side_by_side
 from testbed.astra.training.checkpoints import open_decoder, save_result
 from testbed.astra.training.decoder import AstraDecoder, bits_per_token
 from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
@@ -47,17 +47,17 @@ def build(config: LlamaConfig | Gpt2Config) -> Llama | Gpt2:
 
 MODELS = {name: build(config) for name, config in CONFIGS.items()}
 IDS = torch.randint(0, VOCABULARY, (2, TOKENS), generator=torch.Generator().manual_seed(0))
-KINDS = get_args(Quantised)
+KINDS = get_args(Quantized)
 
 
-def books(model: Llama | Gpt2, quantised: Quantised, groups: int, size: int = 16) -> Tensor:
+def books(model: Llama | Gpt2, quantized: Quantized, groups: int, size: int = 16) -> Tensor:
     shape = model.config.shape(TOKENS)
-    each = quantised_width(shape, quantised) // groups
+    each = quantized_width(shape, quantized) // groups
     return 0.5 * torch.randn(shape.layers, groups, size, each, generator=torch.Generator().manual_seed(3))
 
 
 class Faithful(VectorQuantizer):
-    """A quantiser that reproduces what it is given."""
+    """A quantizer that reproduces what it is given."""
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         return x_BTD.clone(), x_BTD.new_zeros(())
@@ -66,9 +66,9 @@ class Faithful(VectorQuantizer):
 def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) -> Tensor:
     """Logits [S, V]: every device computes its own rows, and each query looks at rows that are gathered for it alone.
 
-    What devices know of each other goes through a list of rows; anchors go whole.
+    What devices know of each other goes through a list of rows; anchor_tokens go whole.
     """
-    model, quantizer, quantised = student.model, student.quantizer, student.quantised
+    model, quantizer, quantized = student.model, student.quantizer, student.quantized
     assert quantizer is not None
     owner = [device for device, share in enumerate(shares) for _ in range(share)]
     x = list(model.embed(ids_S[None])[0])
@@ -90,19 +90,19 @@ def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) ->
                 return torch.cat(parts)
 
             row = rows[at]
-            if quantised == "residual":
+            if quantized == "residual":
                 return block.attn.keys_values(block.norm1(through_codes(row)[None, None]), at)
-            if quantised == "normalised":
+            if quantized == "normalized":
                 return block.attn.keys_values(through_codes(block.norm1(row))[None, None], at)
             attn, h = block.attn, block.norm1(row)
             kv = through_codes(torch.cat([attn.k(h), attn.v(h)]))
             k, v = (half.view(1, heads, 1, -1) for half in kv.chunk(2))
-            return (attn.rotary.turn(k, at) if isinstance(model, Llama) else k), v
+            return (attn.rotary.apply(k, at) if isinstance(model, Llama) else k), v
 
         new = []
         for at in range(len(x)):
             seen = [
-                exact(other) if owner[other] == owner[at] or other < student.anchors else coded(other)
+                exact(other) if owner[other] == owner[at] or other < student.anchor_tokens else coded(other)
                 for other in range(at + 1)
             ]
             k, v = (torch.cat(pair, dim=2)[0] for pair in zip(*seen, strict=True))
@@ -120,12 +120,12 @@ def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) ->
 @given(data=st.data())
 @torch.no_grad()
 def test_it_equals_devices_one_by_one(name: str, data: st.DataObject) -> None:
-    model, quantised = MODELS[name], data.draw(st.sampled_from(KINDS))
+    model, quantized = MODELS[name], data.draw(st.sampled_from(KINDS))
     shares = random_shares(
         TOKENS, data.draw(st.integers(2, TOKENS)), torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
     )
-    quantizer = VectorQuantizer(books(model, quantised, data.draw(st.sampled_from([1, 2, 4, 8]))))
-    student = AstraDecoder(model, TOKENS, quantizer, quantised, data.draw(st.integers(0, TOKENS + 1))).eval()
+    quantizer = VectorQuantizer(books(model, quantized, data.draw(st.sampled_from([1, 2, 4, 8]))))
+    student = AstraDecoder(model, TOKENS, quantizer, quantized, data.draw(st.integers(0, TOKENS + 1))).eval()
     found = student(IDS, shares).logits
     for index in range(2):
         expected = device_by_device(student, IDS[index], shares)
@@ -135,35 +135,37 @@ def test_it_equals_devices_one_by_one(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=25)
 @given(
-    quantised=st.sampled_from(KINDS),
+    quantized=st.sampled_from(KINDS),
     devices=st.integers(1, TOKENS),
-    anchors=st.integers(0, TOKENS),
+    anchor_tokens=st.integers(0, TOKENS),
     groups=st.sampled_from([1, 2, 8]),
     seed=st.integers(0, 999),
 )
 @torch.no_grad()
 def test_nothing_lost_is_the_plain_model(
-    name: str, quantised: Quantised, devices: int, anchors: int, groups: int, seed: int
+    name: str, quantized: Quantized, devices: int, anchor_tokens: int, groups: int, seed: int
 ) -> None:
     model, expected = MODELS[name], MODELS[name](IDS)
     shares = random_shares(TOKENS, devices, torch.Generator().manual_seed(seed))
-    faithful = AstraDecoder(model, TOKENS, Faithful(books(model, quantised, groups)), quantised, anchors)
+    faithful = AstraDecoder(model, TOKENS, Faithful(books(model, quantized, groups)), quantized, anchor_tokens)
     torch.testing.assert_close(faithful(IDS, shares).logits, expected, atol=1e-5, rtol=1e-5)
-    lossy = AstraDecoder(model, TOKENS, VectorQuantizer(books(model, quantised, groups)), quantised, anchors).eval()
+    lossy = AstraDecoder(
+        model, TOKENS, VectorQuantizer(books(model, quantized, groups)), quantized, anchor_tokens
+    ).eval()
     alone = lossy(IDS, [TOKENS], keep_states=True)
     torch.testing.assert_close(alone.logits, expected, atol=1e-5, rtol=1e-5)
     assert alone.commitment == 0 and len(alone.states) == 2
-    all_anchors = AstraDecoder(model, TOKENS, lossy.quantizer, quantised, TOKENS).eval()
+    all_anchors = AstraDecoder(model, TOKENS, lossy.quantizer, quantized, TOKENS).eval()
     torch.testing.assert_close(all_anchors(IDS, shares).logits, expected, atol=1e-5, rtol=1e-5)
     own = shares[0]
     torch.testing.assert_close(lossy(IDS, shares).logits[:, :own], expected[:, :own], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("quantised", KINDS)
-def test_codes_cost_something_and_gradients_reach_every_parameter(quantised: Quantised) -> None:
+@pytest.mark.parametrize("quantized", KINDS)
+def test_codes_cost_something_and_gradients_reach_every_parameter(quantized: Quantized) -> None:
     for model in MODELS.values():
         student = AstraDecoder(
-            model, TOKENS, VectorQuantizer(books(model, quantised, 2), VqSettings(noise=0.3)), quantised, 1
+            model, TOKENS, VectorQuantizer(books(model, quantized, 2), VqSettings(noise=0.3)), quantized, 1
         )
         found = student(IDS, [5, 4, 3])
         assert (found.logits[:, 5:] - model(IDS)[:, 5:]).abs().amax(-1).min() > 1e-3
@@ -197,20 +199,20 @@ def test_keys_come_before_values() -> None:
 
 def test_bits() -> None:
     shape = GROUPED.shape(8)
-    assert quantised_width(shape, "residual") == quantised_width(shape, "normalised") == 24
-    assert quantised_width(shape, "keys_values") == 2 * 2 * 8
+    assert quantized_width(shape, "residual") == quantized_width(shape, "normalized") == 24
+    assert quantized_width(shape, "keys_values") == 2 * 2 * 8
     assert bits_per_token(shape, "residual", 3, 1024) == 30
-    assert bits_per_token(shape, "residual", 3, 1024, anchors=2) == (6 * 30 + 2 * 24 * 32) / 8
-    assert bits_per_token(shape, "keys_values", 3, 1024, anchors=2, anchor_bits=16) == (6 * 30 + 2 * 32 * 16) / 8
-    assert bits_per_token(shape, "residual", 3, 1024, anchors=2, anchor_bits=0) == 22.5
+    assert bits_per_token(shape, "residual", 3, 1024, anchor_tokens=2) == (6 * 30 + 2 * 24 * 32) / 8
+    assert bits_per_token(shape, "keys_values", 3, 1024, anchor_tokens=2, anchor_bits=16) == (6 * 30 + 2 * 32 * 16) / 8
+    assert bits_per_token(shape, "residual", 3, 1024, anchor_tokens=2, anchor_bits=0) == 22.5
 
 
 def test_what_does_not_fit_is_named() -> None:
     model = MODELS["grouped"]
-    with pytest.raises(ConfigError, match="astra.quantised=key_values.*keys_values"):
+    with pytest.raises(ConfigError, match="astra.quantized=key_values.*keys_values"):
         AstraDecoder(model, TOKENS, None, "key_values")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="astra.anchors=-1"):
-        AstraDecoder(model, TOKENS, anchors=-1)
+    with pytest.raises(ConfigError, match="astra.anchor_tokens=-1"):
+        AstraDecoder(model, TOKENS, anchor_tokens=-1)
     with pytest.raises(ValueError, match="codebooks are for 2 layers of 24 numbers; the model has 2 x 32"):
         AstraDecoder(model, TOKENS, VectorQuantizer(books(model, "residual", 2)), "keys_values")
     with pytest.raises(ValueError, match=r"shares are \[6, 5\]; expected positive numbers of sum 12"):
@@ -236,7 +238,7 @@ def test_training_lowers_the_loss_and_its_result_opens(tmp_path: Path) -> None:
     assert history[-1]["loss"] < history[0]["loss"] / 2
     assert history[-1]["validation_accuracy"] > 0.5
     opened = open_decoder(tmp_path / RESULT, GROUPED)
-    assert opened.describe()["anchors"] == 1 and opened.tokens == TOKENS and opened.quantised == "keys_values"
+    assert opened.describe()["anchor_tokens"] == 1 and opened.tokens == TOKENS and opened.quantized == "keys_values"
     held_out = sentences(20, 2).windows_NS
     shares = [4, 4, 5]
     with torch.no_grad():

@@ -16,11 +16,11 @@ from testbed.errors import ConfigError
 
 
 def clusters(batch: int, seed: int, spread: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Tokens [batch, 5, 2] around four fixed centres [4, 2], as many at each."""
-    centres = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    """Tokens [batch, 5, 2] around four fixed centers [4, 2], as many at each."""
+    centers = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     generator = torch.Generator().manual_seed(seed)
     which = torch.randint(4, (batch, 5), generator=generator)
-    return centres[which] + spread * torch.randn(batch, 5, 2, generator=generator), centres
+    return centers[which] + spread * torch.randn(batch, 5, 2, generator=generator), centers
 
 
 def quantizer(books: Tensor, **chosen: Any) -> VectorQuantizer:
@@ -28,11 +28,16 @@ def quantizer(books: Tensor, **chosen: Any) -> VectorQuantizer:
 
 
 @settings(max_examples=30)
-@given(groups=st.sampled_from([1, 2, 4]), levels=st.integers(1, 3), tokens=st.integers(1, 40), seed=st.integers(0, 99))
-def test_codes_and_words_are_those_of_inference(groups: int, levels: int, tokens: int, seed: int) -> None:
+@given(
+    groups=st.sampled_from([1, 2, 4]),
+    num_quantizers=st.integers(1, 3),
+    tokens=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_codes_and_words_are_those_of_inference(groups: int, num_quantizers: int, tokens: int, seed: int) -> None:
     torch.manual_seed(seed)
-    books, x = torch.randn(3, levels * groups, 16, 8 // groups), torch.randn(2, tokens, 8)
-    vq, reference = quantizer(books, levels=levels).eval(), Quantizer(books, levels)
+    books, x = torch.randn(3, num_quantizers * groups, 16, 8 // groups), torch.randn(2, tokens, 8)
+    vq, reference = quantizer(books, num_quantizers=num_quantizers).eval(), Quantizer(books, num_quantizers)
     known, commitment = vq(1, x)
     codes = reference.encode(1, x.flatten(0, 1))
     expected = reference.decode(1, codes).view_as(x)
@@ -108,7 +113,7 @@ def test_gradients_pass_straight_through_and_commitment_pulls_to_the_codeword() 
 @given(groups=st.sampled_from([1, 2]), seed=st.integers(0, 99))
 def test_rotated_gradients_are_those_of_a_constant_rotation_and_stretch(groups: int, seed: int) -> None:
     torch.manual_seed(seed)
-    vq = quantizer(torch.randn(1, groups, 16, 4), noise=0.5, gradient="rotation")
+    vq = quantizer(torch.randn(1, groups, 16, 4), noise=0.5, gradient="rotation_trick")
     x = torch.randn(2, 5, 4 * groups, requires_grad=True)
     weights = torch.randn(2, 5, 4 * groups)
     known, _ = vq.eval()(0, x)
@@ -134,7 +139,7 @@ def _turned_and_stretched(x: Tensor, q: Tensor) -> Tensor:
 def test_a_level_follows_what_the_one_before_left_over() -> None:
     torch.manual_seed(0)
     first = torch.tensor([[-10.0], [10.0]])
-    vq = quantizer(torch.stack([first, torch.tensor([[-0.6], [0.4]])])[None], levels=2, decay=0.9)
+    vq = quantizer(torch.stack([first, torch.tensor([[-0.6], [0.4]])])[None], num_quantizers=2, decay=0.9)
     x = first[torch.randint(2, (64, 5))] + torch.tensor([[-1.0], [1.0]])[torch.randint(2, (64, 5))]
     for _ in range(80):
         known, commitment = vq(0, x)
@@ -193,10 +198,10 @@ def test_perplexity_counts_codewords_in_use() -> None:
 
 
 def test_gradients_and_levels_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="vq.gradient=turn: unknown; allowed: rotation, straight_through"):
+    with pytest.raises(ConfigError, match="vq.gradient=turn: unknown; allowed: rotation_trick, straight_through"):
         quantizer(torch.zeros(1, 1, 2, 2), gradient="turn")
-    with pytest.raises(ConfigError, match="astra.levels=2: must be a positive divisor of 3, the codebooks"):
-        quantizer(torch.zeros(1, 3, 2, 2), levels=2)
+    with pytest.raises(ConfigError, match="astra.num_quantizers=2: must be a positive divisor of 3, the codebooks"):
+        quantizer(torch.zeros(1, 3, 2, 2), num_quantizers=2)
 
 
 @pytest.mark.parametrize("chosen", [{"decay": 1.0}, {"decay": -0.1}, {"dead_below": 1.5}, {"noise": -1.0}])

@@ -63,7 +63,7 @@ def test_one_device_is_the_plain_model(size: str) -> None:
 
 
 def test_layout_of_distributed_and_single_class_tokens() -> None:
-    # rows: class tokens, then tokens 0 and 1 of device 0, token 2 of device 1; columns: the same, then quantised tokens
+    # rows: class tokens, then tokens 0 and 1 of device 0, token 2 of device 1; columns: the same, then quantized tokens
     assert device_layout([2, 1], range(2)).visible.int().tolist() == [
         [1, 0, 1, 1, 0, 0, 0, 1],
         [0, 1, 0, 0, 1, 1, 1, 0],
@@ -83,7 +83,7 @@ def test_layout_of_distributed_and_single_class_tokens() -> None:
 
 
 @torch.no_grad()
-def test_the_single_class_token_is_unseen_by_other_devices_and_sees_the_others_quantised() -> None:
+def test_the_single_class_token_is_unseen_by_other_devices_and_sees_the_others_quantized() -> None:
     model = random_model(3)
     student = AstraVit(model, VectorQuantizer(random_codebooks(model, 2, 16)), "single").eval()
     inputs, shares = pictures(model, 2), [5, 4, 3]

@@ -70,7 +70,7 @@ def test_volumes_are_in_the_papers_unit() -> None:
     for name, variant in (
         ("tensor", {"sync": "star"}),
         ("sequence", {"gather": "kv"}),
-        ("astra", {"speedups": "tables"}),
+        ("astra", {"optimizations": "lut"}),
     ):
         assert paper_bits(load_method(name, **variant), PAPER, 4) is None
 
@@ -102,7 +102,7 @@ def test_latency_is_compute_and_what_of_the_transfer_is_not_hidden(devices: int,
 def test_a_run_takes_no_cluster_and_says_what_it_is(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     words = ["+experiment=device_sweep", "network=analytic", "devices=[2,3,16]", "bandwidths=[10,1000]"]
     monkeypatch.setattr(run, "_measure", lambda config, folder: latency.run(config, config.network.backend, folder))
-    assert run.main([*words, f"results_dir={tmp_path}", "astra.speedups=paper"]) == 0
+    assert run.main([*words, f"results_dir={tmp_path}", "astra.optimizations=paper"]) == 0
     assert "the cost model" in capsys.readouterr().out
     (folder,) = (tmp_path / "device_sweep").iterdir()
     rows = load_rows(folder)
@@ -114,14 +114,14 @@ def test_a_run_takes_no_cluster_and_says_what_it_is(tmp_path: Path, monkeypatch:
     first = {row[0]: row for row in table.rows}["tensor fp32 N=2"]
     paper_mb, real_mb = (float(cell.replace(",", "")) for cell in first[1:3])
     assert real_mb / paper_mb == pytest.approx(2, rel=0.01)
-    assert run.main([*words, f"results_dir={tmp_path}", "astra.speedups=paper"]) == 0
+    assert run.main([*words, f"results_dir={tmp_path}", "astra.optimizations=paper"]) == 0
     assert "0 to measure" in capsys.readouterr().out
 
 
 def test_nothing_of_it_looks_measured(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     for name in ("speedup_plot", "latency_breakdown", "devices_plot", "tokens_plot", "break_even_map"):
         monkeypatch.setattr(f"analysis.report.sections.{name}", lambda *_: [])
-    config = grid("tokens=[64,256]", "results_dir=x", "bandwidths=[10,20,1000]", "astra.speedups=paper")
+    config = grid("tokens=[64,256]", "results_dir=x", "bandwidths=[10,20,1000]", "astra.optimizations=paper")
     folder = RunFolder(tmp_path, "smoke", "abc")
     assert latency.run(config, "analytic", folder) == 0
     capsys.readouterr()
@@ -134,7 +134,7 @@ def test_nothing_of_it_looks_measured(tmp_path: Path, monkeypatch: Any, capsys: 
 
 
 def test_a_large_grid_takes_no_time() -> None:
-    config = grid("devices=[2,4,8,16,32,64]", "bandwidths=[10,100,1000]", "tokens=4096", "astra.speedups=paper")
+    config = grid("devices=[2,4,8,16,32,64]", "bandwidths=[10,100,1000]", "tokens=4096", "astra.optimizations=paper")
     begin = time.process_time()
     rows = [analytic_row(point, config) for point in points(config) if not impossible(point, config.model.shape(4096))]
     assert len(rows) > 80

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.measurement import calibration
-from experiments.measurement.calibration import Calibration, calibrate, calmest
+from experiments.measurement.calibration import Calibration, calibrate, lowest_steal
 from testbed.comm.schedule import HIERARCHICAL
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import LATENCY
@@ -28,9 +28,9 @@ class FakeNetwork:
 
 
 class FakeSession:
-    """Four devices in two rooms; device 1's link, or the trunk, runs at ``share`` of the rate that was asked for."""
+    """Four devices in two subnets; device 1's link, or the trunk, runs at ``share`` of the rate that was asked for."""
 
-    devices, time_scale, collective = 4, 4.0, HIERARCHICAL  # calibration is of this machine, at its own pace
+    devices, time_scale, all_gather = 4, 4.0, HIERARCHICAL  # calibration is of this machine, at its own pace
     graph = link_graph(("h1/2 d0", "h2/2 d1", "d0 d1"), 0.25, 4)
 
     def __init__(self, share: float, slow: Hop, foreign: int = 0):
@@ -47,7 +47,7 @@ class FakeSession:
     def rank_times(
         self, operation: str, size: int, repeats: int, peers: list[list[int]] | None = None
     ) -> list[list[tuple[float, float]]]:
-        stages = self.graph.gather_loads(self.collective, size)
+        stages = self.graph.gather_loads(self.all_gather, size)
         if peers is not None:
             assert operation == "exchange"
             stages = [[(rank, peer, float(size)) for rank, of in enumerate(peers) for peer in of]]
@@ -73,13 +73,13 @@ def test_rates_of_all_links_are_measured_at_each_bandwidth(slow: Hop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stolen", "kept", "attempts"),
+    ("steal", "kept", "attempts"),
     [([0.0], 0, 1), ([4.9], 0, 1), ([30.0, 2.0], 1, 2), ([30.0, 9.0, 20.0], 1, 3)],
 )
 def test_a_point_is_measured_again_while_the_host_takes_time_away(
-    monkeypatch: pytest.MonkeyPatch, stolen: list[float], kept: int, attempts: int
+    monkeypatch: pytest.MonkeyPatch, steal: list[float], kept: int, attempts: int
 ) -> None:
-    readings = iter([reading for share in stolen for reading in (99.0, share)])  # before and after each attempt
+    readings = iter([reading for share in steal for reading in (99.0, share)])  # before and after each attempt
     monkeypatch.setattr(
         calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(idle=1.0, steal=next(readings))
     )
@@ -89,15 +89,15 @@ def test_a_point_is_measured_again_while_the_host_takes_time_away(
         made.append(len(made))
         return made[-1]
 
-    assert calmest(measure, budget_s=60) == (stolen[kept], kept)
+    assert lowest_steal(measure, budget_s=60) == (steal[kept], kept)
     assert len(made) == attempts
 
 
 def test_no_attempt_begins_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(steal=50.0))
-    assert calmest(lambda: "once", budget_s=0) == (50.0, "once")
+    assert lowest_steal(lambda: "once", budget_s=0) == (50.0, "once")
     monkeypatch.setattr(calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(idle=3.0))
-    assert calmest(lambda: "nobody tells", budget_s=60) == (0.0, "nobody tells")
+    assert lowest_steal(lambda: "nobody tells", budget_s=60) == (0.0, "nobody tells")
 
 
 def test_what_is_wrong_is_named_with_its_size() -> None:

@@ -1,4 +1,4 @@
-"""What actors need of a causal decoder: weights, a prompt, codebooks of what is quantised, what single computes."""
+"""What actors need of a causal decoder: weights, a prompt, codebooks of what is quantized, what single computes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ["+experiment=decoder_sweep", "model=hub_folder", "astra.groups=4", "ast
 def prepared(folder: Path, *words: str) -> dict[int, vit_inputs.Assets]:
     config = load_config([*WORDS, f"model.folder={folder}", *words])
     assert isinstance(config, DecoderLatencyConfig)
-    return decoder_inputs.prepare_prompts(config, points(config))
+    return decoder_inputs.prepare_decoder_inputs(config, points(config))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path) -> None:
-    found = prepared(folder, "tokens=[16,24]", "astra.anchors=[0,2]")
+    found = prepared(folder, "tokens=[16,24]", "astra.anchor_tokens=[0,2]")
     assert set(found) == {16, 24}
     for tokens, each in found.items():
         assert isinstance(each.model, Llama) and each.model.shape.tokens == each.inputs.shape[1] == tokens
@@ -47,9 +47,9 @@ def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path)
         shapes = {key[2:4]: tuple(load_codebooks(path).codebooks_LIKd.shape) for key, path in each.codebooks.items()}
         residual, keys_values = (LLAMA.layers, 4, 16, 6), (LLAMA.layers, 4, 16, 8)
         assert shapes == {
-            (quantised, anchors): shape
-            for quantised, shape in (("residual", residual), ("keys_values", keys_values))
-            for anchors in (0, 2)
+            (quantized, anchor_tokens): shape
+            for quantized, shape in (("residual", residual), ("keys_values", keys_values))
+            for anchor_tokens in (0, 2)
         }
     assert len(set(found[16].codebooks.values())) == 4 and found[16].codebooks == found[24].codebooks
 

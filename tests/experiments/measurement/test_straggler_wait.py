@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from experiments.measurement.cluster_bench import straggler_wait_pct
-from testbed.cluster.worker import Pass
+from testbed.cluster.worker import ForwardTiming
 
 
-def spent(compute_s: float, end_s: float, encode_s: float = 0.0, decode_s: float = 0.0) -> Pass:
+def spent(compute_s: float, end_s: float, encode_s: float = 0.0, decode_s: float = 0.0) -> ForwardTiming:
     wait_s = end_s - compute_s - encode_s - decode_s
-    return Pass(0.0, end_s, compute_s, encode_s, decode_s, 0.0, wait_s, 0, 0, 0, 0, 0.0)
+    return ForwardTiming(0.0, end_s, compute_s, encode_s, decode_s, 0.0, wait_s, 0, 0, 0, 0, 0.0)
 
 
 def test_it_is_what_the_straggler_computes_longer() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.measurement.time_scale import CALM, CORE_MBPS, DISTORTION, SCALES, fitting_scale, pace
+from experiments.measurement.time_scale import CORE_MBPS, DISTORTION, SCALES, SLOWEST_SCALE, fitting_scale, pace
 from testbed.comm.wire import EXCHANGE_S
 from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
@@ -37,7 +37,7 @@ def test_the_scale_is_the_slowest_of_the_budget_and_keeps_every_limit(
         return shaped and messages * EXCHANGE_S * (1 / scale - 1) <= DISTORTION * latency_s * (1 + 1e-9)
 
     def affordable(scale: float) -> bool:
-        return scale <= (CALM if messages else 1) and scale * latency_s <= pass_budget_s * (1 + 1e-9)
+        return scale <= (SLOWEST_SCALE if messages else 1) and scale * latency_s <= pass_budget_s * (1 + 1e-9)
 
     assert keeps(scale) or scale == SCALES[-1]
     faster, slower = ([other for other in SCALES if other < scale], [other for other in SCALES if other > scale])
@@ -62,7 +62,7 @@ def test_points_of_a_sweep_are_paced_each_by_itself(monkeypatch: pytest.MonkeyPa
     )
     assert slow.time_scale < 1 and (slow.repeats, slow.warmups) == (1, 0)  # a minute and a half by itself
     assert fast.time_scale > 1  # four links of 500 Mbps are more than two cores shape
-    assert short.time_scale == CALM and short.repeats == config.repeats  # a tenth of a second by itself
+    assert short.time_scale == SLOWEST_SCALE and short.repeats == config.repeats  # a tenth of a second by itself
     assert single.time_scale == 1 and single.repeats == config.repeats
 
 

@@ -12,9 +12,9 @@ import torch
 from experiments.measurement.verify import _compare, verify
 from experiments.measurement.vit_inputs import Assets
 from testbed.astra.codebooks import save_codebooks
-from testbed.astra.quantised import Quantised, quantised_width
+from testbed.astra.quantized import Quantized, quantized_width
 from testbed.astra.quantizer import Codebooks
-from testbed.cluster.worker import Pass
+from testbed.cluster.worker import ForwardTiming
 from testbed.comm.tcp import TcpGroup
 from testbed.device.clock import DeviceClock
 from testbed.methods import load_method
@@ -25,14 +25,14 @@ from testbed.models.weights import ModelChoice
 from testbed.output import Output
 from tests.conftest import run_ranks
 from tests.methods.small import layer_inputs, pixels, small_model
-from tests.methods.test_astra_speedups import TOKENS, decoder
+from tests.methods.test_astra_optimizations import TOKENS, decoder
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("sequence", {"codec": "int8"}),
     ("tensor", {"codec": "int4"}),
     ("galaxy", {"codec": "topk"}),
     ("block", {"blocks": 2}),
-    ("prism", {"segments": 3}),
+    ("prism", {"segment_means": 3}),
     ("ring", {}),
 ]
 
@@ -45,12 +45,12 @@ def small_assets() -> Assets:
     return Assets(choice, model, [], inputs, hidden, model(inputs)[0].detach(), {}, 1e9)
 
 
-def passes(method: Method, assets: Assets, world: int) -> list[tuple[Output, Pass]]:
-    def main(group: TcpGroup) -> tuple[Output, Pass]:
+def passes(method: Method, assets: Assets, world: int) -> list[tuple[Output, ForwardTiming]]:
+    def main(group: TcpGroup) -> tuple[Output, ForwardTiming]:
         clock = DeviceClock()
         output = method.forward(assets.inputs, method.shard(assets.model, group.rank, world), group, clock)
         received = group.traffic.received_bytes
-        return output, Pass(0, 0, 0, 0, 0, 0, 0, received, clock.macs, clock.moved_bytes, 0, 0)
+        return output, ForwardTiming(0, 0, 0, 0, 0, 0, 0, received, clock.macs, clock.moved_bytes, 0, 0)
 
     return run_ranks(world, main)
 
@@ -84,18 +84,21 @@ def test_what_is_allowed_grows_with_the_references_numbers(largest: float, diffe
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize(("quantised", "anchors", "levels"), [("residual", 0, 1), ("keys_values", 2, 2)])
+@pytest.mark.parametrize(("quantized", "anchor_tokens", "num_quantizers"), [("residual", 0, 1), ("keys_values", 2, 2)])
 def test_a_decoder_is_held_to_its_simulation(
-    world: int, quantised: Quantised, anchors: int, levels: int, tmp_path: Path
+    world: int, quantized: Quantized, anchor_tokens: int, num_quantizers: int, tmp_path: Path
 ) -> None:
-    model, method = decoder("llama"), Astra(4, 32, quantised=quantised, anchors=anchors, levels=levels)
+    model, method = (
+        decoder("llama"),
+        Astra(4, 32, quantized=quantized, anchor_tokens=anchor_tokens, num_quantizers=num_quantizers),
+    )
     generator = torch.Generator().manual_seed(6)
-    width = quantised_width(model.shape, quantised)
-    books = 0.3 * torch.randn(model.shape.layers, levels * 4, 32, width // 4, generator=generator)
+    width = quantized_width(model.shape, quantized)
+    books = 0.3 * torch.randn(model.shape.layers, num_quantizers * 4, 32, width // 4, generator=generator)
     save_codebooks(Codebooks(books), tmp_path / "books.safetensors")
     method.attach(books)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
-    hidden = torch.zeros(TOKENS, model.shape.hidden)  # of the plain model: nothing that is quantised may be held to it
+    hidden = torch.zeros(TOKENS, model.shape.hidden)  # of the plain model: nothing that is quantized may be held to it
     files = {method.codebook_key: tmp_path / "books.safetensors"}
     assets = Assets(DecoderChoice("llama", model.config), model, [], ids, hidden, torch.zeros(31), files, 1e9)
     ranks = passes(method, assets, world)

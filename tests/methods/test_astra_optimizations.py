@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.astra.optimizations import Speedups, candidates
-from testbed.astra.quantised import Quantised, quantised_width
+from testbed.astra.optimizations import Optimizations, candidates
+from testbed.astra.quantized import Quantized, quantized_width
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.reference_vit import simulate
 from testbed.astra.training.decoder import AstraDecoder
@@ -26,23 +26,23 @@ from tests.methods.passes import check_accounts, execute_and_replay, joined_hidd
 from tests.methods.small import pixels, random_codebooks, small_model
 from tests.methods.test_formulas import VIT
 
-ALONE = ["paper", "tables", "codewords", "overlap", "overlap+split3"]
-TOGETHER = ["tables+overlap+split2", "tables+codewords+overlap+split3"]
+ALONE = ["paper", "lut", "dedup", "overlap", "overlap+chunks3"]
+TOGETHER = ["lut+overlap+chunks2", "lut+dedup+overlap+chunks3"]
 TOKENS = 21
-# (number of ranks, their speeds): equal shares, and the most unequal ones that leave three pieces to each
+# (number of ranks, their speeds): equal shares, and the most unequal ones that leave three chunks to each
 RANKS: list[tuple[int, tuple[float, ...]]] = [*((world, ()) for world in (1, 2, 3, 4)), (4, (3.0, 1.0, 2.0, 1.0))]
 
 
-def groups_for(speedups: str) -> int:
-    return 1 if "codewords" in speedups else 3
+def groups_for(optimizations: str) -> int:
+    return 1 if "dedup" in optimizations else 3
 
 
 @pytest.mark.parametrize(("world", "speeds"), RANKS, ids=str)
-@pytest.mark.parametrize("speedups", ALONE + TOGETHER)
+@pytest.mark.parametrize("optimizations", ALONE + TOGETHER)
 def test_a_vit_gives_what_the_simulation_gives(
-    speedups: str, world: int, speeds: tuple[float, ...], tmp_path: Path
+    optimizations: str, world: int, speeds: tuple[float, ...], tmp_path: Path
 ) -> None:
-    model, method = small_model("plain"), Astra(groups_for(speedups), 32, speedups)
+    model, method = small_model("plain"), Astra(groups_for(optimizations), 32, optimizations)
     method.speeds = speeds
     inputs, codebooks = pixels(model), random_codebooks(model, method.groups, 32)
     method.attach(codebooks, cache=tmp_path)
@@ -72,14 +72,14 @@ def decoder(kind: str) -> Llama | Gpt2:
 
 
 @pytest.mark.parametrize(("world", "speeds"), RANKS, ids=str)
-@pytest.mark.parametrize("speedups", ALONE + TOGETHER)
+@pytest.mark.parametrize("optimizations", ALONE + TOGETHER)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_causal_model_gives_what_the_simulation_gives(
-    kind: str, speedups: str, world: int, speeds: tuple[float, ...], tmp_path: Path
+    kind: str, optimizations: str, world: int, speeds: tuple[float, ...], tmp_path: Path
 ) -> None:
-    if kind == "llama" and "codewords" in speedups:
+    if kind == "llama" and "dedup" in optimizations:
         pytest.skip("rotated keys differ from position to position; see test_what_does_not_go_together")
-    model, method = decoder(kind), Astra(groups_for(speedups), 32, speedups)
+    model, method = decoder(kind), Astra(groups_for(optimizations), 32, optimizations)
     method.speeds = speeds
     generator = torch.Generator().manual_seed(5)
     codebooks = 0.1 * torch.randn(3, method.groups, 32, 48 // method.groups, generator=generator)
@@ -100,33 +100,39 @@ def test_a_causal_model_gives_what_the_simulation_gives(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    ("quantised", "anchors", "levels", "rotation", "speedups"),
+    ("quantized", "anchor_tokens", "num_quantizers", "pre_rotation", "optimizations"),
     [
-        (*settings, speedups)
+        (*settings, optimizations)
         for settings in [
-            *[("normalised", 0, 1, "none"), ("keys_values", 0, 1, "none"), ("residual", 3, 1, "components")],
-            *[("keys_values", 3, 2, "components"), ("residual", 0, 2, "none")],
+            *[("normalized", 0, 1, "none"), ("keys_values", 0, 1, "none"), ("residual", 3, 1, "pca")],
+            *[("keys_values", 3, 2, "pca"), ("residual", 0, 2, "none")],
         ]
-        for speedups in ("paper", "overlap+split2")
+        for optimizations in ("paper", "overlap+chunks2")
     ]
-    + [("residual", 3, 1, "components", "tables+overlap+split2")],
+    + [("residual", 3, 1, "pca", "lut+overlap+chunks2")],
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_is_quantised_anchors_levels_and_rotation(
-    kind: str, quantised: Quantised, anchors: int, levels: int, rotation: str, speedups: str, world: int
+def test_what_is_quantized_anchors_levels_and_rotation(
+    kind: str,
+    quantized: Quantized,
+    anchor_tokens: int,
+    num_quantizers: int,
+    pre_rotation: str,
+    optimizations: str,
+    world: int,
 ) -> None:
-    model, method = decoder(kind), Astra(4, 32, speedups, quantised, anchors, levels, rotation)
+    model, method = decoder(kind), Astra(4, 32, optimizations, quantized, anchor_tokens, num_quantizers, pre_rotation)
     generator = torch.Generator().manual_seed(6)
-    width = quantised_width(model.shape, quantised)
-    codebooks = 0.3 * torch.randn(3, 4 * levels, 32, width // 4, generator=generator)
+    width = quantized_width(model.shape, quantized)
+    codebooks = 0.3 * torch.randn(3, 4 * num_quantizers, 32, width // 4, generator=generator)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
     turned = torch.linalg.qr(torch.randn(3, width, width, generator=generator)).Q.contiguous()
-    turn = None if rotation == "none" else turned
+    turn = None if pre_rotation == "none" else turned
     method.attach(codebooks, turn)
     passes = execute_and_replay(method, model, ids, world)
     check_accounts(passes, method, model)
-    quantizer = VectorQuantizer(codebooks, VqSettings(levels=levels), turn)
-    student = AstraDecoder(model, TOKENS, quantizer, quantised, anchors).eval()
+    quantizer = VectorQuantizer(codebooks, VqSettings(num_quantizers=num_quantizers), turn)
+    student = AstraDecoder(model, TOKENS, quantizer, quantized, anchor_tokens).eval()
     expected = student(ids, even_shares(TOKENS, world), keep_states=True)
     torch.testing.assert_close(joined_hidden(passes, TOKENS), model.norm(expected.states[-1])[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(passes[-1][0].output.logits, expected.logits[0, -1], atol=1e-4, rtol=0)
@@ -135,16 +141,22 @@ def test_what_is_quantised_anchors_levels_and_rotation(
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Astra(4, 32, quantised="all"), "astra.quantised=all: "),
+        (Astra(4, 32, quantized="all"), "astra.quantized=all: "),
         (
-            Astra(4, 32, "tables", "normalised"),
-            "astra.quantised=normalised: must be residual for astra.speedups=tables",
+            Astra(4, 32, "lut", "normalized"),
+            "astra.quantized=normalized: must be residual for astra.optimizations=lut",
         ),
-        (Astra(4, 32, "tables+overlap", levels=2), "astra.levels=2: must be 1 for astra.speedups=tables.overlap"),
-        (Astra(4, 32, levels=0), "astra.levels=0: must be 1 or more"),
-        (Astra(4, 32, anchors=2), "astra.anchors=2: must be 0, or for a causal model"),
-        (Astra(3, 32, "codewords"), "astra.groups=3: must be 1 for astra.speedups=codewords"),
-        (Astra(1, 32, "overlap+split16"), "astra.speedups=overlap.split16: must split the 10 tokens of a device less"),
+        (
+            Astra(4, 32, "lut+overlap", num_quantizers=2),
+            "astra.num_quantizers=2: must be 1 for astra.optimizations=lut.overlap",
+        ),
+        (Astra(4, 32, num_quantizers=0), "astra.num_quantizers=0: must be 1 or more"),
+        (Astra(4, 32, anchor_tokens=2), "astra.anchor_tokens=2: must be 0, or for a causal model"),
+        (Astra(3, 32, "dedup"), "astra.groups=3: must be 1 for astra.optimizations=dedup"),
+        (
+            Astra(1, 32, "overlap+chunks16"),
+            "astra.optimizations=overlap.chunks16: must split the 10 tokens of a device less",
+        ),
     ],
 )
 def test_what_does_not_go_together(method: Astra, message: str) -> None:
@@ -154,34 +166,36 @@ def test_what_does_not_go_together(method: Astra, message: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fast", "paper+tables", "tables+tables", "split2", "overlap+split1", "overlap+split17", "overlap+split"],
+    ["", "fast", "paper+tables", "lut+lut", "chunks2", "overlap+chunks1", "overlap+chunks17", "overlap+split"],
 )
 def test_other_words_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"astra.speedups=.* must be paper, auto, or tables"):
-        Astra(speedups=text)
+    with pytest.raises(ConfigError, match=r"astra.optimizations=.* must be paper, auto, or lut"):
+        Astra(optimizations=text)
 
 
-@given(st.builds(Speedups, st.booleans(), st.booleans(), st.just(True), st.integers(1, 16)))
-def test_words_and_speedups_are_the_same(speedups: Speedups) -> None:
-    assert Speedups.parse(str(speedups)) == speedups
-    assert str(Speedups.parse("paper")) == "paper"
+@given(st.builds(Optimizations, st.booleans(), st.booleans(), st.just(True), st.integers(1, 16)))
+def test_words_and_speedups_are_the_same(optimizations: Optimizations) -> None:
+    assert Optimizations.parse(str(optimizations)) == optimizations
+    assert str(Optimizations.parse("paper")) == "paper"
 
 
 def test_auto_takes_the_fastest_that_fits() -> None:
     devices = [Device(3e11, 216e9, 6e9)] * 4
     for groups in (1, 32):
         for rate in (10e6, 100e6, 500e6):
-            method, wire = Astra(groups, speedups="auto"), Wire(rate, packets=True, exchange_s=EXCHANGE_S)
-            chosen = method.resolve(VIT, devices, wire)["speedups"]
+            method, wire = Astra(groups, optimizations="auto"), Wire(rate, packets=True, exchange_s=EXCHANGE_S)
+            chosen = method.resolve(VIT, devices, wire)["optimizations"]
             cost_s = {
-                str(x): Astra(groups, speedups=str(x)).predicted_s(VIT, devices, wire)
-                + HANDLED_S * Astra(groups, speedups=str(x)).messages(VIT, 4)
+                str(x): Astra(groups, optimizations=str(x)).predicted_s(VIT, devices, wire)
+                + HANDLED_S * Astra(groups, optimizations=str(x)).messages(VIT, 4)
                 for x in candidates(groups, rotary=False)
             }
             assert cost_s[chosen] == min(cost_s.values())
             assert cost_s[chosen] < Astra(groups).predicted_s(VIT, devices, wire)
-    assert "tables" in Astra(32, speedups="auto").resolve(VIT, devices, Wire(1e7))["speedups"]
+    assert "lut" in Astra(32, optimizations="auto").resolve(VIT, devices, Wire(1e7))["optimizations"]
     for odd in (Device(3e11, 216e9, 2e9), Device(3e11, 1e9, 6e9)):  # too small, or too slow, for what the others like
-        assert "tables" not in Astra(32, speedups="auto").resolve(VIT, [*devices[:3], odd], Wire(1e7))["speedups"]
-    assert "codewords" in Astra(1, 256, "auto").resolve(VIT, devices, Wire(1e7))["speedups"]
-    assert Astra(speedups="overlap").resolve(VIT, devices, Wire(1e7)) == {}
+        assert (
+            "lut" not in Astra(32, optimizations="auto").resolve(VIT, [*devices[:3], odd], Wire(1e7))["optimizations"]
+        )
+    assert "dedup" in Astra(1, 256, "auto").resolve(VIT, devices, Wire(1e7))["optimizations"]
+    assert Astra(optimizations="overlap").resolve(VIT, devices, Wire(1e7)) == {}
