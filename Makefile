@@ -52,8 +52,9 @@ bench: $(READY) ## Measure the testbed itself: start-up, re-shaping, collectives
 soak: $(READY) ## 50 clusters up and down: does anything grow? About 10 minutes; another number with ARGS=5
 	@$(PY) -m experiments.benchmarks.soak $(ARGS)
 
-docs: $(READY) ## Write docs/configuration.md again, after a change of keys or defaults
+docs: $(READY) ## Write docs/configuration.md and docs/columns.md again, after a change of keys, defaults or columns
 	@$(PY) -m testbed.config.reference
+	@$(PY) -m testbed.results.reference
 
 site: $(READY) ## Build the documentation into site/, strictly; open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)

@@ -1,1 +1,26 @@
-"""Result files in, tables and figures out. Knows nothing of the testbed but the names of its columns."""
+"""Read result files; make tables, figures and reports.
+
+Of the testbed, this package knows the row schema (``testbed.results.schema``) and the text of errors only. The names
+below are enough to plot results; importing them does not import matplotlib before the first figure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from analysis.load import ResultsError, load_rows
+from analysis.points import points, speedup_table
+
+if TYPE_CHECKING:
+    from analysis.latency import speedup_plot
+
+__all__ = ["ResultsError", "load_rows", "points", "speedup_plot", "speedup_table"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``speedup_plot``, and matplotlib with it, when it is first used."""
+    if name == "speedup_plot":
+        from analysis.latency import speedup_plot
+
+        return speedup_plot
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What compression costs in quality: tables and figures of the accuracy experiments, on pictures and on text."""
+"""What compression costs in accuracy (images) or perplexity (text): tables and figures of the accuracy experiments."""
 
 from __future__ import annotations
 
@@ -6,53 +6,51 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.describe import joined, values
-from analysis.latency import STYLE, save
-from analysis.load import ONLY_CHOICE
+from analysis.panels import STYLE, caption_below, save
 from analysis.text_table import TextTable
+from testbed.results.schema import ACCURACY
 
 UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
 MARKERS = {KMEANS: ("s", "--"), TRAINED: ("o", "-")}
-BESIDE = 1.04  # factor between two series on the axis of bits
+DODGE = 1.04  # factor on the axis of bits between series of the same size, so that their bars do not overlap
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexity", "%")}  # in words; unit of changes
+METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexity", "%")}  # name, unit of changes
+# How labels write the settings of codebooks and of fine-tuning.
 OF_CODEBOOKS = {
     "groups": "G={:g}",
     "codebook_size": "K={:g}",
     "num_quantizers": "num_quantizers={:g}",
     "pre_rotation": "pre_rotation {}",
-    "int8_tokens": "{:g} tokens of a device in int8",
+    "int8_tokens": "{:g} int8 tokens",
     "quantized": "{}",
-    "anchor_tokens": "{:g} anchor_tokens",
+    "anchor_tokens": "{:g} anchor tokens",
     "class_tokens": "{} class tokens",
 }
-OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "gradient": "gradient by {}", "objective": "{}"}
-OF_TRAINING |= {"trained_on": "trained on {}"}
+OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "gradient": "gradient {}", "objective": "{}"}
+OF_TRAINING |= {"trained_on": "fine-tuned on {} devices"}
 SETTINGS = OF_CODEBOOKS | OF_TRAINING
-ALWAYS = ("groups", "codebook_size", "quantized")
+ALWAYS = ("groups", "codebook_size", "quantized")  # named even if there is one value
 EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}
 
 
 def results(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per (label, stage, corpus, devices): means over seeds.
+    """One row for each label, stage, corpus and number of devices: means over seeds.
 
-    Columns: label, series (the label without what bits on a figure's axis say: G, or K where there is one G), stage,
-    corpus, devices, value, change, change_low, change_high, seeds, bits_per_token, compression, train_s. The interval
-    is the bootstrap's over examples, mean of the seeds; with several seeds at least as wide as the seeds lie apart.
+    Columns: label, series (the label without G, or without K if there is one G: a figure shows it as bits), stage,
+    corpus, devices, value (accuracy in % or perplexity), change (from the uncompressed baseline, in points or in %),
+    change_low and change_high (95% bootstrap interval over test examples, mean over seeds, widened to the range of the
+    seeds), seeds, bits_per_token, compression, train_s.
     """
     rows = frame[frame["status"] == "ok"]
     several = [name for name in SETTINGS if _kinds(rows, name) > 1]
-    coded = rows[rows["stage"] != UNCOMPRESSED]
-    named = [name for name in SETTINGS if name in ALWAYS or name in several or _unusual(coded, name)]
+    compressed = rows[rows["stage"] != UNCOMPRESSED]
+    named = [name for name in SETTINGS if name in ALWAYS or name in several or _unusual(compressed, name)]
     apart = [name for name in several if name != ("groups" if "groups" in several else "codebook_size")]
     rows = rows.assign(
         label=[_label(row, named) for _, row in rows.iterrows()],
@@ -77,7 +75,11 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """Quality on each corpus and number of devices, its change against the original, and what adapting cost."""
+    """Accuracy or perplexity for each corpus and number of devices, and a table of points without a result.
+
+    Columns: variant, codebooks (stage), bits per token and layer, one column for each corpus and number of devices with
+    value, change and 95% interval, and minutes of training if the rows have any.
+    """
     table = results(frame)
     columns, metric = _columns(table), _metric(frame)
     trained = bool(table["train_s"].notna().any())
@@ -94,27 +96,37 @@ def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
         )
     name, unit = METRICS.get(metric, (metric, ""))
     notes = [
-        f"of what is compressed: {name}, its change in {unit} against the original on the same examples, 95% interval",
-        "original: on one device, so its figure is the same for all",
-        "bits: of a token and layer on the wire; in brackets: compression against embeddings in fp32",
+        f"each cell: {name}, change from the uncompressed baseline on the same examples in {unit}, 95% interval of it",
+        "uncompressed: measured on one device, so all columns show the same value",
+        "bits: sent for each token and layer; in brackets: compression against embeddings in fp32",
     ]
     examples = joined(frame, "examples", EXAMPLES.get(metric, "{} examples"))
     counts = sorted({devices for _, devices in columns})
-    one = f", {_head('', counts[0])}" if len(counts) == 1 and columns[0][0] else ""  # else in each column's head
+    one = (
+        f", {_heading('', counts[0])}" if len(counts) == 1 and columns[0][0] else ""
+    )  # otherwise in the column headings
     title = f"{name}: {joined(frame, 'model')} on {joined(frame, 'data')}, {examples}{one}"
-    heads = ["variant", "codebooks", "bits", *(_head(corpus, 0 if one else devices) for corpus, devices in columns)]
-    heads += ["training, min"] * trained
-    tables = [TextTable(title, heads, rows, notes, left=frozenset({"codebooks"}))]
+    headings = [
+        "variant",
+        "codebooks",
+        "bits",
+        *(_heading(corpus, 0 if one else devices) for corpus, devices in columns),
+    ]
+    headings += ["training, min"] * trained
+    tables = [TextTable(title, headings, rows, notes, left=frozenset({"codebooks"}))]
     lost = frame[frame["status"] != "ok"]
     texts = [[str(row["stage"]), _label(row, list(SETTINGS)), str(row["error"])] for _, row in lost.iterrows()]
     tables.append(
-        TextTable("Points without a result", ["stage", "variant", "why"], texts, left=frozenset({"variant", "why"}))
+        TextTable("Points without a result", ["stage", "variant", "error"], texts, left=frozenset({"variant", "error"}))
     )
     return [table for table in tables if table.rows]
 
 
 def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """quality.png: change against the original over bits a token, a panel for each corpus on 2 devices or more."""
+    """Change from the uncompressed baseline over bits per token, a panel for each corpus and number of devices above 1.
+
+    Writes quality.png and quality.pdf to ``out_dir``. Returns these files; none if no row is compressed.
+    """
     table = results(frame)
     table = table[table["stage"].isin(list(MARKERS)) & (table["devices"] > 1)]
     if table.empty:
@@ -128,20 +140,21 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
         figure, grid = plt.subplots(1, len(panels), figsize=size, **shared)
         for axes, (corpus, devices) in zip(grid[0], panels, strict=True):
             _lines(axes, table[(table["corpus"] == corpus) & (table["devices"] == devices)], colors)
-            axes.set_title(_head(corpus, devices))
+            axes.set_title(_heading(corpus, devices))
         grid[0][0].set_xlim(table["bits_per_token"].min() / 2, table["bits_per_token"].max() * 2)
         name, unit = METRICS.get(_metric(frame), (_metric(frame), ""))
         grid[0][0].set_ylabel(f"change of {name.removesuffix(' (%)')} ({unit})")
         grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        caption = f"{joined(frame, 'model')} on {joined(frame, 'data')}; against the original; bars: 95% interval."
+        caption = f"{joined(frame, 'model')} on {joined(frame, 'data')}. Change from the uncompressed baseline; "
+        caption += "bars: 95% interval."
         if len(lines) > 1:
-            caption += "\nPoints of as many bits stand side by side."
-        figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
+            caption += "\nPoints with the same number of bits are drawn side by side."
+        caption_below(figure, caption)
         return save(figure, out_dir / "quality")
 
 
 def _lines(axes: Axes, table: pd.DataFrame, colors: dict[tuple[str, str], str]) -> None:
-    """A panel: a line for each stage and series, a little beside each other where they have as many bits."""
+    """The lines of a panel, one for each stage and series. Points with the same bits are moved apart a little."""
     for number, ((stage, series), color) in enumerate(colors.items()):
         points = table[(table["stage"] == stage) & (table["series"] == series)]
         points = points.sort_values("bits_per_token")
@@ -149,13 +162,13 @@ def _lines(axes: Axes, table: pd.DataFrame, colors: dict[tuple[str, str], str]) 
         bars = [points["change"] - points["change_low"], points["change_high"] - points["change"]]
         style = {"color": color, "marker": marker, "linestyle": dash, "capsize": 3}
         label = ", ".join(filter(None, [series, stage]))
-        beside = BESIDE ** (number - (len(colors) - 1) / 2)
-        axes.errorbar(beside * points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
+        dodge = DODGE ** (number - (len(colors) - 1) / 2)
+        axes.errorbar(dodge * points["bits_per_token"], points["change"], yerr=bars, label=label, **style)
     axes.axhline(0, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda bits, _: f"{bits:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("bits a token and layer")
+    axes.set_xlabel("bits per token and layer")
 
 
 def _kinds(rows: pd.DataFrame, name: str) -> int:
@@ -164,9 +177,10 @@ def _kinds(rows: pd.DataFrame, name: str) -> int:
     return rows.loc[depend, name].nunique()
 
 
-def _unusual(coded: pd.DataFrame, name: str) -> bool:
-    """Whether a setting that was added later has another value than rows before it could have."""
-    return name in ONLY_CHOICE and not coded[name].isin([ONLY_CHOICE[name], ""]).all()
+def _unusual(compressed: pd.DataFrame, name: str) -> bool:
+    """Whether a setting that was added later has another value than the only one that older rows could have."""
+    choices = ACCURACY.only_choices
+    return name in choices and not compressed[name].isin([choices[name], ""]).all()
 
 
 def _label(row: pd.Series, names: list[str]) -> str:
@@ -178,21 +192,21 @@ def _label(row: pd.Series, names: list[str]) -> str:
 
 
 def _columns(table: pd.DataFrame) -> list[tuple[str, float]]:
-    """(corpus, devices) of what is compressed, in the order of the corpora; of the original if there is no other."""
+    """(corpus, devices) of compressed rows, in the order of the corpora; of the baseline if there are no others."""
     compressed = table[table["stage"] != UNCOMPRESSED]
     pairs = (table if compressed.empty else compressed)[["corpus", "devices"]].drop_duplicates()
     order = {corpus: rank for rank, corpus in enumerate(table["corpus"].unique())}
     return sorted(pairs.itertuples(index=False, name=None), key=lambda pair: (order[pair[0]], pair[1]))
 
 
-def _head(corpus: str, devices: float) -> str:
-    """What a column or panel is of; 0 devices: they stand elsewhere."""
+def _heading(corpus: str, devices: float) -> str:
+    """The heading of a column or panel. devices: 0 if the title names them."""
     count = f"{devices:g} device{'s' if devices > 1 else ''}" if devices else ""
     return ", ".join(filter(None, [corpus, count]))
 
 
 def _at(table: pd.DataFrame, corpus: str, devices: float | None) -> pd.Series | None:
-    """The row of a corpus and a number of devices, None: any number; None if there is none."""
+    """The row of a corpus and a number of devices, or None. devices: None takes any number."""
     found = table[(table["corpus"] == corpus) & ((table["devices"] == devices) | (devices is None))]
     return None if found.empty else found.iloc[0]
 

@@ -1,13 +1,9 @@
-"""From which bandwidth on a method is worth it, for each number of devices and tokens."""
+"""Break-even bandwidth: the lowest bandwidth at which a method is faster than one device."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,22 +11,31 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 
 from analysis.describe import MODEL, is_analytic
-from analysis.latency import STYLE, condition_caption, save
+from analysis.panels import STYLE, condition_caption, save
 from analysis.scaling import parallel_points
-from analysis.text_table import DEGRADED, NOTES, TextTable, number
+from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number
 
-COLORS = "cividis"  # even in gray and for any color vision
-NEVER, MIXED, ABOUT = "never", "*", "≈"
+COLORS = "cividis"  # even steps in gray and for any color vision
+NEVER, AT_ALL, ABOUT, MIXED = "never", "or less", "≈", "*"
+# Mark in a cell -> note below the table.
+NOTES = {
+    NEVER: f"for example, {NEVER} up to 500: slower than one device at all bandwidths that were run, at most 500 Mbps",
+    AT_ALL: f"for example, 10 {AT_ALL}: faster than one device at 10 Mbps, the lowest bandwidth that was run",
+    ABOUT: f"for example, 20 to 50 ({ABOUT}30): slower than one device at 20 Mbps, faster at 50 Mbps, and no bandwidth "
+    f"between these was run; {ABOUT} is an estimate, if time is computation plus bits over bandwidth",
+    MIXED: f"{MIXED} slower than one device again at a higher bandwidth",
+    DEGRADED: DEGRADED_NOTE,
+}
 
 
 def break_even(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each method variant, number of devices and of tokens, from which bandwidth on it beats one device.
+    """The break-even bandwidth of each method variant, for each number of devices and of tokens.
 
-    Columns: variant, devices, tokens, wins_mbps (the lowest at which the median speed-up is above 1; missing: at none),
-    loses_mbps (the next lower one that the rows have; missing: there is none), estimate_mbps (between both, where time
-    is compute plus bits over bandwidth: one over the speed-up is a straight line over one over the bandwidth),
-    highest_mbps (of those that the rows have), mixed (at some higher one it loses again), degraded (one of the points
-    that decide). Only variants with two bandwidths.
+    Columns: variant, devices, tokens, wins_mbps (lowest bandwidth with a median speed-up above 1; missing if there is
+    none), loses_mbps (next lower bandwidth in the rows; missing if there is none), estimate_mbps (between these two: if
+    time is computation plus bits over bandwidth, 1 / speed-up is linear in 1 / bandwidth), highest_mbps (in the rows),
+    mixed (slower than one device again at a higher bandwidth), degraded (one of the two points is). Variants with one
+    bandwidth are left out.
     """
     found = []
     places = ["variant", "devices", "tokens"]
@@ -57,25 +62,20 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _crossing(deciding: pd.DataFrame) -> float:
-    """The bandwidth at which the line through two points, a slower one first, has the time of one device."""
+    """Bandwidth in Mbps at which the line through two points, the slower one first, reaches the time of one device."""
     (low_mbps, high_mbps), (slow, fast) = deciding["bandwidth_mbps"], 1 / deciding["speedup"]
-    share = (1 - fast) / (slow - fast)  # of the way from the faster point to the slower
-    return 1 / (1 / high_mbps + share * (1 / low_mbps - 1 / high_mbps))
+    fraction = (1 - fast) / (slow - fast)  # of the way from the faster point to the slower one
+    return 1 / (1 / high_mbps + fraction * (1 / low_mbps - 1 / high_mbps))
 
 
 def break_even_table(frame: pd.DataFrame) -> TextTable:
-    """``break_even`` as text, a column for each number of devices, and of tokens where there are several."""
+    """``break_even`` as text: one row for each variant, one column for each number of devices and of tokens."""
     table = break_even(frame)
     columns = _columns(table)
     cells = {(row["variant"], row["devices"], row["tokens"]): _cell(row) for _, row in table.iterrows()}
     variants = table["variant"].drop_duplicates()
     rows = [[variant, *(cells.get((variant, *place), "-") for place in columns)] for variant in variants]
-    texts = [text for row in rows for text in row[1:]]
-    notes = ["20 to 50: slower than one device at 20 Mbps, faster at 50; no bandwidth between them is in these rows"]
-    if any(ABOUT in text for text in texts):
-        notes.append(f"{ABOUT} between them, if time is compute plus bits over bandwidth")
-    notes += [f"{MIXED} slower again at a higher bandwidth"] if any(MIXED in text for text in texts) else []
-    notes += [NOTES[DEGRADED].partition(";")[0]] if any(DEGRADED in text for text in texts) else []
+    notes = [note for mark, note in NOTES.items() if any(mark in cell for row in rows for cell in row[1:])]
     return TextTable(_title(frame), ["method", *columns.values()], rows, notes)
 
 
@@ -85,7 +85,7 @@ def _title(frame: pd.DataFrame) -> str:
 
 
 def _columns(table: pd.DataFrame) -> dict[tuple[float, float], str]:
-    """(devices, tokens) -> head, in order."""
+    """(devices, tokens) -> heading, in order."""
     places = sorted({(row["devices"], row["tokens"]) for _, row in table.iterrows()})
     several = table["tokens"].nunique() > 1
     return {
@@ -98,16 +98,17 @@ def _cell(row: pd.Series) -> str:
     if pd.isna(row["wins_mbps"]):
         text = f"{NEVER} up to {row['highest_mbps']:g}"
     elif pd.isna(row["loses_mbps"]):
-        text = f"{row['wins_mbps']:g} or less"
+        text = f"{row['wins_mbps']:g} {AT_ALL}"
     else:
         text = f"{row['loses_mbps']:g} to {row['wins_mbps']:g} ({ABOUT}{number(row['estimate_mbps'])})"
     return text + (MIXED if row["mixed"] else "") + (DEGRADED if row["degraded"] else "")
 
 
 def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even") -> list[Path]:
-    """``break_even`` as a heat map with its numbers in it; no files where no variant has two bandwidths.
+    """``break_even`` as a heat map with the numbers in its cells.
 
-    Colors are of the estimate; where all bandwidths win, of the lowest.
+    The color shows the estimate, or the lowest bandwidth if the method is faster at all of them. Writes name.png and
+    name.pdf to ``out_dir``. Returns these files; none if no variant has two bandwidths.
     """
     table = break_even(frame)
     if table.empty:
@@ -119,22 +120,22 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
     wide = wide.reindex(index=variants, columns=pd.MultiIndex.from_tuples(list(columns)))
     all_mbps = frame["bandwidth_mbps"].dropna()
     lowest, highest = all_mbps.min(), max(all_mbps.max(), 1.01 * all_mbps.min())
-    white_above = lowest**0.45 * highest**0.55  # a little beyond the middle of the logarithmic scale
+    white_above = lowest**0.45 * highest**0.55  # a little above the middle of the logarithmic scale
     colors = plt.get_cmap(COLORS).reversed()
     with plt.style.context(STYLE):
         size = (2.6 + 1.7 * len(columns), 1.5 + 0.42 * len(variants))
         figure, axes = plt.subplots(figsize=(max(6.4, size[0]), max(2.6, size[1])), layout="constrained")
-        axes.patch.set(facecolor="white", edgecolor="#D0D0D0", hatch="////")  # shows where there is no color
+        axes.patch.set(facecolor="white", edgecolor="#D0D0D0", hatch="////")  # visible in cells without a color
         values = np.ma.masked_invalid(wide.to_numpy(dtype=float))
         scale = LogNorm(lowest, highest)
-        picture = axes.pcolormesh(values, cmap=colors, norm=scale, edgecolors="white", linewidth=2)
+        mesh = axes.pcolormesh(values, cmap=colors, norm=scale, edgecolors="white", linewidth=2)
         for y, variant in enumerate(variants):
             for x, place in enumerate(columns):
-                text = texts.get((variant, *place), "not among the rows").replace(" (", "\n(")
+                text = texts.get((variant, *place), "not run").replace(" (", "\n(")
                 color = "white" if wide.iloc[y, x] > white_above else "black"
                 axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=color, size=8, linespacing=0.95)
-        heads = [textwrap.fill(head, 14) for head in columns.values()]
-        axes.set_xticks(np.arange(len(columns)) + 0.5, heads)
+        headings = [textwrap.fill(heading, 14) for heading in columns.values()]
+        axes.set_xticks(np.arange(len(columns)) + 0.5, headings)
         axes.set_yticks(np.arange(len(variants)) + 0.5, variants)
         axes.invert_yaxis()
         axes.grid(visible=False)
@@ -142,12 +143,12 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
         axes.spines[:].set_visible(False)
         figure.suptitle(_title(frame), x=0.01, ha="left", size=11, weight="bold")
         shown = np.unique(all_mbps)
-        bar = figure.colorbar(picture, ax=axes, label="Mbps")
+        bar = figure.colorbar(mesh, ax=axes, label="Mbps")
         bar.set_ticks(shown.tolist(), labels=[f"{mbps:g}" for mbps in shown])
         bar.minorticks_off()
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        text = f"Hatched: {NEVER} among these bandwidths."
+        text = f"Hatched: {NEVER} faster than one device at these bandwidths."
         text += f" {DEGRADED} degraded." if table["degraded"].any() else ""
-        text += f" {MIXED} slower again at a higher bandwidth." if table["mixed"].any() else ""
+        text += f" {MIXED} slower than one device again at a higher bandwidth." if table["mixed"].any() else ""
         condition_caption(figure, frame, text, 90)
         return save(figure, out_dir / name)

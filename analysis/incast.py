@@ -1,13 +1,9 @@
-"""Incast: what the length of a queue and the order of senders make of many devices that send to one."""
+"""Incast: several devices send to one. Goodput and losses by queue length and by the order of the senders."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, cast
-
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -16,32 +12,35 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from analysis.describe import short_modes
-from analysis.latency import STYLE, save
 from analysis.links import fidelity_tables, messages
-from analysis.panels import label_panels, panels, spread_line
+from analysis.panels import STYLE, label_panels, panels, save, spread_line
 from analysis.text_table import DEGRADED, TextTable
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, color, marker, dash
-    "incast_all": ("at once", "#D55E00", "s", "--"),
-    "incast_ordered": ("in turn", "#0072B2", "o", "-"),
+    "incast_all": ("simultaneously", "#D55E00", "s", "--"),
+    "incast_ordered": ("one by one", "#0072B2", "o", "-"),
 }
-CLIFF = 0.8  # of the rate: below it, a queue is too short
+MIN_GOODPUT = 0.8  # of the rate; a queue with less is too short
 
 
 def incasts(frame: pd.DataFrame) -> pd.DataFrame:
-    """The points of ``messages`` in which all others send to device 0."""
+    """The points of ``messages`` in which all other devices send to device 0, in the order of tables."""
     table = messages(frame)
     return table[table["pattern"].isin(ORDERS)].sort_values(["devices", "rate_mbps", "size_bytes", "queue_kb"])
 
 
 def link_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """Everything that is said of links: whether they keep their promise, and incast."""
+    """All tables of a fidelity experiment: incast, then the fidelity of the links; tables without rows are left out."""
     table = incast_table(frame)
     return [*([table] if table.rows else []), *fidelity_tables(frame)]
 
 
 def incast_table(frame: pd.DataFrame) -> TextTable:
-    """Time over ideal, dropped and resent packets by length of the queue, the orders beside each other."""
+    """A row for each kind of message and queue length; no rows if the frame has no incast.
+
+    Columns: messages, queue length in KB, and for each order of the senders the time divided by the ideal time, the
+    goodput in percent of the receiver's rate, and dropped packets / retransmitted segments.
+    """
     table, rows = incasts(frame), []
     for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "queue_kb"]):
         devices, rate, size, queue = cast(tuple[float, ...], key)
@@ -49,15 +48,16 @@ def incast_table(frame: pd.DataFrame) -> TextTable:
         rows.append([f"{devices - 1:g} x {size / 1000:g} KB, {rate:g} Mbps", f"{queue:g}", *cells])
     columns = [name for words, *_ in ORDERS.values() for name in (words, "goodput", "lost")]
     notes = [
-        "at once: all send as they like; in turn: each when the one before is done; times over that of the bytes alone",
-        "KB: queue of the receiver's port; goodput: payload over time, of its rate",
+        "simultaneously: all devices send at the same time; one by one: each sends when the previous one is done; "
+        "both columns: time divided by the ideal time",
+        "queue: of the receiver's port; goodput: payload per time, in percent of the receiver's rate",
         "lost: packets dropped at full queues / segments sent again, in all repeats of a point together",
     ]
-    return TextTable("Incast: many devices send to one", ["messages", "KB", *columns], rows, notes)
+    return TextTable("Incast: many devices send to one", ["messages", "queue, KB", *columns], rows, notes)
 
 
 def _cells(points: pd.DataFrame) -> list[str]:
-    """What the table says of one point, if there is one."""
+    """[time over ideal, goodput, lost] of a point; - if there is none."""
     if points.empty:
         return ["-"] * 3
     point = points.iloc[0]
@@ -66,29 +66,32 @@ def _cells(points: pd.DataFrame) -> list[str]:
     return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", " / ".join(counts)]
 
 
-def cliffs(frame: pd.DataFrame) -> list[str]:
-    """For each order, devices, rate and size the shortest queue from which on the receiver's link is well used."""
+def incast_sentences(frame: pd.DataFrame) -> list[str]:
+    """One sentence for each order, number of devices, rate and size: the queues that reach MIN_GOODPUT."""
     sentences = []
     table = incasts(frame)
     for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "pattern"]):
         devices, rate, size, pattern = cast(tuple[Any, ...], key)
-        worst = points.iloc[0]
-        short = points[points["goodput"] < CLIFF]["queue_kb"].max()
+        shortest, longest = points.iloc[0], points.iloc[-1]
+        short = points[points["goodput"] < MIN_GOODPUT]["queue_kb"].max()
         enough = points[points["queue_kb"] > short]["queue_kb"].min() if pd.notna(short) else points["queue_kb"].min()
         reached = (
-            f"{CLIFF:.0%} of the rate from queues of {enough:g} KB on"
+            f"queues of {enough:g} KB and more reach {MIN_GOODPUT:.0%} of the rate"
             if pd.notna(enough)
-            else f"{CLIFF:.0%} of the rate with none of these queues"
+            else f"the longest queue, {longest['queue_kb']:g} KB, stays below {MIN_GOODPUT:.0%} of the rate"
         )
         sentences.append(
-            f"{devices - 1:g} devices send {size:,.0f} B each to one at {rate:g} Mbps, {ORDERS[pattern][0]}: "
-            f"{reached}; {worst['goodput']:.0%} with {worst['queue_kb']:g} KB, the shortest."
+            f"{devices - 1:g} devices send {size:,.0f} B each to one device at {rate:g} Mbps, {ORDERS[pattern][0]}: "
+            f"{reached}; the shortest queue, {shortest['queue_kb']:g} KB, reaches {shortest['goodput']:.0%}."
         )
     return sentences
 
 
 def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """incast.png and incast.pdf: goodput against the length of the queue, a line for each order; or no files."""
+    """Goodput against queue length, a line for each order of the senders.
+
+    Writes incast.png and incast.pdf to ``out_dir``. Returns these files; none if the frame has no incast.
+    """
     table = incasts(frame)
     if table.empty:
         return []
@@ -108,8 +111,8 @@ def incast_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
             Line2D([], [], color=color, marker=marker, linestyle=dash, label=words)
             for words, color, marker, dash in ORDERS.values()
         ]
-        caption = f"Median over repeats, bars: fastest to slowest. {short_modes(frame)}."
-        label_panels(figure, handles, bool(table["degraded"].any()), "goodput, of the receiver's rate", caption)
+        caption = f"Median over repeats; bars: fastest to slowest repeat; {short_modes(frame)}."
+        label_panels(figure, handles, bool(table["degraded"].any()), "goodput / receiver's rate", caption)
         return save(figure, out_dir / "incast")
 
 

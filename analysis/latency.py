@@ -1,4 +1,4 @@
-"""Points in, figures out, as PNG and PDF. Every figure says in its caption how its numbers were made."""
+"""Figures of latency and speed-up. The caption of each figure says how its numbers were made."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from analysis.describe import MODEL, is_analytic, setting, short_modes, values
-from analysis.panels import HOLLOW, spread_line
+from analysis.describe import MODEL, is_analytic, values
+from analysis.panels import CAPTION, HOLLOW, STYLE, condition_caption, conditions, save, spread_line
 from analysis.paper.latency import paper_comparison
 from analysis.points import points
 from analysis.styles import PARTS, line_styles
 
-STYLE = Path(__file__).parent / "testbed.mplstyle"
-LABELLED_BANDWIDTHS = 12  # more ticks than this are left to matplotlib
+MAX_LABELED_BANDWIDTHS = 12  # matplotlib chooses the ticks if there are more
+CAPTION_CHARS = 125  # of a line
 
 
 def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
-    """Speed-up over one device against bandwidth, both logarithmic; speedup.png and speedup.pdf in ``out_dir``.
+    """Speed-up over one device against bandwidth in Mbps, on logarithmic axes.
 
-    One line per method variant, bars from the slowest to the fastest repeat, hollow markers where fidelity is degraded,
-    stars for what the paper reports. Returns the files written: none if the frame has no speed-up to show.
+    Each method variant is a line. Bars reach from the slowest to the fastest repeat. Hollow markers are degraded
+    points. Stars are speed-ups that the paper reports. frame: rows of a latency experiment (``load_rows``).
+    Writes speedup.png and speedup.pdf to ``out_dir``. Returns these files; none if the rows have no speed-up.
     """
     table = points(frame)
     table = table[(table["method"] != "single") & (table["speedup"] > 0) & (table["bandwidth_mbps"] > 0)]
@@ -46,22 +42,23 @@ def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
         handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
         handles += _reported_stars(axes, frame, table)
         if table["degraded"].any():
-            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded fidelity"))
+            handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         _log_axes(axes, np.unique(table["bandwidth_mbps"]))
         axes.set_xlabel("link bandwidth (Mbps)")
         axes.set_ylabel("speed-up over one device")
         axes.set_title(f"Speed-up over one device against bandwidth: {_how(frame)}")
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2, labelspacing=0.8)
-        bars = "bars: slowest to fastest repeat. " if (table["repeats"] > 1).any() else ""
-        _caption(figure, axes, frame, f"{_statistic(table)}; {bars}")
+        bars = "; bars: slowest to fastest repeat" if (table["repeats"] > 1).any() else ""
+        _caption(axes, f"{_statistic(table)}{bars}. {conditions(frame)}.")
         return save(figure, Path(out_dir) / "speedup")
 
 
 def latency_breakdown(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
-    """Where the time goes, at the lowest and the highest bandwidth; breakdown.png and breakdown.pdf in ``out_dir``.
+    """The parts of the latency at the lowest and at the highest bandwidth, as stacked bars.
 
-    Left in ms, with the total beside each bar; right as shares of the total, because the slowest method hides the rest.
-    Returns the files written: none if no point has parts.
+    The left panels are in ms, with the total beside each bar. The right panels are in percent of the total, because a
+    slow method makes the bars of all others too short to read. frame: rows of a latency experiment. Writes
+    breakdown.png and breakdown.pdf to ``out_dir``. Returns these files; none if no point has parts.
     """
     table = points(frame)
     table = table[table[[*list(PARTS)[:-1]]].notna().any(axis=1)]
@@ -86,9 +83,9 @@ def latency_breakdown(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
             _bars(row[0], row[1], here.set_index("label").reindex(labels))
             at = f" at {bandwidth:g} Mbps" if np.isfinite(bandwidth) else ""
             row[0].set_title(f"Latency{at}: {_how(frame)}")
-            row[1].set_title("share of the total")
+            row[1].set_title("fraction of the latency")
         grid[-1][0].set_xlabel("latency (ms)")
-        grid[-1][1].set_xlabel("share of the latency")
+        grid[-1][1].set_xlabel("percent of the latency")
         used = [name for name in PARTS if (_parts(table)[name] > 0).any()]
         handles = [
             Patch(facecolor=PARTS[n][1], hatch=PARTS[n][2], edgecolor="#333333", label=PARTS[n][0]) for n in used
@@ -107,12 +104,12 @@ def _speedup_lines(axes: Axes, table: pd.DataFrame) -> list[Line2D]:
         x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
         spread_line(axes, x, y, (low, high), degraded, style)
         handles[str(label)] = (y[-1], Line2D([], [], **style, label=str(label)))
-    return [line for _, line in sorted(handles.values(), key=lambda item: -item[0])]  # in the order at the right edge
+    return [line for _, line in sorted(handles.values(), key=lambda item: -item[0])]  # as the lines end at the right
 
 
 def _reported_stars(axes: Axes, frame: pd.DataFrame, table: pd.DataFrame) -> list[Line2D]:
     reported = paper_comparison(frame)
-    reported = reported[reported["figure"].str.endswith(" over single")]
+    reported = reported[reported["ratio"].str.endswith(" over single")]
     if reported.empty:
         return []
     styles = line_styles(table)
@@ -124,9 +121,9 @@ def _reported_stars(axes: Axes, frame: pd.DataFrame, table: pd.DataFrame) -> lis
         "linestyle": "",
     }
     for _, point in reported.iterrows():
-        color = styles[point["figure"].removesuffix(" over single")]["color"]
+        color = styles[point["ratio"].removesuffix(" over single")]["color"]
         axes.plot(point["bandwidth_mbps"], point["paper"], **star, color=color, zorder=5)
-    return [Line2D([], [], **star, color="#444444", label="reported by the paper\n(its network: bits / bandwidth)")]
+    return [Line2D([], [], **star, color="#444444", label="reported by the paper\n(computed: bits / bandwidth)")]
 
 
 def _log_axes(axes: Axes, bandwidths: np.ndarray) -> None:
@@ -140,14 +137,14 @@ def _log_axes(axes: Axes, bandwidths: np.ndarray) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
         axis.set_minor_formatter(NullFormatter())
-    if len(bandwidths) <= LABELLED_BANDWIDTHS:
+    if len(bandwidths) <= MAX_LABELED_BANDWIDTHS:
         axes.set_xticks(bandwidths)
         axes.minorticks_off()
     axes.set_xlim(bandwidths.min() / 1.2, bandwidths.max() * 1.2)
 
 
 def _bars(absolute: Axes, relative: Axes, table: pd.DataFrame) -> None:
-    """Horizontal stacked bars of one bandwidth, the first method on top. Index of ``table``: the labels."""
+    """Horizontal stacked bars of one bandwidth, the first method on top. table: points, with the labels as index."""
     parts, total = _parts(table), table["latency_ms"].to_numpy()
     y = np.arange(len(table))[::-1]
     left = np.zeros(len(table))
@@ -174,19 +171,19 @@ def _bars(absolute: Axes, relative: Axes, table: pd.DataFrame) -> None:
 
 
 def _parts(table: pd.DataFrame) -> pd.DataFrame:
-    """The parts in ms, missing ones as 0, with what they leave of the latency; below 0.5% that is rounding."""
+    """The parts in ms, missing ones as 0, and the rest of the latency; a rest below 0.5% is rounding, and becomes 0."""
     parts = table[[*list(PARTS)[:-1]]].fillna(0.0)
     other = (table["latency_ms"] - parts.sum(axis=1)).clip(lower=0)
     return parts.assign(other_ms=other.where(other > 0.005 * table["latency_ms"], 0.0))
 
 
 def _how(frame: pd.DataFrame) -> str:
-    """Network backend and compute mode for the title, which travels further than a caption."""
+    """Network backend and compute mode, for the title: figures are often copied without their captions."""
     return ", ".join("/".join(values(frame, column)) for column in ("network", "compute_mode"))
 
 
 def _statistic(table: pd.DataFrame) -> str:
-    """What a bar or a marker is, as the beginning of a sentence."""
+    """What a bar or a marker shows, as the beginning of a sentence."""
     if is_analytic(table):
         return MODEL.capitalize()
     low, high = int(table["repeats"].min()), int(table["repeats"].max())
@@ -194,46 +191,7 @@ def _statistic(table: pd.DataFrame) -> str:
     return f"Median over {count} repeat{'s' if high > 1 else ''}"
 
 
-def _conditions(frame: pd.DataFrame) -> str:
-    return f"{setting(frame)}; {short_modes(frame)}."
-
-
-def _caption(figure: Figure, axes: Axes, frame: pd.DataFrame, text: str) -> None:
-    caption = textwrap.fill(text + _conditions(frame), 125)
-    axes.annotate(
-        caption,
-        (0, 0),
-        (0, -42),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
-        color="#444444",
-    )
-
-
-def condition_caption(figure: Figure, frame: pd.DataFrame, text: str, width: int) -> None:
-    """A caption below a figure with a constrained layout: ``text``, and how its numbers came to be."""
-    lines = textwrap.fill(f"{text} {_conditions(frame)}".lstrip(), width)
-    figure.supxlabel(lines, fontsize=8, color="#444444", x=0.01, ha="left")
-
-
-def _write_powers_out(figure: Figure) -> None:
-    """Logarithmic axes that nobody gave labels get 1, 2, 5, 10: Matplotlib's own are formulas, and stay so as text."""
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
-                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axis.set_minor_formatter(NullFormatter())
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as PNG and PDF and close it; returns the files."""
-    _write_powers_out(figure)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
-    for path in paths:
-        figure.savefig(path)
-    plt.close(figure)
-    return paths
+def _caption(axes: Axes, text: str) -> None:
+    """A caption below the axes, whose legend stands outside of a layout that is not constrained."""
+    caption = textwrap.fill(text, CAPTION_CHARS)
+    axes.annotate(caption, (0, 0), (0, -42), xycoords="axes fraction", textcoords="offset points", va="top", **CAPTION)

@@ -1,13 +1,9 @@
-"""Do the emulated links keep their promise? Tables and figures of the fidelity experiment."""
+"""Fidelity of the emulated links: tables and figures of the fidelity experiment."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,9 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.describe import short_modes
-from analysis.latency import STYLE, save
-from analysis.panels import label_panels, panels, spread_line
-from analysis.text_table import DEGRADED, NOTES, TextTable, signed_pct
+from analysis.panels import STYLE, label_panels, panels, save, spread_line
+from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, signed_pct
 
 PATTERNS = {"one_way": "one way", "both_ways": "both ways", "all_gather": "all-gather", "all_reduce": "all-reduce"}
 SHAPERS: dict[str, tuple[Any, ...]] = {
@@ -28,19 +23,21 @@ SHAPERS: dict[str, tuple[Any, ...]] = {
     "tclink": ("#D55E00", "s", "--"),
     "netem": ("#009E73", "^", ":"),
 }
-DEFAULT = "tbf"  # what all other experiments run on
-LARGE_BYTES = 10_000  # from here the link decides, below it hosts and transport do
-QUEUE_KB = 1000.0  # of rows that do not say it: they are older than the column
-RATE_COLOURS = "viridis"
-BAND = 0.1  # around the ideal: the tolerance of the experiment
+DEFAULT_SHAPER = "tbf"  # of all other experiments
+LARGE_BYTES = 10_000  # the link determines the time of such messages; hosts and transport that of shorter ones
+QUEUE_KB = 1000.0  # of rows that are older than the column
+RATE_COLORS = "viridis"
+TOLERANCE = 0.1  # around the ideal time, as in the experiment
+TOLERANCE_TEXT = f"{TOLERANCE:.0%} of the ideal time plus a small time for each message"
 
 
 def messages(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per measured point: medians over its repeats.
 
-    Columns: pattern, shaper, devices, rate_mbps, size_bytes, queue_kb, time_ms, ratio = time / ideal, extra_ms = time
-    - ideal, goodput = payload's time / time, spread_pct, repeats, rate_error_pct, retransmits, drops,
-    burst_credit_bytes, needed_time_scale (missing: none helps), degraded (any repeat).
+    Columns: shaper, devices, rate_mbps, pattern, size_bytes, queue_kb, time_ms with fastest and slowest, ideal_ms,
+    payload_ms (the payload alone), ratio = time / ideal, extra_ms = time - ideal, goodput = payload_ms / time,
+    spread_pct (missing for one repeat), repeats, rate_error_pct, retransmits, drops, burst_credit_bytes,
+    needed_time_scale (missing if no time scale reaches the tolerance), degraded (any repeat).
     """
     rows = frame[(frame["status"] == "ok") & frame["time_ms"].notna()]
     rows = rows.assign(queue_kb=rows["queue_kb"].fillna(QUEUE_KB))
@@ -68,19 +65,19 @@ def messages(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def promised(table: pd.DataFrame) -> pd.DataFrame:
-    """The points of ``messages`` that links are held to: no incast, and of several queues the longest only."""
+def without_incast(table: pd.DataFrame) -> pd.DataFrame:
+    """The points of ``messages`` that are no incast; if there are several queue lengths, only the longest."""
     return table[table["pattern"].isin(PATTERNS) & (table["queue_kb"] == table["queue_kb"].max())]
 
 
 def fidelity_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """The promise of each link, and the shapers side by side."""
-    table = promised(messages(frame))
-    tables = [_promise(table[table["shaper"] == DEFAULT]), _side_by_side(table), _lost(frame)]
+    """The fidelity of the default shaper's links, all shapers side by side, and points without a result."""
+    table = without_incast(messages(frame))
+    tables = [_default_shaper(table[table["shaper"] == DEFAULT_SHAPER]), _side_by_side(table), _unfinished(frame)]
     return [table for table in tables if table.rows]
 
 
-def _promise(table: pd.DataFrame) -> TextTable:
+def _default_shaper(table: pd.DataFrame) -> TextTable:
     rows = []
     for key, link in table.groupby(["devices", "rate_mbps"]):
         devices, rate = key  # pyright: ignore[reportGeneralTypeIssues] a tuple, as two columns are grouped by
@@ -95,25 +92,27 @@ def _promise(table: pd.DataFrame) -> TextTable:
                 f"{link['spread_pct'].max():.0f}%" if link["spread_pct"].notna().any() else "-",
                 f"{link['retransmits'].sum():g}",
                 f"{link['drops'].sum():g}" if link["drops"].notna().any() else "-",
-                _verdict(link),
+                _needed_scale(link),
             ]
         )
-    columns = ["links", "rate", *PATTERNS.values(), "small, ms", "spread", "resent", "dropped", "needs"]
+    columns = ["links", "rate error", *PATTERNS.values(), "small, ms", "spread", "resent", "dropped", "needed scale"]
     notes = [
-        "rate: how far the links are off theirs, the worst point; resent: segments; dropped: packets at full queues",
-        f"time over ideal: worst median of messages from {LARGE_BYTES:,} B; ideal: bytes with headers over rate",
-        "small: what operations of shorter messages take beyond their ideal, the worst median",
-        "spread: slowest less fastest repeat, the worst point",
-        "needs: the time_scale that would bring every point within the tolerance; 1: the links keep up in real time",
+        "rate error: of the worst point; resent: segments; dropped: packets at full queues",
+        f"{', '.join(PATTERNS.values())}: time divided by the ideal time, the worst median of messages of "
+        f"{LARGE_BYTES:,} B or more; ideal time: bytes with headers divided by the rate",
+        "small, ms: time beyond the ideal time of shorter messages, the worst median",
+        "spread: slowest minus fastest repeat over the median, of the worst point",
+        f"needed scale: the time_scale at which every point is within the tolerance ({TOLERANCE_TEXT}); 1: real time "
+        "is enough",
     ]
-    notes += [NOTES[DEGRADED].partition(";")[0]] if table["degraded"].any() else []
-    return TextTable(f"Links of shaper {DEFAULT}: time over ideal", columns, rows, notes)
+    notes += [DEGRADED_NOTE] if table["degraded"].any() else []
+    return TextTable(f"Links of shaper {DEFAULT_SHAPER}: time divided by the ideal time", columns, rows, notes)
 
 
 def is_large(table: pd.DataFrame) -> pd.Series:
-    """Which points of ``messages`` have messages of LARGE_BYTES or more; an all-reduce sends its numbers in shares."""
-    shares = table["devices"].where(table["pattern"] == "all_reduce", 1)
-    return table["size_bytes"] / shares >= LARGE_BYTES
+    """Which points have messages of LARGE_BYTES or more, bool [n]. An all-reduce of N devices sends 1/N at a time."""
+    parts = table["devices"].where(table["pattern"] == "all_reduce", 1)
+    return table["size_bytes"] / parts >= LARGE_BYTES
 
 
 def _worst(points: pd.DataFrame) -> str:
@@ -123,60 +122,71 @@ def _worst(points: pd.DataFrame) -> str:
     return f"{worst['ratio']:.2f}" + (DEGRADED if points["degraded"].any() else "")
 
 
-def _verdict(link: pd.DataFrame) -> str:
-    """The time_scale that the promise needs."""
+def _needed_scale(link: pd.DataFrame) -> str:
+    """The time_scale at which all points of a link are within the tolerance; none if there is no such scale."""
     needed = link["needed_time_scale"]
     if needed.isna().any():
-        return "none helps"
+        return "none"
     return f"{needed.max():g}"
 
 
 def _side_by_side(table: pd.DataFrame) -> TextTable:
-    """Time over ideal of lone messages, by shaper and size, at each rate."""
-    lone = _lone(table)
+    """Time divided by the ideal time of single messages, by shaper and size, at each rate; no rows for one shaper."""
+    single = _single_messages(table)
     rows = []
-    if lone["shaper"].nunique() > 1:
-        for shaper in (name for name in SHAPERS if name in set(lone["shaper"])):
-            for size, points in lone[lone["shaper"] == shaper].groupby("size_bytes"):
-                cells = points.set_index("rate_mbps")["ratio"].reindex(sorted(lone["rate_mbps"].unique()))
+    if single["shaper"].nunique() > 1:
+        for shaper in (name for name in SHAPERS if name in set(single["shaper"])):
+            for size, points in single[single["shaper"] == shaper].groupby("size_bytes"):
+                cells = points.set_index("rate_mbps")["ratio"].reindex(sorted(single["rate_mbps"].unique()))
                 texts = ["-" if np.isnan(ratio) else f"{ratio:.2f}" for ratio in cells]
                 burst = points["burst_credit_bytes"].max()
                 rows.append([f"{shaper}, {size:,.0f} B", *texts, f"{burst:,.0f}"])
-    columns = ["shaper, message", *(f"{rate:g} Mbps" for rate in sorted(lone["rate_mbps"].unique())), "free bytes"]
-    notes = [
-        f"{PATTERNS['one_way']}, {lone['devices'].min():g} devices; below 1 it crosses faster than the link allows",
-        "free bytes: what an idle link lets through at once, unpaid for; an offloaded packet may be larger still",
+    columns = [
+        "shaper, message",
+        *(f"{rate:g} Mbps" for rate in sorted(single["rate_mbps"].unique())),
+        "burst credit, bytes",
     ]
-    return TextTable("Shapers side by side: time over ideal of one message", columns, rows, notes)
+    notes = [
+        f"{PATTERNS['one_way']}, {single['devices'].min():g} devices; below 1: faster than the link's rate allows",
+        "burst credit: bytes that an idle link passes without delay; one GSO segment may be larger",
+    ]
+    return TextTable("Shapers side by side: time of one message divided by the ideal time", columns, rows, notes)
 
 
-def _lone(table: pd.DataFrame) -> pd.DataFrame:
-    lone = table[table["pattern"] == "one_way"]
-    return lone[lone["devices"] == lone["devices"].min()]
+def _single_messages(table: pd.DataFrame) -> pd.DataFrame:
+    single = table[table["pattern"] == "one_way"]
+    return single[single["devices"] == single["devices"].min()]
 
 
-def _lost(frame: pd.DataFrame) -> TextTable:
+def _unfinished(frame: pd.DataFrame) -> TextTable:
     rows = frame[frame["status"] != "ok"].groupby(["shaper", "status", "error"]).size()
     texts = [[str(shaper), str(status), f"{count}", str(error)] for (shaper, status, error), count in rows.items()]  # pyright: ignore
-    return TextTable("Points without a result", ["shaper", "status", "points", "why"], texts, left=frozenset({"why"}))
+    return TextTable(
+        "Points without a result", ["shaper", "status", "points", "error"], texts, left=frozenset({"error"})
+    )
 
 
 def fidelity_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """links.png: time over ideal against size by pattern and devices; shapers.png: the shapers beside each other."""
-    table = promised(messages(frame))
+    """Time divided by the ideal time against message size.
+
+    Writes links.png (the default shaper, a panel for each pattern and number of devices) and shapers.png (single
+    messages, a panel for each rate; only if there are several shapers), both also as PDF, to ``out_dir``. Returns these
+    files.
+    """
+    table = without_incast(messages(frame))
     files: list[Path] = []
     with plt.style.context(STYLE):
-        if not (ours := table[table["shaper"] == DEFAULT]).empty:
-            files += _links_figure(frame, ours, out_dir)
-        if (lone := _lone(table))["shaper"].nunique() > 1:
-            files += _shapers_figure(frame, lone, out_dir)
+        if not (default := table[table["shaper"] == DEFAULT_SHAPER]).empty:
+            files += _links_figure(frame, default, out_dir)
+        if (single := _single_messages(table))["shaper"].nunique() > 1:
+            files += _shapers_figure(frame, single, out_dir)
     return files
 
 
 def _links_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> list[Path]:
     patterns = [name for name in PATTERNS if name in set(table["pattern"])]
     devices, rates = sorted(table["devices"].unique()), sorted(table["rate_mbps"].unique())
-    colors = plt.get_cmap(RATE_COLOURS)(np.linspace(0, 0.85, len(rates)))
+    colors = plt.get_cmap(RATE_COLORS)(np.linspace(0, 0.85, len(rates)))
     figure, grid = panels(len(devices), len(patterns), width=3.1, legend=1.4)
     for axes_row, count in zip(grid, devices, strict=True):
         for axes, pattern in zip(axes_row, patterns, strict=True):
@@ -211,7 +221,7 @@ def _shapers_figure(frame: pd.DataFrame, table: pd.DataFrame, out_dir: Path) -> 
 
 
 def _line(axes: Axes, points: pd.DataFrame, **style: Any) -> None:
-    """Median time over ideal against size, bars from the fastest to the slowest repeat, hollow where degraded."""
+    """Median ratio against size, bars from the fastest to the slowest repeat, hollow markers where degraded."""
     points = points.sort_values("size_bytes")
     x, y, ideal = (points[name].to_numpy() for name in ("size_bytes", "ratio", "ideal_ms"))
     ends = points["fastest"].to_numpy() / ideal, points["slowest"].to_numpy() / ideal
@@ -221,7 +231,7 @@ def _line(axes: Axes, points: pd.DataFrame, **style: Any) -> None:
 def _ratio_axes(axes: Axes, sizes: pd.Series) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.axhspan(1 - BAND, 1 + BAND, color="#BBBBBB", alpha=0.4, linewidth=0)
+    axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="#BBBBBB", alpha=0.4, linewidth=0)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(sorted(sizes.unique()), [_bytes(size) for size in sorted(sizes.unique())])
     axes.minorticks_off()
@@ -238,6 +248,7 @@ def _bytes(size: float) -> str:
 
 
 def _finish(figure: Figure, handles: list[Line2D], frame: pd.DataFrame, table: pd.DataFrame, stem: Path) -> list[Path]:
-    caption = f"Message size; median over repeats, bars: fastest to slowest. Grey: {BAND:.0%} around the ideal. "
-    label_panels(figure, handles, bool(table["degraded"].any()), "time over ideal", caption + short_modes(frame) + ".")
+    caption = "Message size; median over repeats; bars: fastest to slowest repeat; "
+    caption += f"gray: within {TOLERANCE:.0%} of the ideal time; {short_modes(frame)}."
+    label_panels(figure, handles, bool(table["degraded"].any()), "time / ideal time", caption)
     return save(figure, stem)

@@ -20,68 +20,17 @@ from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, SCHEMAS, RowSche
 METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")
 
 # Settings that name a variant of a method where a run has more than one of them, and how they are written.
-FACETS: dict[str, str] = {
-    "optimizations": "{}",
-    "settings": "{}",
-    "codec": "{}",
-    "codebook_size": "K={:g}",
-    "partition": "{} shares",
-    "devices": "N={:g}",
-    "model": "{}",
-    "tokens": "T={:g}",
-    "layers": "L={:g}",
-    "hidden": "D={:g}",
-    "topology": "{}",
-    "all_gather": "{}",
-    "queue_kb": "queue {:g} KB",
-    "delay_ms": "delay {:g} ms",
-    "loss_pct": "loss {:g}%",
-    "device_profile": "{}",
-    "compute_mode": "[{}]",
-    "network": "{}",
-    "time_scale": "time x{:g}",
-}
-# One device has no links and no peers, so these do not make it another thing.
-NOT_FOR_SINGLE = frozenset(
-    {
-        *("optimizations", "codec", "settings", "codebook_size", "partition", "devices", "topology", "all_gather"),
-        *("queue_kb", "delay_ms", "loss_pct"),
-    }
-)
+FACETS: dict[str, str] = {column.name: column.label for column in LATENCY.described if column.label}
+# One device has no links and no peers, so these do not make it another variant.
+NOT_FOR_SINGLE = frozenset(LATENCY.names(lambda column: column.of_links))
 
 SIZES = ("devices", "tokens")  # axes of their own, beside bandwidth
 
 TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
 
-# Columns that every finished row has a value in, but for those that ``needed`` names.
-ALWAYS_FILLED = {
-    LATENCY: (
-        *("layers", "hidden", "model", "topology", "network", "compute_mode", "time_scale", "payload_bytes"),
-        "fidelity",
-    ),
-    FIDELITY: ("topology", "network", "ideal_ms", "fidelity"),
-    ACCURACY: ("model", "data", "metric", "bits_per_token", "compression", "examples", "change", "change_low"),
-}
 MODES = ("execute", "hold", "replay", "analytic", "")  # of computation, in the order of tables
-# What no row may hold, so that sums, ratios and axes exist: other numbers are not measurements.
-ABOVE_ZERO = frozenset({"latency_ms", "bandwidth_mbps", "speedup", "time_scale", "rate_mbps", "time_ms", "ideal_ms"})
-ANY_NUMBER = frozenset({"residual_pct", "max_abs_err"})
-LEAST, MOST = 1e-9, 1e15
-# What older rows that lack a column could only have been.
-ONLY_CHOICE = {
-    "partition": "equal",
-    "num_quantizers": 1,
-    "pre_rotation": "none",
-    "int8_tokens": 0,
-    "gradient": "straight_through",
-}
+LEAST, MOST = 1e-9, 1e15  # of bounded numbers; so sums, ratios and axes exist
 SHOWN_COLUMNS = 6  # of a file that is none of ours
-# What tells points apart, without which rows say nothing. Older rows may lack settings that were added later.
-NEEDED = {
-    LATENCY: ("method", "groups", "codebook_size", "codec", "devices", "bandwidth_mbps", "tokens"),
-    FIDELITY: ("pattern", "shaper", "devices", "rate_mbps", "size_bytes"),
-    ACCURACY: ("stage", "groups", "codebook_size", "devices", "seed", "metric"),
-}
 MEASURED = {LATENCY: "latency_ms", FIDELITY: "time_ms", ACCURACY: "value"}  # what each kind of experiment is about
 
 
@@ -111,7 +60,7 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
         raw = in_todays_words(raw)
         schema = schema_of(raw)
         missing = [name for name in schema.columns if name in needed(schema) and name not in raw.columns]
-        older = raw.assign(**{name: ONLY_CHOICE.get(name) for name in schema.columns if name not in raw.columns})
+        older = raw.assign(**{name: schema.only_choices.get(name) for name in schema.columns if name not in raw})
         rows = normalize(older, schema) if not missing else raw
     except Exception as fault:  # pandas and pyarrow let every kind through, RecursionError and KeyError among them
         reason = printable(str(fault).partition("\n")[0])
@@ -139,26 +88,27 @@ def results_file(folder: Path) -> Path | None:
 
 def needed(schema: RowSchema) -> set[str]:
     """The columns without which rows say nothing: what tells points apart, what was measured, and whether it was."""
-    return {*NEEDED[schema], MEASURED[schema], "status"}
+    return {*schema.names(lambda column: column.needed), MEASURED[schema]}
 
 
 def unwritten(rows: pd.DataFrame) -> list[str]:
     """Columns that no row of a run fills although every finished row would: those of another version, mostly."""
     schema = schema_of(rows)
     done = rows[rows["status"] == "ok"]
-    always = [name for name in ALWAYS_FILLED[schema] if done[name].replace("", None).isna().all()]
+    always = [name for name in schema.names(lambda column: column.always) if done[name].replace("", None).isna().all()]
     return always if len(done) else []
 
 
 def _check_values(rows: pd.DataFrame, path: Path) -> None:
     """ResultsError for the first value that cannot be."""
-    for name, kind in schema_of(rows).columns.items():
+    for column in schema_of(rows).described:
+        name = column.name
         if name == "compute_mode":
             wrong, allowed = ~rows[name].isin(MODES), ", ".join(filter(None, MODES))
-        elif kind in ("string", "boolean") or name in ANY_NUMBER:
+        elif column.kind in ("string", "boolean") or not column.bounded:
             continue
         else:
-            least = LEAST if name in ABOVE_ZERO else -MOST
+            least = LEAST if column.positive else -MOST
             wrong, allowed = rows[name].notna() & ~rows[name].between(least, MOST), f"{least:g} to {MOST:g}"
         for row, value in rows.loc[wrong, name].head(1).items():
             raise ResultsError(f"{path}: {name}={printable(str(value))} in row {row}; allowed: {allowed}")
@@ -213,7 +163,7 @@ def revisions(folder: Path | str) -> list[str]:
 def label(row: Mapping[Any, Any] | pd.Series, facets: Sequence[str] = ()) -> str:
     """What a row measures, in a few words: ``astra G=16``, ``sequence gather=kv int8``.
 
-    Settings that are not the standard ones, and a number format that is not, are always written; ``facets``: columns
+    Settings that are not the standard ones, and a codec that is not, are always written; ``facets``: columns
     that are too.
     """
     words = [str(row["method"])]

@@ -1,19 +1,30 @@
-"""What figures of measured points have in common: lines with the spread of repeats, and grids of small panels."""
+"""What all figures share: the backend, the style, files, captions, lines with the spread of repeats, grids of panels.
+
+Every module that draws imports this one, so the backend is chosen here and nowhere else.
+"""
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: there may be no display
+matplotlib.use("Agg")  # draws to files, so no display is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter
 
+from analysis.describe import setting, short_modes
+
+STYLE = Path(__file__).parent / "testbed.mplstyle"
+CAPTION: dict[str, Any] = {"fontsize": 8, "color": "#444444"}
 HOLLOW: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": "#444444"}
 FINE: dict[str, dict[str, Any]] = {"bars": {"elinewidth": 1, "capsize": 2}, "line": {"linewidth": 1.3}}
 USUAL: dict[str, dict[str, Any]] = {"bars": {"elinewidth": 1.2, "capsize": 3}, "line": {}}
@@ -28,9 +39,10 @@ def spread_line(
     style: dict[str, Any],
     fine: bool = False,
 ) -> None:
-    """A line through medians with bars from the lowest to the highest repeat, hollow markers where degraded.
+    """A line through medians, with bars from the lowest to the highest repeat and hollow markers where degraded.
 
-    ends: lowest and highest. style: color, marker and linestyle. fine: for small panels.
+    x, y: [n]. ends: (lowest, highest), [n] each. degraded: bool [n]. style: color, marker and linestyle. fine: thinner
+    lines, for small panels.
     """
     low, high = ends
     widths, color = FINE if fine else USUAL, style["color"]
@@ -43,7 +55,10 @@ def spread_line(
 
 
 def panels(lines: int, columns: int, width: float, legend: float) -> tuple[Figure, np.ndarray]:
-    """A figure and its grid of axes, [lines, columns], which share their scales. width, legend: inches beside each."""
+    """A figure and its axes, [lines, columns], which share their scales.
+
+    width: of a panel, in inches. legend: width of the legend to the right of the panels, in inches.
+    """
     return plt.subplots(
         lines,
         columns,
@@ -56,8 +71,50 @@ def panels(lines: int, columns: int, width: float, legend: float) -> tuple[Figur
 
 
 def label_panels(figure: Figure, handles: list[Line2D], degraded: bool, y: str, caption: str) -> None:
-    """The legend, with hollow markers if any point is degraded, what the vertical axes show, and the caption."""
+    """The legend, the label of the vertical axes and the caption.
+
+    degraded: whether any point is; then the legend explains hollow markers.
+    """
     handles = [*handles, *([Line2D([], [], **HOLLOW, label="degraded")] if degraded else [])]
     figure.legend(handles=handles, loc="outside right upper")
     figure.supylabel(y)
-    figure.supxlabel(caption, fontsize=8, color="#444444", x=0.01, ha="left")
+    caption_below(figure, caption)
+
+
+def caption_below(figure: Figure, text: str) -> None:
+    """A caption below a figure with a constrained layout."""
+    figure.supxlabel(text, **CAPTION, x=0.01, ha="left")
+
+
+def condition_caption(figure: Figure, frame: pd.DataFrame, text: str, width: int) -> None:
+    """A caption of ``text`` and the conditions of the rows, in lines of ``width`` characters."""
+    caption_below(figure, textwrap.fill(f"{text} {conditions(frame)}.".lstrip(), width))
+
+
+def conditions(frame: pd.DataFrame) -> str:
+    """Model, devices and links of the rows, then network, compute mode and time scale."""
+    return f"{setting(frame)}; {short_modes(frame)}"
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as PNG and PDF, and close it. stem: path without a suffix. Returns the files, the PNG first."""
+    _write_powers_out(figure)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for path in paths:
+        figure.savefig(path)
+    plt.close(figure)
+    return paths
+
+
+def _write_powers_out(figure: Figure) -> None:
+    """Plain numbers on logarithmic axes without labels of their own.
+
+    Matplotlib labels these axes with formulas, and a PDF then has no text to search for.
+    """
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())

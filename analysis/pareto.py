@@ -1,13 +1,9 @@
-"""Quality against latency: which variants are on the Pareto front, where both were measured of the same model."""
+"""Model quality (accuracy or perplexity) against latency: which variants of a model are on the Pareto front."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,43 +11,29 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.accuracy import TRAINED, UNCOMPRESSED
-from analysis.describe import FLOAT_BITS, better_up, judged_on, metric
-from analysis.latency import STYLE, condition_caption, save
-from analysis.panels import HOLLOW
+from analysis.describe import FLOAT_BITS, evaluated_on, metric, metric_sign
+from analysis.panels import HOLLOW, STYLE, condition_caption, save
 from analysis.points import points
 from analysis.styles import line_styles
-from analysis.text_table import DEGRADED, NOTES, TextTable, number
+from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number
 from testbed.results.schema import BASELINE
 
-SAME = [
-    "model",
-    "hidden",
-    "groups",
-    "codebook_size",
-    "num_quantizers",
-    "pre_rotation",
-    "devices",
-]  # of a latency and a quality
-# What tells apart several ways to make one variant.
-WAYS = (
-    "stage",
-    "noise",
-    "commitment",
-    "gradient",
-    "class_tokens",
-    "objective",
-    "trained_on",
-    "quantized",
+# Columns in which rows of latency and of quality must agree to be of one variant.
+SHARED = ["model", "hidden", "groups", "codebook_size", "num_quantizers", "pre_rotation", "devices"]
+# Columns in which several rows of quality of one variant differ.
+TRAINED_BY = (
+    *("stage", "noise", "commitment", "gradient", "class_tokens", "objective", "trained_on", "quantized"),
     "anchor_tokens",
 )
 
 
 def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
-    """Each variant with its latency and its quality; empty where no model has both.
+    """Each variant with its latency and its accuracy or perplexity; empty if no model has both.
 
-    latency: rows of one set of conditions; quality: rows of one accuracy experiment. Codebooks as trained, else as
-    k-means gives them. Columns: label, bandwidth_mbps, devices, latency_ms, latency_min, latency_max, value, change,
-    change_low, change_high, stage, degraded, on_front. The original is the point of one device.
+    latency: rows of a latency experiment under one set of conditions. quality: rows of an accuracy experiment.
+    Fine-tuned codebooks are taken if there are any, else codebooks from k-means. Columns: those of ``points``, and
+    value, change, change_low, change_high (see ``analysis.accuracy.results``), stage, worth (higher is better),
+    on_front (bool). The uncompressed baseline is the point of one device.
     """
     table = points(latency)
     num_quantizers = table["settings"].str.extract(r"\bnum_quantizers=(\d+)", expand=False).astype(float).fillna(1.0)
@@ -61,7 +43,7 @@ def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
         groups=0.0, codebook_size=0.0, num_quantizers=0.0, pre_rotation=""
     )
     astra = table[table["groups"] > 0]
-    both = pd.concat([single, astra]).merge(_judged(quality), on=SAME)
+    both = pd.concat([single, astra]).merge(_evaluated(quality), on=SHARED)
     both = both.assign(on_front=False)
     if not (both["groups"] > 0).any():
         return both.iloc[:0]
@@ -69,26 +51,27 @@ def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _judged(quality: pd.DataFrame) -> pd.DataFrame:
-    """Quality, mean over seeds, with the columns SAME; of several ways to make one variant, the best trained one.
+def _evaluated(quality: pd.DataFrame) -> pd.DataFrame:
+    """Value and change with the columns SHARED, mean over seeds; of several ones of a variant, the best fine-tuned one.
 
-    Tokens in int8 are judged in simulation only: no latency is of them.
+    Rows with int8 tokens are left out: they exist in simulation only, without a latency.
     """
     rows = quality[(quality["status"] == "ok") & ~(quality["int8_tokens"] > 0)]
-    coded = rows["groups"] > 0
+    compressed = rows["groups"] > 0
     rows = rows.assign(
-        num_quantizers=rows["num_quantizers"].where(coded, 0.0), pre_rotation=rows["pre_rotation"].where(coded, "")
+        num_quantizers=rows["num_quantizers"].where(compressed, 0.0),
+        pre_rotation=rows["pre_rotation"].where(compressed, ""),
     )
     rows = rows.assign(hidden=(rows["compression"] * rows["bits_per_token"] / FLOAT_BITS).round())
-    ways = [name for name in WAYS if name in rows]
-    means = rows.groupby([*SAME, *ways], dropna=False)[["value", "change", "change_low", "change_high"]].mean()
+    trained_by = [name for name in TRAINED_BY if name in rows]
+    means = rows.groupby([*SHARED, *trained_by], dropna=False)[["value", "change", "change_low", "change_high"]].mean()
     means = means.reset_index()
-    means = means.assign(adapted=means["stage"] == TRAINED, worth=means["value"] * better_up(quality))
-    return means.sort_values(["adapted", "worth"]).groupby(SAME).tail(1)
+    means = means.assign(fine_tuned=means["stage"] == TRAINED, worth=means["value"] * metric_sign(quality))
+    return means.sort_values(["fine_tuned", "worth"]).groupby(SHARED).tail(1)
 
 
 def _front(part: pd.DataFrame) -> np.ndarray:
-    """Which points no other one beats in both, bool [n]."""
+    """Which points no other point dominates, bool [n]."""
     time, worth = part["latency_ms"].to_numpy(), part["worth"].to_numpy()
     no_worse = (time[None] <= time[:, None]) & (worth[None] >= worth[:, None])
     better = (time[None] < time[:, None]) | (worth[None] > worth[:, None])
@@ -96,7 +79,7 @@ def _front(part: pd.DataFrame) -> np.ndarray:
 
 
 def trade_off_table(table: pd.DataFrame, quality: pd.DataFrame) -> TextTable:
-    """The points of ``trade_offs`` as text, the front marked."""
+    """``trade_offs`` as text, with the points on the Pareto front marked."""
     rows = [
         [
             row["label"] if row["groups"] else UNCOMPRESSED,
@@ -110,14 +93,20 @@ def trade_off_table(table: pd.DataFrame, quality: pd.DataFrame) -> TextTable:
         ]
         for _, row in table.iterrows()
     ]
-    notes = ["on the front: no other point at this bandwidth is both faster and better"]
-    notes += [NOTES[DEGRADED].partition(";")[0]] if table["degraded"].any() else []
-    columns = ["variant", "devices", "Mbps", "latency, ms", metric(quality), "change", "codebooks", "on the front"]
-    return TextTable("Latency and quality of the same model", columns, rows, notes, left=frozenset({"codebooks"}))
+    notes = ["Pareto front: no other point at this bandwidth is both faster and better"]
+    notes += [DEGRADED_NOTE] if table["degraded"].any() else []
+    columns = ["variant", "devices", "Mbps", "latency, ms", metric(quality), "change", "codebooks", "Pareto front"]
+    return TextTable(
+        f"Latency and {metric(quality)} of the same model", columns, rows, notes, left=frozenset({"codebooks"})
+    )
 
 
 def trade_off_plot(table: pd.DataFrame, latency: pd.DataFrame, quality: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """pareto.png and .pdf: quality over latency, a panel for the lowest and for the highest bandwidth."""
+    """Accuracy or perplexity over latency, a panel for the lowest and one for the highest bandwidth.
+
+    table: ``trade_offs(latency, quality)``. Writes pareto.png and pareto.pdf to ``out_dir``. Returns these files; none
+    if the table is empty.
+    """
     if table.empty:
         return []
     bandwidths = sorted({table["bandwidth_mbps"].min(), table["bandwidth_mbps"].max()})
@@ -137,7 +126,7 @@ def trade_off_plot(table: pd.DataFrame, latency: pd.DataFrame, quality: pd.DataF
             axes.plot(front["latency_ms"], front["value"], color="#888888", linewidth=1, zorder=1)
             for _, row in here.iterrows():
                 style = styles[row["label"]]
-                unit = 1.0 if better_up(quality) > 0 else row["value"] / (100 + row["change"])  # % of the original's
+                unit = 1.0 if metric_sign(quality) > 0 else row["value"] / (100 + row["change"])  # % of the baseline
                 bars = {
                     "xerr": [[row["latency_ms"] - row["latency_min"]], [row["latency_max"] - row["latency_ms"]]],
                     "yerr": [
@@ -157,6 +146,6 @@ def trade_off_plot(table: pd.DataFrame, latency: pd.DataFrame, quality: pd.DataF
         if table["degraded"].any():
             handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         figure.legend(handles=handles, loc="outside right center")
-        text = f"Quality of {judged_on(quality)}; bars: fastest to slowest repeat, 95% interval of the change."
+        text = f"{evaluated_on(quality)}; bars: fastest to slowest repeat, 95% interval of the change."
         condition_caption(figure, latency, text, 105)
         return save(figure, out_dir / "pareto")

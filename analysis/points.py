@@ -7,29 +7,12 @@ import re
 import pandas as pd
 
 from analysis.load import MODES, method_rank, with_labels
+from testbed.results.column import FIRST, MEDIAN
+from testbed.results.schema import LATENCY
 
 PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
-MEDIANS = (*PARTS, "straggler_wait_pct", "full_precision_pct")
-# Columns that are the same for all repeats of a point.
-SETTINGS = (
-    *(
-        "method",
-        "optimizations",
-        "settings",
-        "codec",
-        "groups",
-        "codebook_size",
-        "devices",
-        "partition",
-        "delay_ms",
-        "loss_pct",
-        "tokens",
-        "layers",
-        "hidden",
-    ),
-    *("model", "topology", "network", "device_profile", "compute_mode", "time_scale", "formula_bytes", "messages"),
-    *("paper_bytes", "paper_latency_ms"),
-)
+SETTINGS = LATENCY.names(lambda column: column.point == FIRST)  # the same for all repeats of a point
+MEDIANS = LATENCY.names(lambda column: column.point == MEDIAN)
 
 
 def points(frame: pd.DataFrame) -> pd.DataFrame:
@@ -90,11 +73,6 @@ def speedup_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pivot(points(frame), "speedup")
 
 
-def spread_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """(slowest - fastest repeat) / median, in percent; missing where there is one repeat only."""
-    return pivot(points(frame), "spread_pct")
-
-
 def pivot(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """One column of ``points`` as variants x bandwidths, in the order of ``points``."""
     wide = table.pivot(index="label", columns="bandwidth_mbps", values=column)
@@ -132,13 +110,13 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def shares_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What unequal devices do with equal shares and with shares by their speeds, side by side.
+def partition_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Heterogeneous devices with partition=equal and partition=speed, side by side.
 
-    One row per (label, bandwidth_mbps) measured with both, label without the shares; the other columns of ``points``
-    twice, with _equal and _speed at their end. Empty if the frame has shares of one kind.
+    One row per (label, bandwidth_mbps) measured with both, label without the partition; the other columns of ``points``
+    twice, with _equal and _speed at their end. Empty if the frame has one partition only.
     """
-    equal, speed = (frame[frame["partition"] == shares] for shares in ("equal", "speed"))
+    equal, speed = (frame[frame["partition"] == partition] for partition in ("equal", "speed"))
     if equal.empty or speed.empty:
         return pd.DataFrame()
     return points(equal).merge(points(speed), on=["label", "bandwidth_mbps"], suffixes=("_equal", "_speed"))

@@ -1,4 +1,4 @@
-"""The runs that a report is about: their rows, their manifests, and what is to be known before they are trusted."""
+"""The runs of a report: their rows, their manifests, and notes about rows that are missing or unusual."""
 
 from __future__ import annotations
 
@@ -24,20 +24,18 @@ from analysis.load import (
 )
 from testbed.results.schema import BASELINE, LATENCY, SAME_CONDITIONS, RowSchema
 
-SET_ASIDE = re.compile(r"-\d{8}T\d{6}\.\d+Z$")  # what resume=false moved out of the way
-# What makes two latencies the same thing measured twice, or two points of one curve.
+SET_ASIDE = re.compile(r"-\d{8}T\d{6}\.\d+Z$")  # names of folders that resume=false moved away
+# Columns in which latencies must agree to be repeats of one point or points of one curve.
 CONDITIONS = (
     *("network", "compute_mode", "device_profile", "time_scale", "model", "layers", "hidden", "tokens", "topology"),
     *("delay_ms", "loss_pct"),
 )
-
-
-CHOSEN = 0.0  # in place of a time scale: there is another one for each point
+CHOSEN = 0.0  # stands for time scales that a run chose for each point
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One results folder. entries: of its manifest, oldest first. notes: what a reader must know of its rows."""
+    """A results folder. frame: its rows. entries: of its manifest, oldest first. notes: sentences about its rows."""
 
     folder: Path
     frame: pd.DataFrame
@@ -46,64 +44,67 @@ class Run:
 
     @property
     def schema(self) -> RowSchema:
-        """The kind of its rows."""
+        """The schema of its rows."""
         return schema_of(self.frame)
 
     @property
     def experiment(self) -> str:
-        """What the run called itself."""
+        """The name of the experiment."""
         return joined(self.frame, "experiment") or "results"
 
     @property
     def started(self) -> str:
-        """When its last measurements began, as the manifest says; "" if it does not."""
+        """When its last measurements began, in ISO 8601, from the manifest; "" if it does not say."""
         return max((fact(entry, "started") for entry in self.entries), default="")
 
 
 def read_run(folder: Path | str) -> Run:
-    """A results folder with what is to be said about it. Raises ResultsError as ``load_rows`` does."""
+    """A results folder with notes about its rows. Raises ResultsError as ``load_rows`` does."""
     frame = load_rows(folder)
     notes = []
     if missing := unwritten(frame):
-        notes.append(f"no row has {', '.join(missing)}: written by another version; what they would show is left out")
+        notes.append(
+            f"no row has {', '.join(missing)}: another version of the testbed wrote these rows; results that need "
+            "these columns are left out"
+        )
     measured = MEASURED[schema_of(frame)]
     if blank := int(((frame["status"] == "ok") & frame[measured].isna()).sum()):
-        notes.append(f"{blank} of {len(frame)} rows have no {measured} that is a number, and are left out")
+        notes.append(f"{blank} of {len(frame)} rows are left out: their {measured} is not a number")
     if schema_of(frame) is LATENCY:
         frame, more = _checked(frame)
         notes += more
     lost = int((frame["status"] != "ok").sum())
     if lost == len(frame):
-        notes.append("no point has a result; what went wrong is in the table of points without a result")
+        notes.append("no point has a result; the table of points without a result shows the errors")
     return Run(Path(folder), frame, manifest_runs(folder), notes)
 
 
 def _checked(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of latencies, with speed-ups of like against like only, and what is to be said of them."""
+    """Latency rows with speed-ups over ``single`` of the same network only, and notes about them."""
     notes = []
     measured = frame[frame["compute_mode"] != "analytic"]
     if measured.groupby(["compute_mode", "time_scale"])["network"].nunique().gt(1).any():
         frame = _speedup_within_networks(frame)
         networks = " and ".join(values(measured, "network"))
         notes.append(
-            f"rows of several networks in one file ({networks}): they are labeled apart, and each is compared with "
-            f"{BASELINE} of its own network only"
+            f"the file has rows of several networks ({networks}): labels name the network, and speed-ups are over "
+            f"{BASELINE} of the same network"
         )
     if not (frame["method"] == BASELINE).any():
-        notes.append(f"no rows of {BASELINE}: no speed-up can be shown; run it too, with methods=[{BASELINE},...]")
+        notes.append(f"no rows of {BASELINE}, so there is no speed-up; run it too, with methods=[{BASELINE},...]")
     elif frame.loc[frame["status"] == "ok", "speedup"].isna().any():
-        notes.append(f"some points have no finished point of {BASELINE} beside them, and so no speed-up")
+        notes.append(f"some points have no speed-up, because {BASELINE} has no result under their conditions")
     there = with_labels(frame)[["label", "bandwidth_mbps"]].dropna().drop_duplicates()
     every = there["label"].nunique() * there["bandwidth_mbps"].nunique()
     if gaps := every - len(there):
         notes.append(
-            f"{gaps} of {every} points of the grid have no rows: the run was ended early; the same command goes on"
+            f"{gaps} of {every} points of the grid have no rows: the run ended early; the same command continues it"
         )
     return frame, notes
 
 
 def _speedup_within_networks(frame: pd.DataFrame) -> pd.DataFrame:
-    """``testbed.results.schema.with_speedup``, the network being one of the conditions that must agree."""
+    """As ``testbed.results.schema.with_speedup``, but the network must agree too."""
     same = [*SAME_CONDITIONS, "network"]
     ok = frame["status"] == "ok"
     baseline = frame[ok & (frame["method"] == BASELINE)].groupby(same)["latency_ms"].median().rename("baseline_ms")
@@ -112,9 +113,9 @@ def _speedup_within_networks(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
-    """The runs in these folders and below them, in the order in which they were measured, and why some cannot be read.
+    """Runs in these folders and below them, in the order of measurement, and a line for each folder without any.
 
-    Below a folder, runs that were set aside by resume=false are left out. Raises ResultsError if nothing can be read.
+    Runs that resume=false moved away are left out, unless they are named. Raises ResultsError if no run can be read.
     """
     folders: dict[Path, Path] = {}
     problems = []
@@ -141,21 +142,21 @@ def _below(path: Path) -> list[Path]:
 
 
 def of_kind(runs: list[Run], schema: RowSchema) -> list[Run]:
-    """The runs with rows of one kind."""
+    """The runs whose rows have this schema."""
     return [run for run in runs if run.schema is schema]
 
 
 def alike(runs: list[Run], over: str = "") -> list[pd.DataFrame]:
-    """Latency rows of all runs, one frame for each set of CONDITIONS; points of several runs are of the latest.
+    """Latency rows of all runs, one frame for each set of CONDITIONS.
 
-    over: a condition in which the rows of a frame may differ. Rows of a run that chose a time scale for each point are
-    one set.
+    A point that several runs measured is taken from the latest one. over: a condition in which rows of a frame may
+    differ. Rows of a run that chose a time scale for each point are one set.
     """
     frames = [run.frame.assign(run=number) for number, run in enumerate(of_kind(runs, LATENCY))]
     if not frames:
         return []
     rows = pd.concat(frames, ignore_index=True)
-    # Points that failed early lack settings; they are no conditions of their own.
+    # Points that failed early lack settings, and must not form sets of their own.
     rows = rows[rows["status"] == "ok"]
     scales = rows.groupby(["run", "compute_mode"], dropna=False)["time_scale"]
     rows = rows.assign(pace=scales.transform("max").where(scales.transform("nunique") < 2, CHOSEN))

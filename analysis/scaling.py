@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no display
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,38 +13,42 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.describe import is_analytic, statistic
-from analysis.latency import STYLE, condition_caption, save
-from analysis.panels import HOLLOW, spread_line
+from analysis.panels import HOLLOW, STYLE, condition_caption, save, spread_line
 from analysis.points import points
 from analysis.styles import line_styles
 from analysis.text_table import DEGRADED, TextTable, number
 from testbed.results.schema import BASELINE
 
-MOST_LINES = 12  # in one panel; if there are more variants, each method has a line of panels
+MAX_LINES = 12  # in a panel; if there are more variants, each method has a row of panels
 IDEAL: dict[str, Any] = {"color": "#444444", "linewidth": 1, "linestyle": (0, (6, 3))}
 
 
 def parallel_points(frame: pd.DataFrame) -> pd.DataFrame:
-    """The points of ``tables.points`` that several devices measured and that have a speed-up."""
+    """The rows of ``analysis.points.points`` on several devices that have a speed-up and a bandwidth."""
     table = points(frame)
     return table[(table["method"] != BASELINE) & (table["speedup"] > 0) & (table["bandwidth_mbps"] > 0)]
 
 
 def devices_plot(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Speed-up against the number of devices; dashed: as many times as fast as there are devices.
+    """Speed-up over one device against the number of devices; a dashed line is linear speed-up.
 
-    Rows of one number of tokens. Returns the files: none for fewer than two numbers of devices.
+    frame: rows of one number of tokens. Panels are for the lowest, a middle and the highest bandwidth. Writes
+    devices.png and devices.pdf to ``out_dir``. Returns these files; none for fewer than two numbers of devices.
     """
-    return _plot(frame, "devices", out_dir, ideal="N times on N devices")
+    return _plot(frame, "devices", out_dir, ideal="linear speed-up")
 
 
 def tokens_plot(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Speed-up against the number of tokens, of rows of one number of devices; no files for one of tokens."""
+    """Speed-up over one device against the number of tokens.
+
+    frame: rows of one number of devices. Panels are for the lowest, a middle and the highest bandwidth. Writes
+    tokens.png and tokens.pdf to ``out_dir``. Returns these files; none for fewer than two numbers of tokens.
+    """
     return _plot(frame, "tokens", out_dir)
 
 
 def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> list[Path]:
-    """Speed-up against a column, which names the file; panels for the lowest, a middle and the highest bandwidth."""
+    """Speed-up against the column ``axis``, which also names the file. ideal: label of a dashed line y = x."""
     table = parallel_points(frame)
     counts = sorted(table[axis].unique())
     if len(counts) < 2:
@@ -56,7 +56,7 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
     bandwidths = sorted(table["bandwidth_mbps"].unique())
     shown = sorted({bandwidths[0], bandwidths[len(bandwidths) // 2], bandwidths[-1]})
     styles = line_styles(table.assign(label=table["variant"]))
-    crowded = table["variant"].nunique() > MOST_LINES
+    crowded = table["variant"].nunique() > MAX_LINES
     lines = [rows for _, rows in table.groupby("method", sort=False)] if crowded else [table]
     with plt.style.context(STYLE):
         size = (3.3 * len(shown) + 1.9, 1.9 * len(lines) + 1.2 if crowded else 4.2)
@@ -75,7 +75,7 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
         for axes, bandwidth in zip(grid[0], shown, strict=True):
             axes.set_title(f"{bandwidth:g} Mbps")
         for axes in grid[-1]:
-            axes.set_xlabel(axis)
+            axes.set_xlabel(f"number of {axis}")
         figure.supylabel("speed-up over one device")
         handles = [Line2D([], [], **IDEAL, label=ideal)] if ideal else []
         handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
@@ -88,7 +88,7 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
 
 
 def _scales(axes: Axes, counts: Sequence[float], labels: Sequence[float]) -> None:
-    """Both logarithmic, with plain numbers: the counts that were measured, and ``labels`` times powers of 10."""
+    """Logarithmic axes with plain numbers. counts: ticks of the x axis. labels: ticks of the y axis, times 10^n."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(counts, [f"{count:g}" for count in counts])
@@ -99,7 +99,7 @@ def _scales(axes: Axes, counts: Sequence[float], labels: Sequence[float]) -> Non
 
 
 def _lines(axes: Axes, axis: str, table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    """One for each variant."""
+    """One line for each variant."""
     columns = (axis, "speedup", "speedup_min", "speedup_max", "degraded")
     for variant, rows in table.sort_values(axis).groupby("variant", sort=False):
         x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
@@ -107,7 +107,10 @@ def _lines(axes: Axes, axis: str, table: pd.DataFrame, styles: dict[str, dict[st
 
 
 def tokens_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """Latency and speed-up, a column for each number of tokens; none for fewer than two of them."""
+    """Latency in ms and, if the rows have any, speed-up; a column for each number of tokens.
+
+    No tables for fewer than two numbers of tokens.
+    """
     table = points(frame)
     counts = sorted(table["tokens"].dropna().unique())
     if len(counts) < 2:

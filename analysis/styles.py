@@ -1,8 +1,8 @@
-"""Colors, markers and line styles: the same method looks the same in every figure, in color and in gray.
+"""Colors, markers and line styles: a method looks the same in every figure, in color and in gray.
 
-Colors are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which can be told apart with any color
-vision, and darker ones of the same hue for methods that are kin (megatron_sp to tensor, galaxy and sequence, ring and
-block): their markers differ too.
+The colors are Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which people with any color vision can
+distinguish. Related methods have a darker color of the same hue and another marker (megatron_sp and tensor, galaxy and
+sequence, ring and block).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-# Color, marker, and which of _DASHES a method's first variant has; the next variants take the next ones.
+# Color, marker, and the index in _DASHES of a method's first variant; the next variants have the next dashes.
 _METHODS: dict[str, tuple[str, str, int]] = {
     "single": ("#000000", "x", 0),
     "tensor": ("#D55E00", "s", 3),
@@ -25,10 +25,10 @@ _METHODS: dict[str, tuple[str, str, int]] = {
 }
 _OTHER = ("#666666", "P", 0)
 _FURTHER = ("1", "2", "3", "4")  # markers of a method's fifth and later variants, four of each
-# astra's variants, from few groups to many: dark to light blue, so that the order shows in gray too.
+# Variants of astra, from few groups to many: dark to light blue, so that the order is visible in gray too.
 _BLUES, _ASTRA_MARKERS = ("#003F72", "#0072B2", "#56B4E9", "#8CC9EE"), ("o", "^", "d", "X", "s", "v", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1, 1.5)))
-# Where variants of a method differ by their number format only, each format has its dash, the same in every method.
+# If variants of a method differ in their codec only, each codec has its dash, the same one in every method.
 _CODEC_DASHES: dict[str, Any] = dict(zip(("fp32", "int8", "int4", "fp16"), _DASHES, strict=True))
 _CODEC_DASHES["topk"] = (0, (5, 1.5, 1, 1.5, 1, 1.5))
 
@@ -39,15 +39,16 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "wire_ms": ("wire", "#E69F00", "///"),
     "wait_ms": ("wait for others", "#F0E442", "..."),
     "decode_ms": ("decode", "#009E73", "\\\\\\"),
-    "other_ms": ("not accounted for", "#DDDDDD", ""),
+    "other_ms": ("other", "#DDDDDD", ""),
 }
 
 
 def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of a line for each label of ``points``, distinct for up to twenty variants of a method.
+    """label -> color, marker and linestyle. table: ``points``.
 
-    astra's have a color and a marker for each number of groups, where there are several, and a dash for each variant
-    of it; with one number of groups up to 28 variants differ, and up to seven by their markers alone.
+    Up to 20 variants of a method differ. Variants of astra have a color and a marker for each number of groups, and a
+    dash for each variant with this number. With one number of groups, up to 28 variants differ, and the first seven
+    have markers of their own.
     """
     styles: dict[str, dict[str, Any]] = {}
     for method, rows in table.groupby("method", sort=False):

@@ -1,4 +1,4 @@
-"""Points as text: what the terminal and tables.md both show. A cell never hides that a point is degraded or failed."""
+"""A table of strings and its renderings in Markdown and LaTeX, and how numbers are written in its cells."""
 
 from __future__ import annotations
 
@@ -7,22 +7,12 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis.describe import MODEL, is_analytic, statistic
-from analysis.paper.latency import paper_comparison
-from analysis.points import mode_table, points, unfinished
+DEGRADED = "~"  # mark beside a number
+DEGRADED_NOTE = f"{DEGRADED} degraded fidelity: do not rely on this number"
 
-DEGRADED = "~"
-NOTES = {
-    DEGRADED: "~ degraded fidelity: not a number to rely on; reasons below",
-    "failed": "failed: the point has no result; errors below",
-    "skipped": "skipped: the point does not exist for this method; reason below",
-    "no": "verified no: outputs were not compared with the reference in this run",
-    "one": "spread -: one repeat only, so nothing is known of the spread",
-}
-
-WRAP = 40  # characters: longer text wraps in LaTeX ...
-WRAPPED = r">{\raggedright\arraybackslash}p{52mm}"  # ... in a column of this kind
-PAGE_LINES = 35  # of a table's rows; more may not fit on a page
+WRAP_CHARS = 40  # longer text wraps in LaTeX ...
+WRAPPED_COLUMN = r">{\raggedright\arraybackslash}p{52mm}"  # ... in a column of this kind
+PAGE_LINES = 35  # a table with more lines may not fit on a page
 LATEX_PACKAGES = {"booktabs": "", "longtable": "", "array": "", "fontenc": "T1"}  # -> options; T1 has a < and a >
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -30,7 +20,11 @@ LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textba
 
 @dataclass
 class TextTable:
-    """A table of strings; the first column is text, the others are right-aligned unless named in ``left``."""
+    """A table of strings.
+
+    title: written above it. columns: the headings. rows: one cell for each column. notes: lines below the table. left:
+    the columns that are aligned to the left, beside the first one; all others hold numbers, aligned to the right.
+    """
 
     title: str
     columns: list[str]
@@ -39,7 +33,7 @@ class TextTable:
     left: frozenset[str] = frozenset()
 
     def markdown(self, level: int = 2) -> str:
-        """The table in Markdown, with its title as a heading of this level."""
+        """The table in Markdown. level: of the heading with its title."""
 
         def line(cells: list[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
@@ -51,13 +45,13 @@ class TextTable:
         return f"{'#' * level} {self.title}\n\n{body}\n{notes}\n"
 
     def latex(self) -> str:
-        """The table in LaTeX, for LATEX_PACKAGES; long text wraps, and what is longer than a page goes on."""
+        """The table in LaTeX, for LATEX_PACKAGES. Long text wraps; a table longer than a page becomes a longtable."""
         frame = pd.DataFrame(self.rows, columns=pd.Index(map(_latex, self.columns))).map(_latex)
-        wide = {name for name in self.left if max(map(len, self._column(name)), default=0) > WRAP}
+        wide = {name for name in self.left if max(map(len, self._column(name)), default=0) > WRAP_CHARS}
         text_columns = {self.columns[0], *self.left}
-        kinds = [WRAPPED if name in wide else "l" if name in text_columns else "r" for name in self.columns]
+        kinds = [WRAPPED_COLUMN if name in wide else "l" if name in text_columns else "r" for name in self.columns]
         notes = "".join(f"\\par {_latex(note)}\n" for note in self.notes)
-        whole = sum(math.ceil(max(map(len, row)) / WRAP) for row in self.rows) <= PAGE_LINES
+        whole = sum(math.ceil(max(map(len, row)) / WRAP_CHARS) for row in self.rows) <= PAGE_LINES
         body = frame.style.hide(axis="index").to_latex(
             hrules=True,
             column_format="".join(kinds),
@@ -81,7 +75,7 @@ def _latex(text: str) -> str:
 
 
 def number(value: float, unit: str = "") -> str:
-    """At least three significant digits, without exponents: 45,230 / 132.6 / 2.64 / 0.00770; missing: -."""
+    """At least three significant digits, without exponents: 45,230 / 132.6 / 2.64 / 0.00770. A missing value: -."""
     if pd.isna(value):
         return "-"
     size = abs(value)
@@ -91,126 +85,11 @@ def number(value: float, unit: str = "") -> str:
     return f"{value:,.{min(decimals, 6)}f}{unit}"
 
 
+def percent(value: float) -> str:
+    """``3.1%``. A missing value: -."""
+    return "-" if pd.isna(value) else f"{value:.1f}%"
+
+
 def signed_pct(value: float) -> str:
-    """``+3.1%``; missing: -."""
+    """``+3.1%``. A missing value: -."""
     return "-" if pd.isna(value) else f"{value:+.1f}%"
-
-
-def grids(frame: pd.DataFrame) -> list[TextTable]:
-    """Latency and, where there is any, speed-up of each method at each bandwidth; modes side by side if several."""
-    measured = points(frame)
-    tables = [mode_comparison(frame), _grid(f"Latency (ms, {statistic(frame)})", measured, frame, "latency_ms")]
-    if measured["speedup"].notna().any():
-        how = f", {MODEL}" if is_analytic(frame) else ""
-        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup"))
-    return [table for table in tables if table.rows]
-
-
-def troubles(frame: pd.DataFrame) -> list[TextTable]:
-    """Points that are degraded or have no result, with the reasons."""
-    return [table for table in (_degraded(frame), _unfinished(frame)) if table.rows]
-
-
-def _grid(title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str) -> TextTable:
-    lost = unfinished(frame)
-    cells = {_place(row): str(row["status"]) for _, row in lost.iterrows()}
-    for _, row in measured.iterrows():  # a point with some good repeats is not lost
-        cells[_place(row)] = number(row[column]) + (DEGRADED if row["degraded"] else "")
-    bandwidths = sorted({bandwidth for _, bandwidth in cells if bandwidth}) or [0.0]
-    rows = []
-    for label in pd.concat([measured["label"], lost["label"]]).drop_duplicates():
-        about = _about(measured[measured["label"] == label])
-        rows.append([label, *(cells.get((label, bandwidth), "-") for bandwidth in bandwidths), *about])
-    columns = ["method", *(_mbps(bandwidth) for bandwidth in bandwidths), "spread", "repeats", "verified"]
-    return TextTable(title, columns, rows, _notes(cells, rows))
-
-
-def _place(row: pd.Series) -> tuple[str, float]:
-    """Where a point stands in a grid; bandwidth 0 where it has none."""
-    return str(row["label"]), 0.0 if pd.isna(row["bandwidth_mbps"]) else float(row["bandwidth_mbps"])
-
-
-def _notes(cells: dict[tuple[str, float], str], rows: list[list[str]]) -> list[str]:
-    """Explanations of the marks that a grid really has."""
-    used = {text for text in cells.values() if text in NOTES}
-    used |= {DEGRADED} if any(text.endswith(DEGRADED) for text in cells.values()) else set()
-    used |= {"no"} if any(row[-1] == "no" for row in rows) else set()
-    used |= {"one"} if any(row[-3] == "-" and row[-2] not in ("0", "-") for row in rows) else set()
-    return [text for mark, text in NOTES.items() if mark in used]
-
-
-def _about(rows: pd.DataFrame) -> list[str]:
-    """Worst spread, repeats (fewest to most) and whether every repeat was verified, for one label."""
-    if rows.empty:
-        return ["-", "0", "-"]
-    if is_analytic(rows):
-        return ["-", "-", "model"]
-    worst = rows["spread_pct"].max()
-    low, high = int(rows["repeats"].min()), int(rows["repeats"].max())
-    return [
-        "-" if pd.isna(worst) else f"{worst:.1f}%",
-        f"{low}" if low == high else f"{low}-{high}",
-        "yes" if rows["verified"].all() else "no",
-    ]
-
-
-def mode_comparison(frame: pd.DataFrame) -> TextTable:
-    """The same points in each compute mode; no rows if there is one mode only."""
-    table = mode_table(frame)
-    rows = []
-    for (label, bandwidth), values in table.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
-        cells = [signed_pct(value) if " vs " in str(name) else number(value) for name, value in values.items()]
-        rows.append([str(label), f"{bandwidth:g}", *cells])
-    columns = ["method", "Mbps", *map(str, table.columns)]
-    return TextTable("Compute modes compared (ms, median over repeats)", columns, rows)
-
-
-def paper_ratios(frame: pd.DataFrame) -> TextTable:
-    """The speed-ups that the paper reports, for the points of these rows that are in its setting."""
-    rows = [
-        [
-            point["figure"],
-            f"{point['bandwidth_mbps']:g}",
-            number(point["paper"], "x"),
-            number(point["ours"], "x"),
-            signed_pct(point["difference_pct"]),
-            "-" if pd.isna(point["spread_pct"]) else f"{point['spread_pct']:.1f}%",
-            point["why"],
-        ]
-        for _, point in paper_comparison(frame).iterrows()
-    ]
-    columns = ["speed-up", "Mbps", "paper", "ours", "difference", "our spread", "conditions that differ"]
-    return TextTable("The paper's reported figures beside ours", columns, rows, left=frozenset({columns[-1]}))
-
-
-def _degraded(frame: pd.DataFrame) -> TextTable:
-    rows = [
-        [
-            point["label"],
-            f"{point['bandwidth_mbps']:g}",
-            f"{point['degraded_repeats']} of {point['repeats']}",
-            signed_pct(point["residual_pct"]),
-            point["fidelity_note"],
-        ]
-        for _, point in points(frame).query("degraded").iterrows()
-    ]
-    columns = ["method", "Mbps", "repeats", "against the cost model", "why (first such repeat)"]
-    return TextTable("Points with degraded fidelity", columns, rows, left=frozenset({columns[0], columns[-1]}))
-
-
-def _unfinished(frame: pd.DataFrame) -> TextTable:
-    rows = [
-        [
-            row["label"],
-            "-" if pd.isna(row["bandwidth_mbps"]) else f"{row['bandwidth_mbps']:g}",
-            row["status"],
-            row["error"],
-        ]
-        for _, row in unfinished(frame).iterrows()
-    ]
-    columns = ["method", "Mbps", "status", "error"]
-    return TextTable("Points without a result", columns, rows, left=frozenset(columns))
-
-
-def _mbps(bandwidth: float) -> str:
-    return f"{bandwidth:g} Mbps" if bandwidth else "any bandwidth"

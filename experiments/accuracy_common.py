@@ -1,8 +1,8 @@
-"""What the quality experiments share: variants, stages, trained models in a cache, and rows with intervals.
+"""What the accuracy experiments share: variants, stages, trained models in a cache, and result rows with intervals.
 
-Every variant is compared with the uncompressed model on the same examples, so that a change has an interval of its own.
-Trained models are kept in the cache under a hash of all that they depend on, so that experiments share them and a run
-that was ended goes on in the middle of a training. What is reported is the test part, which no decision has seen.
+Every variant is compared with the uncompressed baseline on the same examples, so that the change has its own interval.
+Trained models are cached under a hash of everything that they depend on. Experiments therefore share them, and an
+interrupted run resumes in the middle of a training. Results are of the test part, which no decision depends on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
 from experiments.measurement.manifest import Manifest, print_completed
-from experiments.measurement.vit_inputs import CACHE
+from experiments.measurement.model_inputs import CACHE
+from testbed.astra.codebook_spec import CodebookSpec
+from testbed.astra.int8_tokens import int8_bits
 from testbed.astra.opq import PreRotation
 from testbed.astra.training.ema_quantizer import Gradient, VqSettings
 from testbed.astra.training.evaluation import Examples
@@ -23,8 +25,10 @@ from testbed.astra.training.objective import Objective
 from testbed.astra.training.settings import TrainingSettings
 from testbed.astra.training.train import train
 from testbed.astra.training.vit import Student
+from testbed.comm.group import even_shares
 from testbed.config.schema import DEVICES, QualityConfig, Training
 from testbed.errors import ConfigError, TestbedError
+from testbed.models.shape import ModelShape
 from testbed.progress import console
 from testbed.results.provenance import short_hash
 from testbed.results.run_folder import RunFolder
@@ -33,11 +37,12 @@ from testbed.results.schema import ACCURACY
 UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
 DISTILL = Objective(labels=0.0, logits=1.0, states=1.0)
 FLOAT_BITS = 32
-# Keys of the configuration where they are not named as the variant's field.
+# keys of the configuration that are not named as the variant's field
 AXES = {"codebook_size": "codebook_sizes", "noise": "noises", "commitment": "commitments", "gradient": "gradients"}
 AXES |= {"objective": "objectives", "pre_rotation": "pre_rotations", "seed": "seeds"}
-# What k-means does not depend on.
-OF_TRAINING = frozenset({"noise", "commitment", "gradient", "objective", "trained_on"})
+# fields on which k-means codebooks do not depend
+TRAINING_FIELDS = frozenset({"noise", "commitment", "gradient", "objective", "trained_on"})
+# a variant's columns in rows to which they do not apply
 BLANK = {
     "groups": 0,
     "codebook_size": 0,
@@ -52,7 +57,7 @@ BLANK |= {"pre_rotation": "", "commitment": 0.0, "gradient": "", "class_tokens":
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compress and to adapt, with one seed; each kind of model has fields of its own besides."""
+    """One way to compress and to fine-tune, with one seed. Each kind of model adds fields of its own."""
 
     groups: int
     codebook_size: int
@@ -68,18 +73,23 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """All settings, for progress messages."""
         return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
 
     @property
+    def codebook_spec(self) -> CodebookSpec:
+        """The codebooks that it needs."""
+        return CodebookSpec(self.groups, self.codebook_size, self.num_quantizers, self.pre_rotation)
+
+    @property
     def vq(self) -> VqSettings:
-        """Of the codebooks."""
+        """How its codebooks are trained."""
         return VqSettings(noise=self.noise, num_quantizers=self.num_quantizers, gradient=cast(Gradient, self.gradient))
 
     def settings(self, training: Training) -> TrainingSettings:
-        """Of the adaptation."""
+        """The settings of its fine-tuning."""
         found = re.fullmatch(DEVICES, self.trained_on)
-        assert found is not None  # the schema's rule
+        assert found is not None  # the schema has checked it
         first, last = found.groups()
         weights = DISTILL if self.objective == "distill" else Objective()
         return TrainingSettings(
@@ -96,20 +106,19 @@ V = TypeVar("V", bound=Variant)
 
 @dataclass(frozen=True)
 class Subject:
-    """What all rows of a run say alike. tokens: of one example. hidden: width of the embeddings."""
+    """What all rows of a run have in common. shape: of the model and one example."""
 
     model: str
     data: str
     metric: str
-    tokens: int
-    hidden: int
+    shape: ModelShape
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A quality, and its change against the original on the same examples, with 95% intervals.
+    """A quality and its change against the uncompressed baseline on the same examples, with 95% intervals.
 
-    unit, change_unit: for people, as ``"% right"`` and ``" points"``.
+    unit, change_unit: for progress messages, such as ``"% correct"`` and ``" points"``.
     """
 
     examples: int
@@ -124,21 +133,21 @@ class Measured:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """As rows have them."""
+        """The columns of a row."""
         return {key: value for key, value in asdict(self).items() if not key.endswith("unit")}
 
     @property
     def text(self) -> str:
-        """For people."""
+        """For progress messages."""
         change = f"{self.change:+.2f} [{self.change_low:+.2f}, {self.change_high:+.2f}]{self.change_unit}"
         return f"{self.value:.2f}{self.unit}, {change}"
 
 
 class AccuracyBench(ABC, Generic[V]):
-    """A model under test: knows which rows a variant has, and how to get them."""
+    """A model under test, with the rows that each variant has and how they are measured."""
 
     def __init__(self, config: QualityConfig, folder: RunFolder, subject: Subject, corpora: Sequence[str] = ("",)):
-        """corpora: what the model is judged on; "" where that is the test part of the data.
+        """corpora: texts on which the model is evaluated; "" for the test part of the data.
 
         Raises ConfigError for numbers of devices that exceed the tokens.
         """
@@ -147,44 +156,47 @@ class AccuracyBench(ABC, Generic[V]):
         self.completed = folder.completed(config.retry_failed)
         trained_on = [max(map(int, text.split("-"))) for text in config.trained_on]
         for key, counts in (("devices", config.devices), ("trained_on", trained_on)):
-            if max(counts) > subject.tokens:
-                raise ConfigError(key, max(counts), f"must be at most {subject.tokens}, the tokens of an example")
+            if max(counts) > subject.shape.tokens:
+                raise ConfigError(key, max(counts), f"must be at most {subject.shape.tokens}, the tokens of an example")
 
     @abstractmethod
     def measure(self, variant: V) -> None:
-        """Judge one variant in all stages; rows are written as soon as they are known."""
+        """Evaluate one variant in all stages; each row is written as soon as it is measured."""
 
-    @abstractmethod
     def bits(self, variant: V, devices: int) -> float:
-        """Bits of a token and layer on the wire."""
+        """Bits per token and layer on the wire."""
+        spec, shape = variant.codebook_spec, self.subject.shape
+        codes = spec.bits_per_token(shape.tokens)
+        return codes + int8_bits(variant.int8_tokens, spec.width(shape), even_shares(shape.tokens, devices))
 
     def missing(self, variant: V) -> dict[tuple[Any, ...], dict[str, Any]]:
-        """Key -> what is known before, of those of a variant's rows that are not completed."""
+        """The variant's rows that are not completed, by key, with the columns that are known before measurement."""
         points = [(UNCOMPRESSED, 1), *itertools.product(self.stages, self.devices)]
         rows = [self.row(stage, variant, n, corpus) for stage, n in points for corpus in self.corpora]
         return {key: row for row in rows if (key := ACCURACY.key(row)) not in self.completed}
 
     def row(self, stage: str, variant: V | None, devices: int, corpus: str = "") -> dict[str, Any]:
-        """The columns that are known before anything is measured. What a stage does not depend on is left out of it."""
-        settings, bits = BLANK | {"seed": self.seed}, float(FLOAT_BITS * self.subject.hidden)
+        """The columns that are known before measurement. Settings on which the stage does not depend are blank."""
+        uncompressed_bits = float(FLOAT_BITS * self.subject.shape.hidden)
+        settings, bits = BLANK | {"seed": self.seed}, uncompressed_bits
         if variant is not None and stage != UNCOMPRESSED:
-            left_out = OF_TRAINING if stage == KMEANS else ()
-            settings |= {key: value for key, value in asdict(variant).items() if key not in left_out}
+            omitted = TRAINING_FIELDS if stage == KMEANS else ()
+            settings |= {key: value for key, value in asdict(variant).items() if key not in omitted}
             bits = self.bits(variant, devices)
         return settings | {
             "model": self.subject.model,
             "data": self.subject.data,
             "corpus": corpus,
-            "tokens": self.subject.tokens,
+            "tokens": self.subject.shape.tokens,
             "metric": self.subject.metric,
             "stage": stage,
             "bits_per_token": bits,
-            "compression": FLOAT_BITS * self.subject.hidden / bits,
+            "compression": uncompressed_bits / bits,
             "devices": devices,
         }
 
     def write(self, row: dict[str, Any], measured: Measured, cost: dict[str, Any]) -> None:
-        """One row, unless it is completed. cost: of the training, as ``adapted`` returns it."""
+        """Write one row, unless it is completed. cost: of the training, as ``fine_tune`` returns it."""
         if ACCURACY.key(row) in self.completed:
             return
         spent = {
@@ -205,7 +217,7 @@ def variants(kind: type[V], config: QualityConfig) -> list[V]:
 
 
 def measure_all(bench: AccuracyBench[V], candidates: list[V], config: QualityConfig) -> int:
-    """Judge what is not completed yet, row by row. Returns the number of variants that failed."""
+    """Evaluate what is not completed, row by row. Returns the number of variants that failed."""
     todo = [variant for variant in candidates if bench.missing(variant)]
     print_completed(bench.folder, config, len(set().union(*map(bench.missing, todo))))
     if not todo:
@@ -213,7 +225,7 @@ def measure_all(bench: AccuracyBench[V], candidates: list[V], config: QualityCon
     Manifest(bench.folder, config)
     failed = 0
     for number, variant in enumerate(todo, 1):
-        if not bench.missing(variant):  # judged with an earlier one that differs in training only
+        if not bench.missing(variant):  # an earlier variant that differs in training only had the same rows
             continue
         console().print(f"[{number}/{len(todo)}] {variant.label}", soft_wrap=True)
         try:
@@ -227,7 +239,7 @@ def measure_all(bench: AccuracyBench[V], candidates: list[V], config: QualityCon
     return failed
 
 
-def adapted(
+def fine_tune(
     student: Student,
     examples: Examples,
     validation: Examples,
@@ -235,9 +247,9 @@ def adapted(
     recipe: dict[str, Any],
     teacher: Student | None = None,
 ) -> dict[str, Any]:
-    """Train in place, or take the model of this recipe from the cache; returns what it cost. Models end on the CPU."""
-    cost = train(student, examples, validation, settings, CACHE / "training" / short_hash(recipe), teacher)
+    """Train in place, or load the model of this recipe from the cache; returns the cost. Models end on the CPU."""
+    manifest = train(student, examples, validation, settings, CACHE / "training" / short_hash(recipe), teacher)
     for model in (student, teacher):
         if model is not None:
             model.to("cpu")
-    return cost["adaptation"]
+    return manifest["cost"]

@@ -1,4 +1,4 @@
-"""Does replay measure what real computation would? The same points in hold, in replay, and from the cost model."""
+"""Comparison of replay with real computation: the same points in hold, in replay, and from the cost model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,4 @@ from testbed.results.run_folder import RunFolder
 
 def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:
     """Rows in compute_mode hold, replay and analytic for each point. Returns the number of points that failed."""
-    return run_points(
-        config, backend, folder, lambda *_: ["hold", "replay"], lambda point: [analytic_row(point, config)]
-    )
+    return run_points(config, backend, folder, lambda *_: ["hold", "replay"], lambda costs: [analytic_row(costs)])

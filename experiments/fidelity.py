@@ -1,10 +1,10 @@
-"""How faithful are the emulated links? Messages of known size against the time that they should take.
+"""Fidelity of the emulated links: measured times of known operations against their ideal times.
 
-The ideal of an operation (link_operations.py) is what its busiest link needs for its bytes. A repeat is degraded if
-it takes longer than that by more than TOLERANCE and a moment for each operation, or less by more than the calibration
-allows, or if the rate is off by as much; but where several devices send to one and its queue drops packets, that is
-what was asked. What a point takes too long is this machine's time, which time_scale does not stretch, so the row says
-which time_scale would keep it within the tolerance.
+The ideal time of an operation (link_operations.py) is the time of its busiest link. A repeat is degraded if it takes
+longer than that by more than TOLERANCE plus a small time for each message, if it is faster than the calibration limit
+allows, or if the link rate is off by more than that limit. One exception: in an incast whose queue drops packets, the
+delay is a result and not a fault. The excess time of a point is CPU time of this machine, which time_scale does not
+multiply. The row therefore reports the time_scale that would bring the point within the tolerance.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from testbed.results.schema import FIDELITY
 from testbed.session import Session
 from topologies.link_graph import Hop
 
-TOLERANCE = 0.10  # of the ideal
-RATE_FROM_S = 0.2  # a link's rate can be told from operations whose bytes keep it busy for so long
+TOLERANCE = 0.10  # share of the ideal time
+RATE_FROM_S = 0.2  # a link's rate is computed only from operations that keep it busy at least this long
 
 
 def run(config: FidelityConfig, backend: str, folder: RunFolder) -> int:
-    """Measure what is not completed yet and write rows after each point. Returns the number of points that failed."""
+    """Measure all points that are not completed, and write rows after each. Returns the number of failed points."""
     completed = folder.completed(config.retry_failed, config.retry_degraded)
     grid = {
         devices: [m for m in _operations(config, devices) if FIDELITY.key(m.columns) not in completed]
@@ -71,12 +71,12 @@ def _begin(config: FidelityConfig, backend: str, facts: dict[str, Any], session:
 
 
 def _link_rates(session: Session, config: FidelityConfig) -> list[float]:
-    """Mbps that links really run at on this machine."""
+    """The links' rates in Mbps on this machine's clock."""
     return [rate / session.time_scale for rate in config.rates]
 
 
 def _operations(config: FidelityConfig, devices: int) -> list[LinkOperation]:
-    """The points of one cluster: in random order within each setting of the links, so that these are set rarely."""
+    """The points of one cluster in random order, grouped by link setting so that links are rarely changed."""
     order = random.Random(f"{config.seed}/{devices}")
     links = list(itertools.product(config.shapers, config.rates, config.queues_kb))
     order.shuffle(links)
@@ -97,7 +97,7 @@ def _measure_all(
     operations: list[LinkOperation],
     shown: Steps,
 ) -> int:
-    """Rows of all points; a fault costs its point. Returns the number of points that failed."""
+    """Measure all points and write their rows. A fault fails only its point. Returns the number of failed points."""
     failed = done = 0
     fixed = {"topology": config.topology.name, "network": backend, "time_scale": config.time_scale}
     fixed["all_gather"] = recovering.session.all_gather if config.transport == "tcp" else config.transport
@@ -130,16 +130,16 @@ def _measure_all(
 
 @dataclass(frozen=True)
 class Observed:
-    """The repeats of one operation, and what counters said about all of them together; None without counters."""
+    """The repeats of one operation. The counters cover all repeats together and are None where there are none."""
 
-    seconds: list[float]  # of each repeat, from the first device's begin to the last one's end
+    seconds: list[float]  # of each repeat, from the first device's begin to the last device's end
     carried_bytes: dict[Hop, int] | None
     retransmits: int
     drops: int | None
 
 
 def _observe(session: Session, operation: LinkOperation, repeats: int) -> Observed:
-    """Carry the operation out."""
+    """Run the operation."""
     network = session.network
     session.collective_s(operation.pattern, min(operation.size_bytes, 10_000), 1)  # a warm-up
     carried, retransmits, drops = network.carried_bytes(), session.retransmits(), network.dropped_packets()
@@ -153,9 +153,9 @@ def _observe(session: Session, operation: LinkOperation, repeats: int) -> Observ
 
 
 def _measure(config: FidelityConfig, session: Session, operation: LinkOperation) -> Iterable[dict[str, Any]]:
-    """What was measured, for each repeat; counters are of all repeats together, shared out.
+    """The measured columns of each repeat. Byte counters are averages over all repeats.
 
-    While the host of a virtual machine takes the cores away it is measured again (``lowest_steal``).
+    During high CPU steal, the operation is measured again (``lowest_steal``).
     """
     rate_bps = operation.rate_mbps * 1e6 / session.time_scale
     over = session.graph, session.all_gather
@@ -163,19 +163,19 @@ def _measure(config: FidelityConfig, session: Session, operation: LinkOperation)
     repeats = max(1, min(config.repeats, int(config.point_budget_s / ideal)))
     steal_pct, seen = lowest_steal(lambda: _observe(session, operation, repeats), config.point_budget_s)
     median = statistics.median(seen.seconds)
-    # What a full queue has dropped is what an incast is about, and no fault of the emulation.
-    promised = not (operation.is_incast and seen.drops)
+    # An incast exists to overflow a queue, so a delay from dropped packets is no fault of the emulation.
+    comparable = not (operation.is_incast and seen.drops)
     wire = rate_error = None
     if seen.carried_bytes is not None:
         carried = {hop: count / repeats for hop, count in seen.carried_bytes.items()}
         wire = round(max(carried.values()))
         full = operation.full_hop(*over)
-        if promised and ideal >= RATE_FROM_S and full is not None:
+        if comparable and ideal >= RATE_FROM_S and full is not None:
             rate_error = 100 * (8 * carried[full] / median / (session.graph.share[full] * rate_bps) - 1)
-    needed = _needed_time_scale(operation, median, ideal, rate_error, session.time_scale) if promised else None
+    needed = _needed_time_scale(operation, median, ideal, rate_error, session.time_scale) if comparable else None
     to_ms = 1e3 / session.time_scale
     for repeat, elapsed in enumerate(seen.seconds):
-        notes = _breaches(operation, elapsed, ideal, rate_error) if promised else []
+        notes = _breaches(operation, elapsed, ideal, rate_error) if comparable else []
         if notes:
             notes += steal_notes(steal_pct)
         yield {
@@ -198,7 +198,7 @@ def _measure(config: FidelityConfig, session: Session, operation: LinkOperation)
 
 
 def _breaches(operation: LinkOperation, elapsed_s: float, ideal_s: float, rate_error_pct: float | None) -> list[str]:
-    """What is wrong with one operation, in words."""
+    """The faults of one repeat, in words; empty if there is none."""
     found = []
     if elapsed_s > (1 + TOLERANCE) * ideal_s + operation.slack_s() or _is_too_fast(elapsed_s, ideal_s):
         found.append(f"{elapsed_s / ideal_s:.2f} times the ideal")
@@ -208,16 +208,17 @@ def _breaches(operation: LinkOperation, elapsed_s: float, ideal_s: float, rate_e
 
 
 def _is_too_fast(elapsed_s: float, ideal_s: float) -> bool:
-    """Whether links let through more than their rate. Hosts and transport can only add time, so they excuse nothing."""
+    """Whether links exceeded their rate. Hosts and transport only add time, so this has no extra tolerance."""
     return elapsed_s < (1 - RATE_LIMIT_PCT / 100) * ideal_s
 
 
 def _needed_time_scale(
     operation: LinkOperation, elapsed_s: float, ideal_s: float, rate_error_pct: float | None, time_scale: float
 ) -> float | None:
-    """The least power of two by which links would have to be slower for the promise to hold; None if none would help.
+    """The smallest time_scale, a power of two, with which the operation would not be degraded; None if none would help.
 
-    1 where the links keep up in real time. A link that is too fast owes it to its bucket, which slows down with it.
+    It is 1 where the links keep up in real time. A link that is too fast stays so at any time_scale, because its token
+    bucket slows down with it.
     """
     if _is_too_fast(elapsed_s, ideal_s) or (rate_error_pct or 0) > RATE_LIMIT_PCT:
         return None
@@ -227,7 +228,7 @@ def _needed_time_scale(
 
 
 def _cost_s(config: FidelityConfig, session: Session, operation: LinkOperation) -> float:
-    """About how long a point takes, for the progress bar."""
+    """Estimated seconds of a point, for the progress bar."""
     ideal = operation.ideal_s(session.graph, session.all_gather, operation.rate_mbps * 1e6 / config.time_scale)
     return 0.2 + max(ideal, min(config.point_budget_s, ideal * config.repeats))
 

@@ -1,4 +1,4 @@
-"""Latency of each method variant at each device count, bandwidth and number of tokens: the sweeps."""
+"""Runner ``latency``: each method variant at each number of devices, bandwidth and number of tokens."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments.cost_model import analytic
-from experiments.cost_model.point_costs import skip_impossible
+from experiments.cost_model.analytic import analytic_row
+from experiments.cost_model.point_costs import PointCosts, skip_impossible
 from experiments.measurement.cluster_bench import ClusterBench, describe_rows, resolve_mode
 from experiments.measurement.decoder_inputs import prepare_decoder_inputs
 from experiments.measurement.manifest import HIGHER_STEAL, Manifest, print_completed
-from experiments.measurement.time_scale import pace
+from experiments.measurement.time_scale import plan_passes
 from experiments.measurement.vit_inputs import prepare_vit_inputs
 from testbed.config.schema import AUTO, DecoderLatencyConfig, LatencyConfig
-from testbed.grid import Point, batches
+from testbed.grid import Point, batches, points
 from testbed.progress import steps
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ANALYTIC
 
 Modes = Callable[[int, float], list[str]]
-ExtraRows = Callable[[Point], list[dict[str, Any]]]
+ExtraRows = Callable[[PointCosts], list[dict[str, Any]]]
 
-AROUND_S = 0.5  # shaping the links and writing the rows of a point
+POINT_OVERHEAD_S = 0.5  # to shape the links and to write the rows of a point, for the progress bar
 
-MODE_WORDS = {
-    "execute": "execute: real arithmetic at this machine's speed",
-    "hold": "hold: real arithmetic, each segment held for the device profile's time",
-    "replay": "replay: the device profile's time for each segment, arithmetic replaced by recorded outputs",
+MODE_DESCRIPTIONS = {
+    "execute": "execute (real arithmetic at this machine's speed)",
+    "hold": "hold (real arithmetic, then a wait until the emulated compute time is over)",
+    "replay": "replay (a wait for the emulated compute time, with recorded outputs)",
 }
 
 
 def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:
-    """Measure what is not finished yet and write rows after each point. Returns the number of points that failed."""
+    """Measure all points that are not completed and write rows after each. Returns the number of failed points."""
     if backend == ANALYTIC:
-        return analytic.run(config, folder)
+        return _run_analytic(config, folder)
 
     def modes(devices: int, core_macs_per_s: float) -> list[str]:
         slowed = config.emulated_device().macs_per_s / (1.0 if config.time_scale == AUTO else config.time_scale)
@@ -46,9 +46,10 @@ def run(config: LatencyConfig, backend: str, folder: RunFolder) -> int:
 def run_points(
     config: LatencyConfig, backend: str, folder: RunFolder, modes: Modes, extra_rows: ExtraRows | None = None
 ) -> int:
-    """The grid's points, each in the clock modes that ``modes(devices, core_macs_per_s)`` gives.
+    """Measure all points that are not completed. Returns the number of failed points.
 
-    extra_rows(point): more rows of a point, which are not measured on the cluster.
+    modes(devices, core_macs_per_s): the compute modes for each cluster, from the speed of one core of this machine.
+    extra_rows(costs): further rows of a point that are not measured on the cluster.
     """
     completed = skip_impossible(config, folder) | folder.completed(config.retry_failed, config.retry_degraded)
     todo = [(devices, [p for p in batch if p.key not in completed]) for devices, batch in batches(config)]
@@ -66,28 +67,44 @@ def run_points(
     failed = 0
     for devices, batch in todo:
         chosen = modes(devices, min(each.core_macs_per_s for each in assets.values()))
-        print(
-            f"cluster of {devices} devices on {backend}; compute mode {'; '.join(MODE_WORDS[mode] for mode in chosen)}"
-        )
+        described = ", ".join(MODE_DESCRIPTIONS[mode] for mode in chosen)
+        print(f"cluster of {devices} devices on {backend}; compute mode {described}")
         with ClusterBench(config, backend, devices, assets, batch, chosen) as bench:
-            print(f"up in {bench.facts['start_s']:.1f} s")
+            print(f"cluster started in {bench.facts['start_s']:.1f} s")
             manifest.open_cluster(bench.manifest())
             measured: list[Point] = []
-            costs = {point: AROUND_S + sum(pace(point, config, mode).total_s for mode in chosen) for point in batch}
-            with steps(f"{len(batch)} points", sum(costs.values())) as shown:
+            costs = {point: PointCosts(point, config) for point in batch}
+            seconds = {p: POINT_OVERHEAD_S + sum(plan_passes(costs[p], mode).total_s for mode in chosen) for p in batch}
+            with steps(f"{len(batch)} points", sum(seconds.values())) as shown:
                 for number, point in enumerate(batch, 1):
                     shown.begin(f"[{number}/{len(batch)}] {point.label}")
                     begin = time.monotonic()
                     rows = bench.measure(point)
                     if extra_rows is not None:
-                        rows += extra_rows(point)
+                        rows += extra_rows(costs[point])
                     failed += any(row["status"] != "ok" for row in rows)
                     line = describe_rows(point, rows, time.monotonic() - begin)
                     if folder.append_lower_steal(rows):
                         measured.append(point)
                     else:
                         line += HIGHER_STEAL
-                    shown.done(costs[point], f"[{number}/{len(batch)}] {line}")
+                    shown.done(seconds[point], f"[{number}/{len(batch)}] {line}")
             folder.degrade({point.key: reason for point, reason in bench.recalibrate(measured).items()})
             manifest.close_cluster(bench.manifest())
     return failed
+
+
+def _run_analytic(config: LatencyConfig, folder: RunFolder) -> int:
+    """Write rows of the cost model for all points that are not completed. Returns 0, as no formula fails."""
+    completed = skip_impossible(config, folder) | folder.completed(config.retry_failed)
+    todo = [PointCosts(point, config) for point in points(config) if point.key not in completed]
+    print_completed(folder, config, len(todo))
+    if todo:
+        Manifest(folder, config)
+        folder.append([analytic_row(costs) for costs in todo])
+        minutes = sum(plan_passes(costs, "replay").total_s for costs in todo) / 60
+        print(
+            f"{len(todo)} points from the cost model. Measuring them in replay on this machine would take about "
+            f"{minutes:.0f} min of forward passes; starting clusters and verification would come on top"
+        )
+    return 0

@@ -1,7 +1,7 @@
-"""``make paper``: the experiments behind the paper's tables and figures, one after another, then all side by side.
+"""``make paper``: run the experiments behind the paper's tables and figures, then report all of them together.
 
-Each part is a command of its own (analysis/paper/configs.csv names them), which anybody can run alone: what it has
-finished is not measured again here, nor the other way round. A part that fails costs its rows of the table, no other.
+Each experiment is a separate command (analysis/paper/configs.csv lists them) that users may also run alone. Points that
+either command has finished are not measured again. If one experiment fails, only its own rows are missing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from testbed.network.sandbox import run_child
 from testbed.run import BAD_INPUT, FAILED, OK, SIGNALLED, results_folder
 
 NAME = "paper"
-WHOLE = "full"  # the report's folder where no preset is chosen
+WHOLE = "full"  # name of the report's folder if no preset is chosen
 
 
 @dataclass(frozen=True)
-class PartialAttention:
-    """One experiment. minutes: about, on two cores. folder: where its results belong, which depends on all settings."""
+class PaperExperiment:
+    """One experiment. minutes: estimate for two cores. folder: its results, which depends on all settings."""
 
     config: str
     what: str
@@ -39,12 +39,12 @@ class PartialAttention:
 
     @property
     def command(self) -> str:
-        """What a user would type for this part alone."""
+        """The command for this experiment alone."""
         return f"python -m testbed.run {shlex.join(self.words)}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: KEY=VALUE words, which are those of every part. Returns testbed.run's exit codes."""
+    """Run the command line: KEY=VALUE words, which apply to every experiment. Returns testbed.run's exit codes."""
     words = sys.argv[1:] if argv is None else argv
     try:
         parts, out = _parts(words)
@@ -65,22 +65,22 @@ def main(argv: list[str] | None = None) -> int:
     return _report(parts, lost, out)
 
 
-def _parts(words: list[str]) -> tuple[list[PartialAttention], Path]:
-    """Everything that is to be run, and where the report goes. Raises ConfigError before anything is started."""
+def _parts(words: list[str]) -> tuple[list[PaperExperiment], Path]:
+    """All experiments, and the folder of the report. Raises ConfigError before any experiment starts."""
     rows = paper_configs().to_dict("records")
     commands = [[f"+experiment={row['config']}", *words] for row in rows]
-    configs = [load_config(command) for command in commands]  # all are checked before a folder is made
+    configs = [load_config(command) for command in commands]  # all are checked before a folder is created
     preset = configs[0].preset
     minutes = "quick_minutes" if preset else "minutes"
     parts = [
-        PartialAttention(row["config"], row["what"], row[minutes], command, results_folder(config).path)
+        PaperExperiment(row["config"], row["what"], row[minutes], command, results_folder(config).path)
         for row, command, config in zip(rows, commands, configs, strict=True)
     ]
     return parts, Path(configs[0].results_dir) / NAME / (preset or WHOLE)
 
 
-def _announced(parts: list[PartialAttention]) -> Iterator[str]:
-    """A line for each part, what lies before everybody first."""
+def _announced(parts: list[PaperExperiment]) -> Iterator[str]:
+    """Print the plan, then yield one line for each experiment."""
     total = sum(part.minutes for part in parts)
     plan = [f"  {part.minutes:>4g} min  {part.command}" for part in parts]
     print("\n".join([f"{len(parts)} experiments, about {_duration(total)} on two cores, less what is done:", *plan]))
@@ -95,8 +95,8 @@ def _duration(minutes: float) -> str:
     return f"{minutes:g} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
 
 
-def _report(parts: list[PartialAttention], lost: list[PartialAttention], out: Path) -> int:
-    """One page about all parts that have rows, and its last table once more on the screen."""
+def _report(parts: list[PaperExperiment], lost: list[PaperExperiment], out: Path) -> int:
+    """Write one report of all experiments with rows, and print the comparison with the paper."""
     folders = [part.folder for part in parts if results_file(part.folder)]
     if not folders:
         print(f"error: {NAME}: none of {len(parts)} experiments has a result", file=sys.stderr)

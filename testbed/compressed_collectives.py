@@ -1,16 +1,17 @@
-"""Collectives whose tensors travel in another number format, and the same in one process.
+"""Collectives with a communication codec, and the same computation in one process.
 
-``CodedGroup`` is what methods communicate through: it encodes, moves bytes with the plain ``Group`` and decodes, with
-codec and sums in segments of the device's clock. They have no matrix products, so no slot (0 MACs): in replay and hold
-they are free, in execute they cost their real time. With fp32, and on one device, the numbers go as they are.
+Methods communicate through ``CompressedGroup``. It encodes tensors, moves the messages with the plain ``Group`` and
+decodes them. Encoding, decoding and sums are segments of the device's clock. They have no matrix products (0 MACs), so
+their emulated compute time is zero: they take no time in replay and hold, and their real time in execute. With fp32,
+and on one device, nothing is encoded.
 
-There is no standard for an all-reduce of encoded numbers, so this is ours: each rank encodes the parts of its term and
-sends every rank its part (all-to-all), which decodes them and adds up in float32; the sums are encoded and gathered.
-So a number passes the codec twice, however many ranks there are, and not at each hop of a ring.
+There is no standard algorithm for an all-reduce of compressed tensors. Here, each rank encodes the parts of its term
+and sends each part to one rank (all-to-all). That rank decodes the parts and sums them in float32. The sums are encoded
+and gathered. A number is therefore encoded twice for any number of ranks, instead of once at each hop of a ring.
 
-``Relay`` does the same to numbers without any group: simulations of methods are written with it. It takes the messages
-that the ranks really sent, because a difference in rounding can move a number by a whole step of a lossy codec, and
-checks that each is a right encoding of what it should be.
+``Relay`` applies the same codec steps without a group, for one-process simulations of methods. It uses the messages
+that the ranks sent, because a rounding difference can move a number by a whole step of a lossy codec. It checks that
+each message is a valid encoding of the simulated tensor.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from testbed.comm.codecs import CODECS, Codec
 from testbed.comm.group import Group
 from testbed.device.clock import DeviceClock
 
-# Beyond a codec's error, as a share of a message's largest number: what rounding elsewhere can make of its input.
+# Tolerance beyond a codec's error bound, as a share of a message's largest number: rounding differences of its input.
 ROUNDING = 3e-5
 
 
-class CodedGroup:
-    """One rank's collectives with ``codec``. ``messages``: all that this rank has encoded, in order; none with fp32."""
+class CompressedGroup:
+    """One rank's collectives with ``codec``. ``messages``: all messages of this rank, in order; none with fp32."""
 
     def __init__(self, group: Group, clock: DeviceClock, codec: Codec):
         self.group, self.codec, self._clock = group, _used(codec, group.world), clock
@@ -39,18 +40,18 @@ class CodedGroup:
         self.messages: list[Tensor] = []
 
     def encode(self, x: Tensor) -> Tensor:
-        """The message of a tensor, for transfers that are no collective."""
+        """The message of a tensor, for point-to-point transfers."""
         (message,) = self._encode([x])
         return message
 
     def decode(self, message: Tensor, shape: Sequence[int]) -> Tensor:
-        """The tensor of a message."""
+        """The tensor of this shape that a message encodes."""
         return self._clock.run("decode", 0, partial(self.codec.decode, message, shape))
 
     def all_gather(self, local: Tensor, rows: Sequence[int], replicate: bool = False) -> Tensor:
-        """Every rank's [rows[r], ...], concatenated; this rank's own part exact.
+        """Every rank's [rows[r], ...], concatenated. This rank's own part is exact.
 
-        replicate: its own part as the others get it, so that all ranks have the same.
+        replicate: decode the own part too, so that all ranks have equal results.
         """
         if not self.codec.lossy:
             return self.group.all_gather(local, rows)
@@ -60,26 +61,26 @@ class CodedGroup:
         return self._clock.run("decode", 0, partial(self._join, messages, rows, local.shape[1:], own))
 
     def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
-        """The sum over ranks of [sum(rows), ...]; this rank gets its own [rows[rank], ...], its own term exact."""
+        """Sum of [sum(rows), ...] over ranks. This rank gets its own [rows[rank], ...]; its own term is exact."""
         if not self.codec.lossy:
             return self.group.reduce_scatter(local, rows)
         received = self._all_to_all(local, rows, [rows[self.rank]] * self.world)
         return self._clock.run("decode", 0, partial(_sum, received))
 
     def all_reduce(self, local: Tensor, rows: Sequence[int]) -> Tensor:
-        """The sum over ranks of [sum(rows), ...], equal on all of them; rank r adds up ``rows[r]`` rows.
+        """Sum of [sum(rows), ...] over ranks, equal on all ranks. Rank r sums ``rows[r]`` rows.
 
-        With fp32 the same in two steps of the group; ``Group.all_reduce`` is the ring.
+        fp32 uses the same two steps. ``Group.all_reduce`` is the ring algorithm.
         """
         return self.all_gather(self.reduce_scatter(local, rows), rows, replicate=True)
 
     def sum_gathered(self, local: Tensor) -> Tensor:
-        """The sum over ranks where each gets all terms and adds them up itself; equal on all of them."""
+        """Sum over ranks, equal on all ranks. Each rank gathers all terms and sums them itself."""
         terms = self.all_gather(local[None], [1] * self.world, replicate=True)
         return self._clock.run("decode", 0, partial(torch.sum, terms, 0))
 
     def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """``parts[r]`` goes to rank r; returns what came from each rank r, of ``shapes[r]``; its own part exact."""
+        """Send ``parts[r]`` to each rank r. Returns the ``shapes[r]`` from each rank r; the own part is exact."""
         sizes = [0 if peer == self.rank else self.codec.encoded_bytes(part.numel()) for peer, part in enumerate(parts)]
         received = [
             0 if peer == self.rank else self.codec.encoded_bytes(math.prod(shape)) for peer, shape in enumerate(shapes)
@@ -108,7 +109,7 @@ class CodedGroup:
     def _decode_parts(
         self, messages: Sequence[Tensor], shapes: Sequence[Sequence[int]], own: Tensor | None
     ) -> list[Tensor]:
-        """Everyone's tensors; ``own``, if given, for this rank's."""
+        """All ranks' tensors. ``own`` replaces this rank's, if given."""
         return [
             own if own is not None and peer == self.rank else self.codec.decode(message, shape)
             for peer, (message, shape) in enumerate(zip(messages, shapes, strict=True))
@@ -116,10 +117,10 @@ class CodedGroup:
 
 
 class Relay:
-    """What a CodedGroup does to numbers, for a simulation of all ranks in one process.
+    """The codec steps of CompressedGroup, for a simulation of all ranks in one process.
 
-    sent: the messages of each rank, as ``CodedGroup.messages``; None encodes here. Each method raises ValueError where
-    a message is not an encoding of what that rank would have sent.
+    sent: the messages of each rank (``CompressedGroup.messages``), or None to encode here. Each method raises
+    ValueError if a message is not a valid encoding of the simulated tensor.
     """
 
     def __init__(self, codec: Codec, world: int, sent: Sequence[Sequence[Tensor]] | None = None):
@@ -127,7 +128,7 @@ class Relay:
         self._sent = None if sent is None else [iter(messages) for messages in sent]
 
     def carry(self, rank: int, x: Tensor) -> Tensor:
-        """What the others get of a tensor that ``rank`` sends."""
+        """A tensor from ``rank`` as the other ranks receive it."""
         if not self.codec.lossy:
             return x
         if self._sent is None:
@@ -145,31 +146,31 @@ class Relay:
         return known
 
     def all_gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Each rank's part as the others get it."""
+        """Each rank's part as the other ranks receive it."""
         return [self.carry(rank, part) for rank, part in enumerate(parts)]
 
     def all_gather_seen(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """What each rank has after an all-gather: its own part exact, the others' as they arrive."""
+        """The all-gather result of each rank: its own part exact, the other parts as received."""
         carried = self.all_gather(parts)
         return [torch.cat([*carried[:rank], part, *carried[rank + 1 :]]) for rank, part in enumerate(parts)]
 
     def all_to_all(self, parts: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-        """parts[r][p] goes from rank r to p; returns what each rank p has from each r, its own exact."""
+        """Send parts[r][p] from rank r to rank p. Returns what each rank p has from each r; its own is exact."""
         world = range(len(parts))
         arrived = [[parts[r][p] if p == r else self.carry(r, parts[r][p]) for p in world] for r in world]
         return [[arrived[r][p] for r in world] for p in world]
 
     def reduce_scatter(self, terms: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
-        """Each rank's rows of the sum of all ranks' terms."""
+        """Each rank's rows of the sum over all ranks' terms."""
         return [_sum(parts) for parts in self.all_to_all([term.split(list(rows)) for term in terms])]
 
     def all_reduce(self, terms: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-        """The sum of all ranks' terms, as all of them have it."""
+        """The sum over all ranks' terms, which is equal on all ranks."""
         return torch.cat(self.all_gather(self.reduce_scatter(terms, rows)))
 
 
 def gathered_bits(codec: Codec, rows: Sequence[int], width: int) -> tuple[int, ...]:
-    """Bits that each rank receives in an all-gather of [rows[r], width] numbers of each rank r."""
+    """Bits that each rank receives in an all-gather of [rows[r], width] numbers from each rank r."""
     sizes = _message_bytes(codec, rows, (width,))
     return tuple(8 * (sum(sizes) - own) for own in sizes)
 
@@ -180,7 +181,7 @@ def scattered_bits(codec: Codec, rows: Sequence[int], width: int) -> tuple[int, 
 
 
 def _used(codec: Codec, world: int) -> Codec:
-    """One device sends nothing, so it loses nothing."""
+    """The codec in use: a single device sends nothing, so it needs none."""
     return codec if world > 1 else CODECS["fp32"]
 
 

@@ -1,15 +1,15 @@
-"""Errors that a user meets. Each message is one line that says what to change."""
+"""Errors for users. Each message is one line that says what to change."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-LONGEST_VALUE = 200  # characters of a user's value that a message repeats
+LONGEST_VALUE = 200  # a message repeats this many characters of a user's value at most
 
 
 class TestbedError(Exception):
-    """Base of every error the testbed raises on purpose. Whatever the message quotes, it becomes one printable line."""
+    """Base class of the testbed's own errors. The message becomes one printable line, whatever it quotes."""
 
     __test__ = False  # the name starts with "Test"; pytest must not collect it
 
@@ -18,7 +18,7 @@ class TestbedError(Exception):
 
 
 class ConfigError(TestbedError):
-    """A configuration value that cannot be used: names the key, the value and what is allowed."""
+    """A configuration value that is not allowed. The message names the key, the value and the allowed values."""
 
     def __init__(self, key: str, value: object, allowed: str):
         self.key, self.value, self.allowed = key, value, allowed
@@ -27,15 +27,15 @@ class ConfigError(TestbedError):
         super().__init__(f"{key}={shown}: {allowed}")
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
-        return type(self), (self.key, self.value, self.allowed)  # actors' errors come back to the driver pickled
+        return type(self), (self.key, self.value, self.allowed)  # Ray pickles the errors of actors
 
 
 class EnvironmentFault(TestbedError):
-    """The machine lacks something that the run needs: names it and how to get it."""
+    """The machine lacks something that the run needs. The message names it and how to get it."""
 
 
 class CommError(TestbedError):
-    """A collective failed. ``ranks`` are the peers that are missing or misbehaved."""
+    """A collective failed. ``ranks`` are the missing or misbehaving peers."""
 
     def __init__(self, message: str, ranks: Iterable[int] = ()):
         self.ranks = tuple(ranks)
@@ -43,7 +43,7 @@ class CommError(TestbedError):
 
 
 class ClusterError(TestbedError):
-    """A node or an actor failed. ``ranks`` are the devices concerned; the cluster must be built anew."""
+    """A node or an actor failed. ``ranks`` are the failed devices. The cluster must be rebuilt."""
 
     def __init__(self, message: str, ranks: Iterable[int] = ()):
         self.ranks = tuple(ranks)
@@ -51,12 +51,12 @@ class ClusterError(TestbedError):
 
 
 def printable(text: str) -> str:
-    """The text with what would break its line or steer a terminal written as escapes, a line break as ``\\n``."""
+    """The text with line breaks and terminal control characters as escapes, such as ``\\n``."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """``"unknown; did you mean a, b? (allowed: a, b, c)"`` for a mistyped name."""
+    """``"unknown; did you mean a or b? allowed: a, b, c"`` for a mistyped name."""
     names = sorted(allowed)
     close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""

@@ -1,4 +1,4 @@
-"""The points of a sweep: what is measured, in which order, and how a sweep and its points are recognized again."""
+"""The points of a run: what is measured and in which order, and the hashes that identify points and configurations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from testbed.config.schema import Config, LatencyConfig
     from testbed.methods.base import Method
 
-NOT_MEASURED = (
+# Keys that do not change what is measured. The signature of a configuration leaves them out.
+KEYS_OUTSIDE_SIGNATURE = (
     "preset",
     "resume",
     "retry_failed",
@@ -23,45 +24,49 @@ NOT_MEASURED = (
     "force",
     "results_dir",
     "timeout_s",
-)  # keys that do not change any number
+)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method variant on ``devices`` devices with links of ``bandwidth_mbps`` Mbps, ``tokens`` content tokens."""
+    """One method variant on ``devices`` devices, with links of ``bandwidth_mbps`` Mbps and ``tokens`` content tokens.
+
+    settings: of the method, as (key, value) pairs. speeds: of the ranks, relative to the fastest one, if the partition
+    is in proportion to them; empty for an equal partition.
+    """
 
     method: str
     settings: tuple[tuple[str, Any], ...]
     devices: int
     bandwidth_mbps: float
     tokens: int
-    speeds: tuple[float, ...] = ()  # of the ranks, where their shares are in proportion; else these are equal
+    speeds: tuple[float, ...] = ()
 
     @property
     def partition(self) -> str:
-        """By what the work is shared out: speed or equal, as in the key of that name."""
+        """How the work is divided: ``equal`` or ``speed``, as in the configuration key."""
         return "speed" if self.speeds else "equal"
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What identifies this point in a row."""
+        """The columns that identify this point in a row."""
         settings = dict(self.settings)
         return {
             "method": self.method,
             "groups": settings.get("groups", 0),
-            "codebook_size": settings.get("codebook_size", 0),
             "optimizations": settings.get("optimizations", ""),
-            "codec": "vq" if "groups" in settings else settings.get("codec", "fp32"),
             "settings": self._other_settings,
-            "devices": self.devices,
+            "codec": "vq" if "groups" in settings else settings.get("codec", "fp32"),
+            "codebook_size": settings.get("codebook_size", 0),
             "partition": self.partition,
+            "devices": self.devices,
             "bandwidth_mbps": self.bandwidth_mbps,
             "tokens": self.tokens,
         }
 
     @property
     def _other_settings(self) -> str:
-        """Settings that have no column of their own and are not the method's standard, as ``gather=kv``."""
+        """Settings that have no own column and differ from the method's defaults, for example ``gather=kv``."""
         from testbed.methods import standard_settings
 
         standard = standard_settings(self.method)
@@ -75,12 +80,12 @@ class Point:
 
     @property
     def signature(self) -> str:
-        """Short hash, the same in every process and on every machine."""
+        """A short hash. It is the same in every process and on every machine."""
         return short_hash(dataclasses.asdict(self))
 
     @property
     def label(self) -> str:
-        """For people: ``astra G=16, 4 devices, 1024 tokens, 10 Mbps``."""
+        """A text for messages: ``astra G=16, 4 devices, 1024 tokens, 10 Mbps``."""
         plural, by = "" if self.devices == 1 else "s", " by speed" if self.speeds else ""
         where = f"{self.devices} device{plural}{by}, {self.tokens} tokens, {self.bandwidth_mbps:g} Mbps"
         return f"{self.load().label}, {where}"
@@ -93,11 +98,11 @@ class Point:
 
 
 def batches(config: LatencyConfig) -> list[tuple[int, list[Point]]]:
-    """(devices of the emulated cluster, its points), one for each value of ``devices``.
+    """(devices of the emulated cluster, points that it measures), one pair for each value of ``devices``.
 
-    The baseline runs on one device and is the same on any cluster, so only the first batch has it. Points of one
-    number of tokens follow each other, as a cluster is loaded anew for each; numbers, and points within them, are in
-    random order by ``seed``.
+    The baseline runs on one device and is the same on any cluster, so only the first batch has it. Points with the
+    same number of tokens follow each other, because the cluster loads model and input for each number of tokens.
+    The numbers of tokens, and the points of each, are in random order, which depends on ``seed`` only.
     """
     order = random.Random(config.seed)
     result = []
@@ -118,18 +123,18 @@ def batches(config: LatencyConfig) -> list[tuple[int, list[Point]]]:
 
 
 def points(config: LatencyConfig) -> list[Point]:
-    """All points in the order in which they are measured."""
+    """All points, in the order in which they are measured."""
     return [point for _, batch in batches(config) for point in batch]
 
 
 def config_signature(config: Config) -> str:
-    """Short hash of everything that changes what is measured. The order of list items does not."""
-    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_MEASURED}
+    """A short hash of everything that changes what is measured. The order of list items does not change it."""
+    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in KEYS_OUTSIDE_SIGNATURE}
     return short_hash(_ordered(fields))
 
 
 def _ordered(value: Any) -> Any:
-    """The same data with sorted lists."""
+    """The same data with all lists sorted."""
     if isinstance(value, dict):
         return {key: _ordered(item) for key, item in value.items()}
     return sorted(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What a rank holds after a forward pass."""
+"""The result of a forward pass on one rank."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 @dataclass
 class Output:
-    """What one rank holds after a forward pass.
+    """The result of a forward pass on one rank.
 
-    hidden: normalized last states [rows, D] of content tokens ``start`` to ``start + rows``; None if this rank has
-    none. logits: [classes], on the ranks that have the final answer. codes: what this rank sent, for methods that
-    quantize: indices [layers, rows, groups]. messages: what it sent with a lossy codec, in order.
+    hidden: [rows, D], normalized final hidden states of the content tokens ``start`` to ``start + rows``; None if this
+    rank has none. logits: [classes], on the ranks that compute them. codes: [layers, rows, groups], the codeword
+    indices that this rank sent; None if the method does not quantize. messages: the messages that this rank sent with a
+    lossy codec, in order.
     """
 
     hidden: Tensor | None

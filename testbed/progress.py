@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, one plain line a step elsewhere."""
+"""Progress of long work: a bar on a terminal, elsewhere one plain line for each step."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-WIDTH_WHEN_PLAIN = 120  # a log has no width; rich would cut lines at 80
+WIDTH_WHEN_PLAIN = 120  # a log file has no width, and rich would wrap its lines at 80
 
 
 def console() -> Console:
-    """Where people read: the terminal, or plain lines."""
+    """The console for messages: the terminal, or plain lines if there is none."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=WIDTH_WHEN_PLAIN)
 
 
 class Steps:
-    """Steps of known relative cost. ``begin`` names the step under way; ``done`` prints its result and moves on."""
+    """Steps of known relative cost. ``begin`` names the current step, ``done`` prints its result and advances."""
 
     def __init__(self, bar: Progress | None, total: float, plain: Console):
         self._bar, self._plain = bar, plain
         self._task = bar.add_task("", total=total) if bar else None
 
     def begin(self, title: str) -> None:
-        """The step that is under way from now on."""
+        """Name the current step."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=title)
 
     def done(self, cost: float, line: str) -> None:
-        """One step is over; ``line`` stays on the screen."""
+        """Complete one step. ``line`` stays on the screen."""
         self._plain.print(line, soft_wrap=True)
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, cost)
 
     def fraction(self, cost: float) -> None:
-        """PartialAttention of a step is over."""
+        """Complete a part of a step."""
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, cost)
 

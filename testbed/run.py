@@ -1,7 +1,8 @@
-"""``python -m testbed.run +experiment=NAME KEY=VALUE ...``: check everything, then measure in the backend's sandbox.
+"""``python -m testbed.run +experiment=NAME KEY=VALUE ...``: check the configuration, then measure in the sandbox.
 
-The same command runs twice. First as the supervisor, which validates, announces what will be emulated and, when a
-signal ended the run, says where the finished points are; then, started by it, inside the sandbox, where it measures.
+The command runs twice. The first process is the supervisor: it validates the configuration, announces the network
+backend and, after a signal, says where the finished points are. It starts the same command in the sandbox, which
+measures.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ if TYPE_CHECKING:
     from testbed.config.load import Config
     from testbed.results.run_folder import RunFolder
 
-# Flags that only show something; Hydra answers them.
+# Flags that only print information. Hydra handles them.
 INFORMING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
-DETAILS = ("-p", "--package", "--resolve")  # of what --cfg shows
+DETAILS = ("-p", "--package", "--resolve")  # options of --cfg
 SWEEPS = ("-m", "--multirun")
 OK, FAILED, BAD_INPUT = 0, 1, 2
-SIGNALLED = 128  # exit codes above: ended by signal code - 128, as in shells
+SIGNALLED = 128  # an exit code above means: ended by signal (code - 128), as in shells
 
 MEANING = {
     "mininet": "Mininet hosts on this machine, the kernel's network stack, links shaped by the kernel",
     "loopback": "processes on this machine, links paced in the transport, no kernel network stack shaped",
-    ANALYTIC: "the cost model: slots of computation, bits over bandwidth; nothing is run, sent or measured",
+    ANALYTIC: "the cost model: compute time plus bits over bandwidth; nothing is run, sent or measured",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line (default: sys.argv). Returns the exit code: 0 all points ok, 1 some failed, 2 bad input."""
+    """Run the command line (default: sys.argv). Exit code: 0 all points ok, 1 some points failed, 2 bad input."""
     words = sys.argv[1:] if argv is None else argv
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_flags(words: list[str]) -> None:
-    """ConfigError for flags that do more than show something. Hydra has one that unpickles a file."""
+    """ConfigError for flags that do more than print information. One of Hydra's flags unpickles a file."""
     for flag in (word.partition("=")[0] for word in words if word.startswith("-")):
         if flag in SWEEPS:
             allowed = "points are measured one after another on this machine; write lists instead, as devices=[2,4]"
@@ -62,7 +63,7 @@ def _refuse_flags(words: list[str]) -> None:
 
 
 def _run(words: list[str]) -> int:
-    # Only now: what a mistyped flag or --help does not need.
+    # Imported here because a mistyped flag or --help does not need these modules.
     from testbed.config.load import load_config
     from testbed.network.sandbox import inside
 
@@ -75,7 +76,7 @@ def _run(words: list[str]) -> int:
 
 
 def _prepare(config: Config) -> RunFolder:
-    """The folder to write to, with what the user wants done about earlier results in it."""
+    """The results folder, after earlier results in it are kept, set aside or refused as the user chose."""
     requested = config.network.backend
     folder = results_folder(config)
     if not config.resume:
@@ -92,7 +93,7 @@ def _prepare(config: Config) -> RunFolder:
 
 
 def _supervise(config: Config, words: list[str], folder: RunFolder) -> int:
-    """Outside the sandbox."""
+    """Run the command in the sandbox, and report a signal that ended it."""
     from testbed.network.sandbox import supervise
 
     backend = config.network.backend
@@ -102,7 +103,7 @@ def _supervise(config: Config, words: list[str], folder: RunFolder) -> int:
 
 
 def _alone(config: Config, folder: RunFolder) -> int:
-    """What emulates nothing needs no sandbox."""
+    """Run without a sandbox, which an experiment without emulation does not need."""
     with folder.exclusive():
         try:
             return _measure(config, folder)
@@ -113,17 +114,17 @@ def _alone(config: Config, folder: RunFolder) -> int:
 
 
 def _say_ended(code: int, folder: RunFolder) -> int:
-    """If a signal ended the run, tell where its points are."""
+    """If a signal ended the run, print where its points are."""
     if code > SIGNALLED:
-        kept = f"finished points lie in {folder.path}" if folder.parquet.exists() else "no point was finished"
-        print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true goes on from there", file=sys.stderr)
+        kept = f"finished points are in {folder.path}" if folder.parquet.exists() else "no point was finished"
+        print(f"ended by signal {code - SIGNALLED}; {kept}; resume=true continues from there", file=sys.stderr)
     return code
 
 
 def results_folder(config: Config) -> RunFolder:
-    """Where a run of this configuration on this machine writes.
+    """The results folder of this configuration on this machine.
 
-    The backend that is found becomes part of the configuration and so of the signature. Raises ConfigError,
+    The chosen backend becomes part of the configuration, and so of its signature. Raises ConfigError and
     EnvironmentFault.
     """
     from testbed.config.cross_checks import check_links
@@ -131,7 +132,7 @@ def results_folder(config: Config) -> RunFolder:
 
     if config.emulates:
         config.network.backend = choose_backend(config.network.backend)
-        check_links(config)  # again, as a backend that was found may not have these links
+        check_links(config)  # once more, because the chosen backend may not support these links
     return _folder(config)
 
 
@@ -143,7 +144,7 @@ def _folder(config: Config) -> RunFolder:
 
 
 def _refuse_other_code(folder: RunFolder) -> None:
-    """ConfigError if rows are there that other code measured: one table must not mix them unnoticed."""
+    """ConfigError if other code measured rows of this folder, because one table must not mix them unnoticed."""
     from testbed.results.provenance import code_hash
 
     if not folder.parquet.exists():
@@ -152,13 +153,13 @@ def _refuse_other_code(folder: RunFolder) -> None:
     if before != {now := code_hash()}:
         allowed = (
             f"{folder.path} was measured with other code ({', '.join(sorted(before))}, now {now}); "
-            "resume=false measures afresh and keeps it under another name, force=true goes on regardless"
+            "resume=false measures again and keeps the old rows under another name, force=true continues anyway"
         )
         raise ConfigError("resume", "true", allowed)
 
 
 def _announce(requested: str, backend: str) -> None:
-    """Say what emulates the network, and loudly if it is not what a user would expect."""
+    """Print the network backend, and a warning if ``auto`` falls back to loopback."""
     from testbed.network.probe import choose_backend
 
     print(f"network: {backend} ({MEANING.get(backend, 'see conf/network/')})")
@@ -175,7 +176,7 @@ def _announce(requested: str, backend: str) -> None:
 
 
 def _measure(config: Config, folder: RunFolder) -> int:
-    """Inside the sandbox."""
+    """Run the experiment and print its summary. Called in the sandbox, or without one."""
     experiment = importlib.import_module(f"experiments.{config.runner}")
     try:
         failed: int = experiment.run(config, config.network.backend, folder)
@@ -189,7 +190,7 @@ def _measure(config: Config, folder: RunFolder) -> int:
 
 
 def _inform() -> int:
-    """Let Hydra answer --help, --cfg, --info and shell completion. It reads sys.argv and never runs the task."""
+    """Let Hydra handle --help, --cfg, --info and shell completion. It reads sys.argv and runs no experiment."""
     import hydra
 
     from testbed.config.load import CONF, register_methods
@@ -205,7 +206,7 @@ def _fail(error: TestbedError, code: int) -> int:
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
-    """SIGTERM as an exception, so that every ``finally`` on the way out is run."""
+    """Turn SIGTERM into an exception, so that every ``finally`` block runs."""
     raise SystemExit(SIGNALLED + number)
 
 

@@ -1,4 +1,4 @@
-"""One emulated cluster while it lives: bring up, load a model, run methods, re-shape the links, tear down."""
+"""One emulated cluster: bring it up, load a model, run methods, change the links, tear it down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from testbed.cluster.nodes import Cluster
 from testbed.cluster.worker import ForwardTiming
-from testbed.comm.pacing import CreditHold
+from testbed.comm.pacing import BurstCredit
 from testbed.comm.schedule import AUTO
 from testbed.config.schema import Config, LatencyConfig
 from testbed.device.spec import Device
@@ -24,15 +24,15 @@ from testbed.network.shaping import QUEUE_KB, SHAPERS
 from testbed.output import Output
 from topologies.link_graph import Hop, LinkGraph
 
-ANSWER_S = 5.0  # a rank's answer may take so much longer than the operation it reports on
-COMPUTE_TIMEOUT_S = 300.0  # loading a model, one pass with real arithmetic
-LINE_UPS = 8
-SETTLE_S = 0.25  # by then the last acknowledgements have left: Linux delays one for 0.2 s at most (TCP_DELACK_MAX)
-QUIET_S = 0.5  # how long the data network is watched when it should be silent
+ANSWER_S = 5.0  # a rank's answer may arrive this much later than the end of the operation that it reports
+COMPUTE_TIMEOUT_S = 300.0  # for loading a model, and for one pass with real arithmetic
+COUNTED_STARTS = 8  # common starts over which the bytes of one start are averaged
+LAST_ACK_S = 0.25  # by then the last acknowledgements have left: Linux delays one by 0.2 s at most (TCP_DELACK_MAX)
+IDLE_WATCH_S = 0.5  # how long the bytes on the idle data network are counted
 
 
 def make_network(backend: str, graph: LinkGraph) -> Network:
-    """The network backend of this name. Mininet is imported only where it is used: it needs Linux."""
+    """The network backend of this name. Mininet is imported only if it is used, because it needs Linux."""
     if backend == "mininet":
         from testbed.network.mininet import MininetNetwork
 
@@ -43,7 +43,7 @@ def make_network(backend: str, graph: LinkGraph) -> Network:
 
 
 def open_session(config: Config, backend: str, devices: int) -> Session:
-    """The session that an experiment's configuration asks for; to be entered."""
+    """The session for an experiment's configuration. The caller enters it."""
     scale = 1.0 if config.time_scale == AUTO else config.time_scale
     queue_kb = config.queue_kb if isinstance(config, LatencyConfig) else QUEUE_KB
     graph = config.topology.graph(devices)
@@ -51,12 +51,12 @@ def open_session(config: Config, backend: str, devices: int) -> Session:
 
 
 class Session:
-    """An actor on each device of a graph, joined by its emulated links. A context manager.
+    """An actor on each device of a graph, joined by the graph's emulated links. A context manager.
 
-    transport: ``tcp`` or ``gloo``. time_scale: links run this many times slower than asked for, as the device's clock
-    does.
-    timeout_s: the longest that joining, or one operation beyond what its bytes need on the link, may take. queue_kb: of
-    switches' ports. collective: how ranks gather (testbed.comm.schedule), or ``auto``: as it suits the links.
+    transport: ``tcp`` or ``gloo``. time_scale: links are slower than requested by this factor, like the device's clock.
+    timeout_s: seconds that joining may take, and that one operation may take beyond the time of its bytes on the link.
+    all_gather: an algorithm of testbed.comm.schedule, or ``auto`` for the one that suits the links. queue_kb: queue
+    length of switch ports.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Session:
         self._stack.close()
 
     def join(self) -> None:
-        """Connect the actors over the data network; again after a collective failed, since streams are then torn."""
+        """Connect the actors over the data network. Needed again after a failed collective, which breaks streams."""
         addresses = self.cluster.call_each(
             "listen", [(ip,) for ip in self.network.device_data_ips], timeout_s=self.timeout_s, phase="listen"
         )
@@ -105,9 +105,9 @@ class Session:
             )
 
     def shape(self, bandwidth_mbps: float, shaper: str = SHAPERS[0], queue_kb: float | None = None) -> None:
-        """Set all data links to a bandwidth (in the emulated device's time) while everything runs.
+        """Set the bandwidth of all data links (in the emulated device's time) while the cluster runs.
 
-        queue_kb: another length of switches' queues than the session's.
+        queue_kb: queue length of switch ports, if it differs from the session's.
         """
         begin = time.monotonic()
         rate_bps = bandwidth_mbps * 1e6 / self.time_scale
@@ -115,85 +115,86 @@ class Session:
         links = [(self.network.links_of(rank, self.all_gather),) for rank in range(self.devices)]
         self.cluster.call_each("set_links", links, timeout_s=self.timeout_s, phase="shape")
         pacings = [route.pacing for (of_rank,) in links for route in of_rank.routes.values()]
-        self._holds_burst_credit = self.transport == "tcp" and all(isinstance(pacing, CreditHold) for pacing in pacings)
+        self._charges_burst_credit = self.transport == "tcp" and all(isinstance(p, BurstCredit) for p in pacings)
         self.reshape_s = time.monotonic() - begin
 
     @property
     def burst_credit_bytes(self) -> int:
-        """What an idle link lets through at once and nobody pays for: nothing, unless a transport cannot hold back."""
-        return 0 if self._holds_burst_credit else self.network.bucket_bytes
+        """Burst credit of an idle link for which messages are not charged; 0 if the transport charges for it."""
+        return 0 if self._charges_burst_credit else self.network.bucket_bytes
 
     def idle_bytes(self) -> int | None:
-        """Bytes on the data network while nothing is asked of it; None if the backend has no counters."""
-        time.sleep(SETTLE_S)
+        """Bytes on the data network while no operation runs; None if the backend has no counters."""
+        time.sleep(LAST_ACK_S)
         before = self.network.carried_bytes()
-        time.sleep(QUIET_S)
+        time.sleep(IDLE_WATCH_S)
         after = self.network.carried_bytes()
         return None if before is None or after is None else sum(after.values()) - sum(before.values())
 
     def load(self, choice: Choice[Any], tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
-        """Give every actor the model of these files (``load_model``) and the input, in place of what it had."""
+        """Give every actor the model of these files (``load_model``) and the input, in place of its earlier ones."""
         self.cluster.call("load", choice, tokens, weights, inputs, timeout_s=COMPUTE_TIMEOUT_S, phase="load")
 
     def prepare(
         self, key: str, name: str, speeds: Sequence[float], settings: dict[str, Any], codebooks: Path | None
     ) -> None:
-        """Have every actor build its shard of a method; speeds: of the ranks, as for ``load_method``."""
+        """Have every actor build its shard of a method. speeds: of the ranks, as in ``load_method``."""
         arguments = (key, name, speeds, settings, codebooks)
         self.cluster.call("prepare", *arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=f"prepare {key}")
 
     def verify(self, key: str) -> list[tuple[Output, ForwardTiming]]:
-        """One pass with real arithmetic through the links as they are now; by rank."""
+        """One pass with real arithmetic over the links as they are now. Returns (output, timing) by rank."""
         return self.cluster.call("verify", key, timeout_s=COMPUTE_TIMEOUT_S, phase=f"verify {key}")
 
     def measure(
         self, key: str, mode: str, devices: Sequence[Device], repeats: int, warmups: int, expected_s: float
     ) -> tuple[list[list[ForwardTiming]], float | None]:
-        """Timed passes, [rank][repeat], and the bytes that a pass puts on the link, one way, that carries most.
+        """Timed passes, ``[rank][repeat]``, and the bytes of one pass on the busiest hop (None without counters).
 
-        devices: what each rank plays. expected_s: what one pass should take on this machine's clock; the call fails
-        after ten times that and a minute.
+        devices: the emulated device of each rank. expected_s: expected time of one pass on this machine's clock; the
+        call fails after ten times that and a minute.
         """
-        own = self._start_line_bytes()
+        start_bytes = self._start_bytes()
         before = self.network.carried_bytes()
         limit = 60 + 10 * expected_s * (repeats + warmups)
         arguments = [(key, mode, device, self.time_scale, repeats, warmups) for device in devices]
         passes = self.cluster.call_each("measure", arguments, timeout_s=limit, phase=f"measure {key}")
         after = self.network.carried_bytes()
-        if before is None or after is None or own is None:
+        if before is None or after is None or start_bytes is None:
             return passes, None
-        return passes, max(((after[hop] - before[hop]) / (repeats + warmups) - own[hop] for hop in own), default=0.0)
+        per_pass = ((after[hop] - before[hop]) / (repeats + warmups) - size for hop, size in start_bytes.items())
+        return passes, max(per_pass, default=0.0)
 
-    def _start_line_bytes(self) -> dict[Hop, float] | None:
-        """Bytes that lining up for a pass puts on each link; they are the instrument's, not the method's."""
+    def _start_bytes(self) -> dict[Hop, float] | None:
+        """Bytes that the common start of a pass puts on each hop. They belong to the emulator, not to the method."""
         before = self.network.carried_bytes()
         if before is None:
             return None
-        self.cluster.call("time_operation", "nothing", 0, LINE_UPS, timeout_s=self.timeout_s, phase="line up")
+        self.cluster.call("time_operation", "nothing", 0, COUNTED_STARTS, timeout_s=self.timeout_s, phase="start")
         after = self.network.carried_bytes() or before
-        return {hop: (after[hop] - before[hop]) / LINE_UPS for hop in before}
+        return {hop: (after[hop] - before[hop]) / COUNTED_STARTS for hop in before}
 
     def rank_times(
         self, operation: str, payload_bytes: int, repeats: int, peers: Sequence[Sequence[int]] | None = None
     ) -> list[list[tuple[float, float]]]:
-        """When each rank began and ended one collective alone, [rank][repeat], in seconds of the machine's clock.
+        """(begin, end) of one operation on each rank, ``[rank][repeat]``, in seconds of the machine's clock.
 
-        peers: of each rank, for operation ``exchange``.
+        operation: see testbed.cluster.microbenchmarks. peers: of each rank, for operation ``exchange``.
         """
-        of_ranks = [()] * self.devices if peers is None else peers
-        arguments = [(operation, payload_bytes, repeats, of) for of in of_ranks]
+        by_rank = [()] * self.devices if peers is None else peers
+        arguments = [(operation, payload_bytes, repeats, of_rank) for of_rank in by_rank]
         return self.cluster.call_each("time_operation", arguments, timeout_s=COMPUTE_TIMEOUT_S, phase=operation)
 
     def retransmits(self) -> int:
-        """Segments that the ranks' data connections have sent twice so far."""
+        """TCP segments that the ranks' data connections have retransmitted so far."""
         return sum(self.cluster.call("retransmits", timeout_s=self.timeout_s, phase="counters"))
 
     def congestion_control(self) -> list[str]:
-        """The congestion controls in force on the ranks' data connections, each once; ``cubic`` where it may be set."""
+        """The congestion controls in force on the ranks' data connections, each once; ``cubic`` where permitted."""
         found = self.cluster.call("congestion_control", timeout_s=self.timeout_s, phase="counters")
         return sorted({name for names in found for name in names})
 
     def collective_s(self, operation: str, payload_bytes: int, repeats: int) -> list[float]:
-        """Seconds of one collective alone, from the first rank's start to the last rank's end, by repeat."""
+        """Seconds of one operation, from the first rank's begin to the last rank's end, by repeat."""
         calls = self.rank_times(operation, payload_bytes, repeats)
         return [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*calls, strict=True)]

@@ -1,4 +1,4 @@
-"""What the pages about additions say works: their files in a copy of the tree, their commands, their test."""
+"""What docs/extending.md says works: its files and insertions in a copy of the tree, its commands, its test."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = "\n".join((ROOT / "docs" / name).read_text() for name in ("extending.md", "adding-a-method.md"))
+TEXT = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT, re.MULTILINE)
+INSERTIONS = re.findall(
+    r"[Ii]n\s`([\w/.]+)`, after the line `(.*?)`:\n\n```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL
+)
+COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 CHECK = """
 import sys
 from testbed.config.load import load_config
@@ -25,14 +29,19 @@ for line in sys.stdin.read().splitlines():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree with the pages' files in it."""
+    """The tree with the page's files and insertions in it."""
     folder = tmp_path_factory.mktemp("tree")
     for name in ("testbed", "analysis", "experiments", "topologies", "conf", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "docs").mkdir()
     shutil.copy(ROOT / "pyproject.toml", folder)
     for name, text in FILES.items():
         assert not (folder / name).exists()
         (folder / name).write_text(text)
+    for name, line, text in INSERTIONS:
+        source = (folder / name).read_text()
+        assert source.count(f"{line}\n") == 1
+        (folder / name).write_text(source.replace(f"{line}\n", f"{line}\n{text}"))
     return folder
 
 
@@ -43,16 +52,29 @@ def python(folder: Path, *words: str, **more: str) -> subprocess.CompletedProces
     )
 
 
-def test_the_page_has_files_and_commands() -> None:
-    assert len(FILES) == 6 and len(COMMANDS) == 6
+def test_the_page_has_files_insertions_and_commands() -> None:
+    assert len(FILES) == 6 and len(INSERTIONS) == 2 and len(COMMANDS) == 7
 
 
 def test_commands_are_accepted(copy: Path) -> None:
     done = python(copy, "-c", CHECK, input="\n".join(COMMANDS))
     sweeps = ["bandwidth_sweep"] * 2
-    assert done.stdout.split() == [*sweeps, "heterogeneous_devices", *sweeps, "smoke"], done.stderr
+    assert done.stdout.split() == [*sweeps, "heterogeneous_devices", *sweeps, "smoke", "smoke"], done.stderr
     for name in ("my_board", "vit_large", "two_rooms", "broadcast"):
         assert any(name in command for command in COMMANDS)
+
+
+def test_a_column_needs_no_more_than_the_page_says(copy: Path, tmp_path: Path) -> None:
+    (command,) = (command for command in COMMANDS if "network=analytic" in command)
+    done = python(copy, "-m", "testbed.run", *command.split(), f"results_dir={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pd.read_csv(tmp_path / "latest" / "results.csv").set_index("method")
+    assert rows["device_macs"].notna().all()
+    assert rows["device_macs"]["tensor"].max() < rows["device_macs"]["single"].max()
+    script = "from analysis import load_rows, points; print('device_macs' in points(load_rows(%r)))"
+    assert python(copy, "-c", script % str(tmp_path / "latest")).stdout == "True\n"
+    assert python(copy, "-m", "testbed.results.reference").returncode == 0
+    assert "- `device_macs`: multiply-accumulates of the rank with the most." in (copy / "docs/columns.md").read_text()
 
 
 def test_the_methods_test_passes(copy: Path) -> None:
@@ -70,7 +92,7 @@ def test_the_topology_is_what_the_page_says(copy: Path) -> None:
 
 
 def test_the_pages_code_is_in_the_style_of_the_rest(copy: Path) -> None:
-    files = [name for name in FILES if name.endswith(".py")]
+    files = [name for name in FILES if name.endswith(".py")] + [name for name, _, _ in INSERTIONS]
     for words in (["check", "--output-format=concise"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *words, *files], cwd=copy, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

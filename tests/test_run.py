@@ -162,7 +162,7 @@ def test_after_a_signal_the_user_learns_where_the_points_are(
     folder.append([row()])
     folder.write_manifest([{"code_hash": code_hash()}])
     assert supervised("network=loopback", code=130)[0] == 130
-    assert f"finished points lie in {folder.path}" in capsys.readouterr().err
+    assert f"finished points are in {folder.path}" in capsys.readouterr().err
 
 
 def test_without_resume_earlier_results_are_set_aside(supervised: Any, tmp_path: Path) -> None:

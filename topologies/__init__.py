@@ -1,1 +1,1 @@
-"""Emulated networks as Mininet topologies."""
+"""Emulated networks: which links join the devices, and the Mininet topology of these links."""

@@ -1,4 +1,4 @@
-"""Hosts and switches linked as a description in conf/topology/ says (topologies.link_graph)."""
+"""A LinkGraph as a Mininet topology (topologies.link_graph)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from mininet.topo import Topo
 from topologies.link_graph import LinkGraph
 
 
-class Described(Topo):
-    """Hosts h0 ... hN-1 and switches d0, d1, ...; the end of a data link at A towards B is interface A-B.
+class LinkGraphTopo(Topo):
+    """Hosts h0 ... hN-1, and switches d0, d1, .... The data link from A to B has interface A-B at A.
 
-    The control network, a switch c0 with a link hN-control for each host, carries Ray and is never shaped; ``ctl`` runs
-    the driver. The data network carries tensors only.
+    Two networks connect the hosts. The control network carries Ray and is never shaped: a switch c0, with a link to
+    each host and to the host ``ctl`` of the driver. The data network carries tensors only.
     """
 
     def build(self, graph: LinkGraph, private_dirs: list[str], **_: object) -> None:  # type: ignore[override]
@@ -19,7 +19,7 @@ class Described(Topo):
         for switch in graph.switches:
             self.addSwitch(switch)
         for rank in range(graph.devices):
-            # Ray nodes on one machine collide in their session folder, so each host has its own.
+            # Ray nodes on one machine would share a session folder, so each host has a private one.
             host = self.addHost(f"h{rank}", ip=None, privateDirs=[(path, f"{path}-h{rank}") for path in private_dirs])
             self.addLink(host, control, intfName1=f"h{rank}-control", intfName2=f"c0-h{rank}")
         for number, (a, b, _share) in enumerate(graph.shares):
@@ -30,5 +30,5 @@ class Described(Topo):
 
 
 def _mac(link: int, end: int) -> str:
-    """An address of our own for one end of a data link, which neighbors are told instead of asking for it."""
+    """A fixed hardware address for one end of a data link, so that neighbors need no ARP."""
     return f"02:00:{link >> 16 & 255:02x}:{link >> 8 & 255:02x}:{link & 255:02x}:{end:02x}"

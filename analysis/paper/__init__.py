@@ -1,1 +1,1 @@
-"""The paper's and other publications' figures beside ours."""
+"""Published results of the ASTRA paper and of related work, beside results of this testbed."""

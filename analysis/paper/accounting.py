@@ -1,6 +1,6 @@
-"""Two ways to count the same method, side by side: as the ASTRA paper counts, and as collectives really move data.
+"""Two ways to count the bytes of a method: as the ASTRA paper counts them, and as collectives move them.
 
-Both are formulas. Only rows of the cost model have them; what was measured stands in tables of its own.
+Both are formulas, and only rows of the cost model have them. Measured rows are in other tables.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from testbed.results.schema import ANALYTIC, BASELINE
 
 
 def accounting_table(frame: pd.DataFrame) -> TextTable:
-    """Volumes and messages of each method, and its speed-up at each bandwidth by both accountings.
+    """Received data and speed-up over one device by both ways to count.
 
-    No rows where the frame has none of the cost model with the paper's accounting.
+    Columns: the method variant, MB by the paper's count and by the collectives, messages, and for each bandwidth in
+    Mbps the speed-up by both. No rows if the frame has no rows of the cost model with the paper's count.
     """
     table = points(frame[frame["compute_mode"] == ANALYTIC])
     single = table[table["method"] == BASELINE].groupby("tokens")["paper_latency_ms"].median()
@@ -30,10 +31,11 @@ def accounting_table(frame: pd.DataFrame) -> TextTable:
         volumes = [number(first[name] / 1e6) for name in ("paper_bytes", "formula_bytes")]
         rows.append([str(label), *volumes, number(first["messages"]), *(cells.get(each, "-") for each in bandwidths)])
     notes = [
-        "by formulas alone, nothing was measured: the paper's accounting / the real collective",
-        "MB: what the device receives that receives most; the paper counts a tensor-parallel all-reduce as one "
-        "all-gather, and no encoding",
-        "messages: that it receives in one pass; - : the paper does not say how it would count this",
+        "each cell: speed-up by the paper's count / by the bytes of the collectives; both are formulas, nothing was "
+        "measured",
+        "MB: received by the device that receives most; the paper counts a tensor-parallel all-reduce as one "
+        "all-gather, and counts no encoding",
+        "messages: received by that device in one forward pass; -: the paper does not say how it would count this",
     ]
-    columns = ["method", "MB, paper", "MB, collective", "messages", *(f"{each:g} Mbps" for each in bandwidths)]
-    return TextTable("Speed-up over one device by two accountings", columns, rows, notes)
+    columns = ["method", "MB, paper", "MB, collectives", "messages", *(f"{each:g} Mbps" for each in bandwidths)]
+    return TextTable("Speed-up over one device: the paper's count and the collectives' bytes", columns, rows, notes)

@@ -1,4 +1,7 @@
-"""The paper's accuracies and perplexities with ours beside them, by their changes, because models and data differ."""
+"""Accuracies and perplexities of the paper beside ours.
+
+Models and data differ, so the changes from the uncompressed baseline are compared, not the values.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from analysis.paper.latency import PAPER_SETTING, reported_figures
 
 METRICS = {"accuracy": "accuracy_pct", "perplexity": "perplexity"}  # the paper's name -> ours
 CODEWORDS = PAPER_SETTING["codebook_size"]
-# How the paper makes a variant, in the columns of our rows, and what is said of one that is made otherwise.
-PAPER_WAY = {
+# The variant of the paper, in the columns of our rows; then the words for a variant with other values.
+PAPER_VARIANT = {
     "class_tokens": "distributed",
     "objective": "labels",
     "trained_on": "4",
@@ -26,29 +29,30 @@ PAPER_WAY = {
     "int8_tokens": 0,
     "gradient": "straight_through",
 }
-WAYS = {
+DIFFERENCES = {
     "class_tokens": "{} class token",
-    "objective": "trained by {}",
-    "trained_on": "trained on {} devices",
+    "objective": "objective {}",
+    "trained_on": "fine-tuned on {} devices",
     "quantized": "{} quantized",
-    "anchor_tokens": "{:g} exact anchor tokens",
-    "num_quantizers": "{:g} codebooks in a row",
-    "pre_rotation": "tokens turned to {}",
-    "int8_tokens": "{:g} tokens of a device in int8",
-    "gradient": "gradient by {}",
+    "anchor_tokens": "{:g} anchor tokens",
+    "num_quantizers": "{:g} residual VQ stages",
+    "pre_rotation": "pre-rotation {}",
+    "int8_tokens": "{:g} int8 tokens of each device",
+    "gradient": "gradient {}",
 }
 UNITS = {"x": "x", "%": "%", "ppl": ""}
-KNOBS = {"lambda": "noise", "beta": "commitment"}
-COMMITMENTS = (1e-4, 5e-4)  # the least and the most that the paper trains with
-FAR = ["raw", "codewords", "far"]  # columns by which variants are more or less like the paper's
-ZERO_SHOT = "zero-shot"  # of the paper's tasks: judged on another text than the one that codebooks were made of
+PARAMETERS = {"lambda": "noise", "beta": "commitment"}
+COMMITMENTS = (1e-4, 5e-4)  # lowest and highest weight that the paper trains with
+DISTANCE = ["not_fine_tuned", "codewords", "differences"]  # from the paper's variant, the most important one first
+ZERO_SHOT = "zero-shot"  # in a task of the paper: evaluated on another text than the one of the codebooks
 
 
 def quality_beside(frames: list[pd.DataFrame], figure: pd.Series) -> list[list[str]]:
-    """[paper, ours, difference, interval, why] of a figure, once for each model and text or set of pictures of ours.
+    """[paper, ours, difference, interval, why] for a result of the paper, once for each model and data set of ours.
 
-    frames: rows of runs on quality, the oldest first. Of several runs the one that varies what the figure is about,
-    then the one most like the paper, then the latest; a variant and its original are of one run.
+    frames: rows of accuracy experiments, one frame a run, the oldest first. A variant and its uncompressed baseline are
+    of one run. Of several runs the one is taken that varies the parameter which the paper varies; then the one most
+    like the paper; then the latest.
     """
     found: dict[Any, tuple[tuple[Any, ...], list[str]]] = {}
     for rows in frames:
@@ -61,72 +65,72 @@ def quality_beside(frames: list[pd.DataFrame], figure: pd.Series) -> list[list[s
 
 
 def _beside(of: pd.DataFrame, figure: pd.Series) -> tuple[tuple[Any, ...], list[str]] | None:
-    """(how far from the paper's, cells) of a run's rows of one model and text; None if they have nothing to say."""
-    original = of[of["stage"] == UNCOMPRESSED]["value"].mean()
+    """(distance from the paper's variant, cells) for one model and data set; None if nothing is comparable."""
+    baseline = of[of["stage"] == UNCOMPRESSED]["value"].mean()
     model, data = joined(of, "model"), data_of(of)
     other = [f"model {model} ({sizes_of(of)})"] if plain(model) != plain(figure["model"]) else []
     other += [f"data {data}"] if plain(data) != plain(figure["task"]) else []
-    if figure["method"] == "single" and pd.notna(original) and not other:  # else it is another model's own figure
-        return (), _absolute(figure, original)
+    if figure["method"] == "single" and pd.notna(baseline) and not other:  # else it is a value of another model
+        return (), _absolute(figure, baseline)
     if figure["method"] != "astra" or (ours := _like_the_papers(of, figure)) is None:
         return None
-    knobs = [name for knob, name in KNOBS.items() if f"{knob}=" in str(figure["setting"])]
+    parameters = [name for symbol, name in PARAMETERS.items() if f"{symbol}=" in str(figure["setting"])]
     trained = of[of["stage"] == TRAINED]
-    lone = any(trained[name].nunique() < 2 for name in knobs)  # nothing to compare this value of the knob with
-    return (lone, *ours[FAR]), _change(figure, ours, original, other)
+    alone = any(trained[name].nunique() < 2 for name in parameters)  # no other value of it to compare with
+    return (alone, *ours[DISTANCE]), _change(figure, ours, baseline, other)
 
 
 def _is_zero_shot(rows: pd.DataFrame) -> bool:
-    """Whether a language model is judged on another text than the one that its codebooks are of."""
+    """Whether a language model is evaluated on another text than the one that its codebooks are from."""
     return bool(joined(rows, "corpus")) and joined(rows, "corpus") != joined(rows, "data")
 
 
 def _like_the_papers(rows: pd.DataFrame, figure: pd.Series) -> pd.Series | None:
-    """Our variant that is made most as the paper's, mean over seeds; None if none has its groups and knobs.
+    """Our variant that is most like the paper's, mean over seeds; None if none has its groups and parameters.
 
-    Adapted ones come before codebooks of k-means alone.
+    Fine-tuned variants come before codebooks from k-means alone.
     """
     rows = rows[(rows["stage"] != UNCOMPRESSED) & (rows["devices"] == figure["devices"])]
     if pd.notna(figure["groups"]):
         rows = rows[rows["groups"] == figure["groups"]]
-    for knob, name in KNOBS.items():
-        if found := re.search(rf"\b{knob}=([\d.]+)", str(figure["setting"])):
+    for symbol, name in PARAMETERS.items():
+        if found := re.search(rf"\b{symbol}=([\d.]+)", str(figure["setting"])):
             rows = rows[(rows[name] == float(found[1])) & (rows["stage"] == TRAINED)]
     if rows.empty:
         return None
-    ways = {name: way for name, way in PAPER_WAY.items() if name in rows}
-    own = ["stage", "groups", "codebook_size", *ways, *KNOBS.values()]
+    of_paper = {name: value for name, value in PAPER_VARIANT.items() if name in rows}
+    own = ["stage", "groups", "codebook_size", *of_paper, *PARAMETERS.values()]
     means = rows.groupby(own, dropna=False)[["value", "change_low", "change_high"]].mean().reset_index()
-    far = sum((means[name] != way).astype(int) for name, way in ways.items())
-    far += ~means["commitment"].between(*COMMITMENTS)  # a figure of another one has it among its knobs
+    differences = sum((means[name] != value).astype(int) for name, value in of_paper.items())
+    differences += ~means["commitment"].between(*COMMITMENTS)  # a result with another weight names it
     codewords = (means["codebook_size"] - CODEWORDS).abs()
-    means = means.assign(far=far, codewords=codewords, raw=means["stage"] != TRAINED)
-    return means.sort_values([*FAR, "groups", *KNOBS.values()]).iloc[0]
+    means = means.assign(differences=differences, codewords=codewords, not_fine_tuned=means["stage"] != TRAINED)
+    return means.sort_values([*DISTANCE, "groups", *PARAMETERS.values()]).iloc[0]
 
 
-def _absolute(figure: pd.Series, original: float) -> list[str]:
+def _absolute(figure: pd.Series, baseline: float) -> list[str]:
     unit = figure["unit"]
-    difference = f"{original - figure['value']:+.2f}"
-    return [reported_text(figure["value"], unit), value_text(original, unit), difference, "-", "training"]
+    difference = f"{baseline - figure['value']:+.2f}"
+    return [reported_text(figure["value"], unit), value_text(baseline, unit), difference, "-", "training"]
 
 
-def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str]) -> list[str]:
-    """Change of ours beside change of the paper's: in points, of a perplexity in percent."""
+def _change(figure: pd.Series, ours: pd.Series, baseline: float, why: list[str]) -> list[str]:
+    """The paper's change beside ours: in points of accuracy, or in percent of the perplexity."""
     unit = figure["unit"]
-    base = _original_of(figure)
+    base = _baseline_of(figure)
     relative = figure["metric"] == "perplexity"
 
     def change(value: float, of: float) -> float:
         return 100 * (value / of - 1) if relative else value - of
 
-    paper, own = change(figure["value"], base), change(ours["value"], original)
+    paper, own = change(figure["value"], base), change(ours["value"], baseline)
     word = "%" if relative else ""
     why = why + ([f"K={ours['codebook_size']:g}"] if ours["codebook_size"] != CODEWORDS else [])
-    why += [f"G={ours['groups']:g}, the paper's is not known to us"] if pd.isna(figure["groups"]) else []
-    why += ["codebooks of k-means, not adapted"] if ours["stage"] != TRAINED else []
-    written = {name: ours[name] for name in PAPER_WAY if name in ours and pd.notna(ours[name]) and ours[name] != ""}
-    differs = [name for name, value in written.items() if value != PAPER_WAY[name]]
-    why += [WAYS[name].format(ours[name]) for name in differs]
+    why += [f"G={ours['groups']:g}; the G of the paper's result is not known"] if pd.isna(figure["groups"]) else []
+    why += ["codebooks from k-means, not fine-tuned"] if ours["stage"] != TRAINED else []
+    written = {name: ours[name] for name in PAPER_VARIANT if name in ours and pd.notna(ours[name]) and ours[name] != ""}
+    differs = [name for name, value in written.items() if value != PAPER_VARIANT[name]]
+    why += [DIFFERENCES[name].format(ours[name]) for name in differs]
     interval = f"[{ours['change_low']:+.2f}, {ours['change_high']:+.2f}]"
     cells = [
         f"{paper:+.2f}{word} ({reported_text(figure['value'], unit)})",
@@ -135,8 +139,8 @@ def _change(figure: pd.Series, ours: pd.Series, original: float, why: list[str])
     return [*cells, f"{own - paper:+.2f} points", interval, "; ".join(why)]
 
 
-def _original_of(figure: pd.Series) -> float:
-    """The uncompressed model's figure of the same model and task, from wherever the paper reports it."""
+def _baseline_of(figure: pd.Series) -> float:
+    """The paper's value of the uncompressed baseline for the same model and task; NaN if there is none."""
     figures = reported_figures()
     same = (figures["model"] == figure["model"]) & (figures["task"] == figure["task"])
     same &= (figures["method"] == "single") & (figures["metric"] == figure["metric"])
@@ -145,20 +149,20 @@ def _original_of(figure: pd.Series) -> float:
 
 
 def family(model: str) -> str:
-    """Images or text: a figure of the one says nothing of the other."""
+    """``vision`` or ``language``; results of the two are not comparable."""
     return "vision" if "vit" in model.lower() else "language"
 
 
 def plain(name: str) -> str:
-    """A name without what people write differently: ViT-Base and vit_base are the same."""
+    """A name in lower case, letters and digits only, so that ViT-Base and vit_base are the same."""
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def reported_text(value: float, unit: str) -> str:
-    """The paper's figure with all its digits."""
+    """A value of the paper with all its digits and its unit."""
     return f"{value:g}{UNITS.get(unit, f' {unit}')}"
 
 
 def value_text(value: float, unit: str) -> str:
-    """Ours, with as many digits as are worth something."""
+    """A value of ours with two decimals and its unit."""
     return f"{value:.2f}{UNITS.get(unit, f' {unit}')}"

@@ -1,4 +1,4 @@
-"""The paper's latency figures beside ours. Its figures are those of paper/reported.csv, and nowhere retyped."""
+"""Speed-ups that the paper reports, beside ours. All numbers of the paper come from reported.csv."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.points import points
+from analysis.text_table import TextTable, number, percent, signed_pct
 from testbed.results.schema import ANALYTIC
 
 REPORTED_CSV = Path(__file__).parent / "reported.csv"
@@ -15,8 +16,8 @@ CONFIGS_CSV = Path(__file__).parent / "configs.csv"
 PAPER_SETTING = {"layers": 12, "hidden": 768, "tokens": 1024, "devices": 4, "codebook_size": 1024}
 PAPER_PROFILE = "gtx1660ti"
 PAPER_TENSOR_VOLUME = 2  # two all-reduces a layer, each counted as one all-gather
-PAPER_BLOCK_GATHERS = 1  # Nb of the best figure over BP+AG
-PAPER_SETTINGS = {"block": f"blocks={PAPER_BLOCK_GATHERS}"}  # of methods whose standard settings are others
+PAPER_BLOCK_GATHERS = 1  # Nb of the best speed-up over BP+AG
+PAPER_SETTINGS = {"block": f"blocks={PAPER_BLOCK_GATHERS}"}  # of methods that have other defaults here
 # Reported metric -> the method in the ratio's numerator.
 PAPER_RATIOS = {
     "speedup_over_single": "single",
@@ -27,29 +28,31 @@ PAPER_RATIOS = {
 
 
 def reported_figures(reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
-    """What the paper reports, without what was derived from it.
+    """The numbers that the paper reports, without numbers that were derived from them.
 
-    Columns: table, model, task, setting, method, groups, bandwidth_mbps, devices, tokens, metric, value, unit, kind.
+    Columns: table (of the paper), model, task, setting, method, groups, bandwidth_mbps, devices, tokens, metric, value,
+    unit, kind. Empty cells are missing values.
     """
     reported = pd.read_csv(reported_csv)
     return reported[reported["kind"] == "reported"]
 
 
 def paper_configs() -> pd.DataFrame:
-    """The experiments that measure what the paper reports, in the order in which ``make paper`` runs them.
+    """The experiments that measure results of the paper, in the order in which ``make paper`` runs them.
 
-    Columns: config (+experiment=NAME), figures (tables or tasks of ``reported_figures``, separated by spaces; none
-    where the paper's figures are not known to us), minutes and quick_minutes (about, on two cores; quick: with
-    preset=quick), what.
+    Columns: config (+experiment=NAME), figures (tables or tasks of ``reported_figures``, separated by spaces; empty if
+    the paper's numbers are not known), minutes and quick_minutes (approximate, on two cores; quick: with
+    preset=quick), what (in words).
     """
     return pd.read_csv(CONFIGS_CSV).fillna({"figures": ""})
 
 
 def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
-    """The paper's reported speed-ups of astra beside ours, for the points that this run has in the paper's setting.
+    """Speed-ups of ASTRA that the paper reports beside ours, for the points of these rows in the paper's setting.
 
-    Columns: figure (astra G=1 over single), bandwidth_mbps, paper, ours, difference_pct, spread_pct (of our points),
-    why: in what our conditions differ from the paper's, reported: the index of the figure in ``reported_figures``.
+    Columns: ratio (in words: astra G=1 over single), bandwidth_mbps, paper, ours, difference_pct, spread_pct (the
+    larger one of our two points), why (the conditions that differ from the paper's), reported (the index in
+    ``reported_figures``).
     """
     reported = reported_figures(reported_csv)
     reported = reported[reported["metric"].isin(PAPER_RATIOS)]
@@ -65,7 +68,7 @@ def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CS
             ratio = base["latency_ms"] / point["latency_ms"]
             found.append(
                 {
-                    "figure": f"{point['label']} over {PAPER_RATIOS[figure['metric']]}",
+                    "ratio": f"{point['label']} over {PAPER_RATIOS[figure['metric']]}",
                     "bandwidth_mbps": point["bandwidth_mbps"],
                     "paper": figure["value"],
                     "ours": ratio,
@@ -75,12 +78,30 @@ def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CS
                     "why": "; ".join(latency_differences(point, base, counterpart(table, point, "sequence"))),
                 }
             )
-    columns = ["figure", "bandwidth_mbps", "paper", "ours", "difference_pct", "spread_pct", "why", "reported"]
+    columns = ["ratio", "bandwidth_mbps", "paper", "ours", "difference_pct", "spread_pct", "why", "reported"]
     return pd.DataFrame(found, columns=columns)
 
 
+def paper_ratio_table(frame: pd.DataFrame) -> TextTable:
+    """``paper_comparison`` as text; no rows if the rows have no point in the paper's setting."""
+    rows = [
+        [
+            point["ratio"],
+            f"{point['bandwidth_mbps']:g}",
+            number(point["paper"], "x"),
+            number(point["ours"], "x"),
+            signed_pct(point["difference_pct"]),
+            percent(point["spread_pct"]),
+            point["why"],
+        ]
+        for _, point in paper_comparison(frame).iterrows()
+    ]
+    columns = ["speed-up", "Mbps", "paper", "ours", "difference", "our spread", "conditions that differ"]
+    return TextTable("Speed-ups of the paper beside ours", columns, rows, left=frozenset({columns[-1]}))
+
+
 def in_paper_setting(table: pd.DataFrame) -> pd.Series:
-    """Which points have the workload and the devices of the paper's latency figures, bool."""
+    """Which of these points have the workload and the devices of PAPER_SETTING, bool [n]."""
     same = pd.Series(True, index=table.index)
     for name, value in PAPER_SETTING.items():
         same &= table[name] == value
@@ -88,7 +109,7 @@ def in_paper_setting(table: pd.DataFrame) -> pd.Series:
 
 
 def counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series | None:
-    """The same point with another method, in the paper's number format and settings where there are several."""
+    """The same point with another method; None if there is none. Of several codecs and settings, those of the paper."""
     same = (table["method"] == method) & (table["bandwidth_mbps"] == point["bandwidth_mbps"])
     shared = ["model", "tokens", "layers", "hidden", "network", "compute_mode", "device_profile"]
     for name in shared + (["devices", "partition", "topology", "delay_ms"] if method != "single" else []):
@@ -104,26 +125,29 @@ def counterpart(table: pd.DataFrame, point: pd.Series, method: str) -> pd.Series
 
 
 def latency_differences(point: pd.Series, base: pd.Series, sequence: pd.Series | None) -> list[str]:
-    """In what the two points differ from the paper's conditions, most important first."""
+    """The conditions of two points that differ from the paper's, the most important one first.
+
+    point: of the method. base: of the method in the ratio's numerator. sequence: the same point with ``sequence``.
+    """
     words = []
     if point["network"] == ANALYTIC:
-        words.append("ours is the cost model: nothing was measured")
+        words.append("ours is from the cost model: nothing was measured")
     else:
-        words.append(f"the paper divides bits by bandwidth, here {point['network']}")
+        words.append(f"the paper divides bits by bandwidth; ours is on network {point['network']}")
     if point["compute_mode"] == "execute":
-        words.append("computed at this machine's speed")
+        words.append("ours computes at the speed of this machine")
     elif point["device_profile"] != PAPER_PROFILE:
         words.append(f"device profile {point['device_profile']}")
     if point["encode_ms"] > 0:
-        words.append(f"encoding counted ({point['encode_ms']:.1f} ms)")
+        words.append(f"ours includes encoding ({point['encode_ms']:.1f} ms)")
     if base["method"] == "tensor" and sequence is not None:
         volume = base["formula_bytes"] / sequence["formula_bytes"]
         if abs(volume / PAPER_TENSOR_VOLUME - 1) > 0.01:  # a ring all-reduce receives 4 times as much
-            words.append(f"for tensor the paper counts {PAPER_TENSOR_VOLUME}x sequence's bits, here {volume:.3g}x")
+            words.append(f"tensor sends {volume:.3g}x the bits of sequence; the paper counts {PAPER_TENSOR_VOLUME}x")
     if base["method"] == "block" and sequence is not None:
         gathers = base["formula_bytes"] / sequence["formula_bytes"] * base["layers"]
         if abs(gathers / PAPER_BLOCK_GATHERS - 1) > 0.01:
-            words.append(f"block gathers all embeddings {PAPER_BLOCK_GATHERS}x there (Nb), here {gathers:.3g}x")
+            words.append(f"block gathers all embeddings {gathers:.3g}x; the paper {PAPER_BLOCK_GATHERS}x (Nb)")
     if point["delay_ms"] > 0:
         words.append(f"link delay {point['delay_ms']:g} ms")
     if point["time_scale"] != 1 and pd.notna(point["time_scale"]):

@@ -1,7 +1,7 @@
-"""Figures that peers publish beside ours: every one of paper/peers.csv, and why nothing stands beside some.
+"""Results that related work publishes (peers.csv), beside ours or with the reason why there is none.
 
-What is compared is what their set-up fixes: bytes and shares of work. Their latencies depend on devices that are not
-emulated here.
+Only bytes and amounts of computation are compared, because the published setting determines them. Published latencies
+depend on devices that are not emulated here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from analysis.points import points
 from analysis.text_table import TextTable, signed_pct
 
 PEERS_CSV = Path(__file__).parent / "peers.csv"
-CLASS_TOKENS = 1  # of the models here, beside ``tokens``
+CLASS_TOKENS = 1  # which the models here have in addition to ``tokens``
 EXPERIMENT = "peers"
 RUN = f"+experiment={EXPERIMENT}"
-COLUMNS = ["peer", "figure", "theirs", "ours", "difference", "what ours is", "source"]
+COLUMNS = ["publication", "result", "published", "ours", "difference", "conditions of ours", "source"]
 
 Ours = Callable[[pd.Series, pd.Series], float]
-# quantity -> what it is of a point and of the one that it is against (itself, where there is none)
+# quantity -> its value, from a point and the point that it is compared with (itself, if the result is no comparison)
 QUANTITIES: dict[str, Ours] = {
     "fewer_bytes": lambda point, base: 100 * (1 - point["formula_bytes"] / base["formula_bytes"]),
     "less_compute": lambda point, base: 100 * (1 - point["compute_ms"] / base["compute_ms"]),
@@ -33,31 +33,34 @@ QUANTITIES: dict[str, Ours] = {
 
 
 def peers_table(latency: list[pd.DataFrame]) -> TextTable:
-    """All published figures, those with something beside them first. latency: frames of one set of conditions each."""
+    """All published results; those with a result of ours beside them come first. Columns: COLUMNS.
+
+    latency: rows of latency experiments, one frame for each set of conditions.
+    """
     tables = [(points(frame), frame) for frame in latency]
     found, missing = [], []
     for _, figure in pd.read_csv(PEERS_CSV, keep_default_na=False).iterrows():
-        name, theirs = [figure["peer"], figure["figure"]], f"{figure['value']:g} {figure['unit']}"
+        name, published = [figure["publication"], figure["result"]], f"{figure['value']:g} {figure['unit']}"
         ours = [line for table, frame in tables for line in _beside(table, frame, figure)]
-        found += [[*name, theirs, *line, figure["source"]] for line in ours]
+        found += [[*name, published, *line, figure["source"]] for line in ours]
         if not ours:
-            why = figure["remark"] if figure["quantity"] not in QUANTITIES else f"nothing in this setting; run {RUN}"
-            missing.append([*name, theirs, "-", "-", why, figure["source"]])
+            why = figure["remark"] if figure["quantity"] not in QUANTITIES else f"no point in this setting; run {RUN}"
+            missing.append([*name, published, "-", "-", why, figure["source"]])
     notes = [
-        "theirs: as they publish them; bytes are the method's formula, which every run checks against its counters"
+        "published: as in the source; ours: bytes by the method's formula, which every run checks against its counters"
     ]
-    left = frozenset({"figure", "what ours is", "source"})
-    return TextTable("Peers' figures beside ours", COLUMNS, found + missing, notes, left=left)
+    left = frozenset({"result", "conditions of ours", "source"})
+    return TextTable("Results of related work beside ours", COLUMNS, found + missing, notes, left=left)
 
 
-def known_beside(frame: pd.DataFrame) -> TextTable:
-    """The published figures that a run of this experiment has something to set beside; no rows for any other run."""
+def peers_beside(frame: pd.DataFrame) -> TextTable:
+    """The published results that a run of the experiment ``peers`` can be compared with; no rows for any other run."""
     table, ours = peers_table([frame[frame["experiment"] == EXPERIMENT]]), COLUMNS.index("ours")
     return replace(table, rows=[row for row in table.rows if row[ours] != "-"])
 
 
 def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list[list[str]]:
-    """[ours, difference, what ours is] of the first point that is in a figure's setting, if any."""
+    """[[ours, difference, conditions]] of the first point in the setting of a published result, or []."""
     measure = QUANTITIES.get(figure["quantity"])
     if measure is None:
         return []
@@ -66,7 +69,7 @@ def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list
     for name in ("devices", "layers", "hidden", "tokens"):
         here = here[here[name] == float(figure[name])] if figure[name] != "" else here
     for _, point in here.iterrows():
-        base = _against(table, point, figure)
+        base = _compared_with(table, point, figure)
         if base is not None:
             ours = measure(point, base)
             how = MODEL if is_analytic(frame) else short_modes(frame)
@@ -75,8 +78,8 @@ def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list
     return []
 
 
-def _against(table: pd.DataFrame, point: pd.Series, figure: pd.Series) -> pd.Series | None:
-    """The same point with the method that the figure is against; the point itself where there is none."""
+def _compared_with(table: pd.DataFrame, point: pd.Series, figure: pd.Series) -> pd.Series | None:
+    """The same point with the method that the result is compared with; the point itself if it is no comparison."""
     if not figure["against"]:
         return point
     same = (table["method"] == figure["against"]) & (table["codec"] == "fp32") & (table["settings"] == "")

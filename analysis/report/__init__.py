@@ -1,1 +1,1 @@
-"""The page, tables and figures about results (python -m analysis.report)."""
+"""The report of one or several runs: page, tables and figures (``python -m analysis.report``)."""

@@ -1,4 +1,4 @@
-"""``python -m analysis.report [RESULTS...] [--out FOLDER]``: results folders, or folders that have some below them."""
+"""Write the report of results folders: ``python -m analysis.report [RESULTS...] [--out FOLDER]``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from analysis.runs import find_runs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns 0; 1 if some of what was named cannot be shown; 2 if nothing can."""
+    """The command line. Returns 0, or 1 if some folders cannot be read, or 2 if none can."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.report", description="The report of one run or of several."
+        prog="python -m analysis.report", description="Write the report of one or several runs."
     )
-    parser.add_argument("results", nargs="*", type=Path, default=[Path("results")], help="default: results")
-    parser.add_argument("--out", type=Path, help="folder to write to; default: report/ in the one named or above all")
+    parser.add_argument(
+        "results",
+        nargs="*",
+        type=Path,
+        default=[Path("results")],
+        help="results folders, or folders that contain some; default: results",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to; default: report/ in the folder that contains all of them"
+    )
     arguments = parser.parse_args(argv)
     try:
         runs, problems = find_runs(arguments.results)

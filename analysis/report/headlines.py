@@ -1,4 +1,4 @@
-"""What a run found, in sentences that hold without the tables: which point, how sure, measured how."""
+"""The main results of a run in sentences. Each one names the point, its conditions and its spread."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.accuracy import TRAINED, UNCOMPRESSED
-from analysis.describe import better_up, by_corpus, is_analytic, judged_on, metric, setting
-from analysis.incast import cliffs
-from analysis.links import DEFAULT, LARGE_BYTES, is_large, messages, promised
+from analysis.describe import by_corpus, evaluated_on, is_analytic, metric, metric_sign, setting
+from analysis.incast import incast_sentences
+from analysis.links import DEFAULT_SHAPER, LARGE_BYTES, TOLERANCE_TEXT, is_large, messages, without_incast
 from analysis.load import schema_of
 from analysis.points import points
 from analysis.text_table import number
@@ -17,13 +17,13 @@ from testbed.results.schema import ACCURACY, ANALYTIC, BASELINE, FIDELITY, LATEN
 
 
 def headlines(frame: pd.DataFrame) -> list[str]:
-    """The sentences of one run; points of degraded fidelity are left out, and it is said how many these are."""
+    """Sentences about the rows of one run. No sentence rests on a degraded point; one says how many there are."""
     return list({LATENCY: _latency, FIDELITY: _fidelity, ACCURACY: _quality}[schema_of(frame)](frame))
 
 
 def _latency(frame: pd.DataFrame) -> Iterator[str]:
     if is_analytic(frame):
-        yield "Nothing was measured: every number here is the cost model's."
+        yield "Nothing was measured: every number here is from the cost model."
         return
     table = points(frame[frame["compute_mode"] != ANALYTIC])
     if table.empty:
@@ -40,22 +40,22 @@ def _latency(frame: pd.DataFrame) -> Iterator[str]:
         yield from _at(here, bandwidth, " of the points that are not degraded" if left_out else "")
     if degraded := int(table["degraded"].sum()):
         yield (
-            f"{degraded} of {len(table)} points are degraded: this machine did not give what it emulates. They are "
-            "marked everywhere and in none of these sentences."
+            f"{degraded} of {len(table)} points are degraded: links or cores did not deliver what they emulate. Tables "
+            "and figures mark these points; the sentences here leave them out."
         )
     lost = frame[frame["status"] != "ok"][list(LATENCY.keys)].drop_duplicates()
     if len(lost):
         yield f"{len(lost)} points have no result."
     if not table["verified"].all() and len(table):
-        yield "Some outputs were not compared with the reference model; the tables say which."
+        yield "This run did not compare all outputs with the reference model; the tables show which ones."
 
 
 def _at(here: pd.DataFrame, bandwidth: float, among: str) -> Iterator[str]:
-    """What is fastest at one bandwidth, and what is slower than one device there. among: what of, in words."""
+    """The fastest point at one bandwidth in Mbps, and the points slower than one device. among: words after fastest."""
     if not bandwidth > 0 or here.empty:
         return
     best = here.iloc[0]
-    spread = f"{number(best['speedup_min'])} to {number(best['speedup_max'])} over {best['repeats']} repeats"
+    spread = f"range {number(best['speedup_min'])} to {number(best['speedup_max'])} over {best['repeats']} repeats"
     spread = spread if best["repeats"] > 1 else "one repeat"
     name = f"{best['variant']}{_of(best, here, always=True)}"
     yield (
@@ -71,24 +71,24 @@ def _at(here: pd.DataFrame, bandwidth: float, among: str) -> Iterator[str]:
 
 
 def _of(row: pd.Series, here: pd.DataFrame, always: bool = False) -> str:
-    """The numbers of devices and tokens, where several were measured. always: that of devices in any case."""
+    """The numbers of devices and tokens, if several were run. always: name the number of devices in any case."""
     devices = f" on {row['devices']:g} devices" if always or here["devices"].nunique() > 1 else ""
     return devices + (f" with {row['tokens']:g} tokens" if here["tokens"].nunique() > 1 else "")
 
 
 def _fidelity(frame: pd.DataFrame) -> Iterator[str]:
-    yield from (crowded := cliffs(frame))
-    table = promised(messages(frame))
-    table = table[(table["shaper"] == DEFAULT) & is_large(table)]
-    if table.empty and not crowded:
-        yield f"No message of {LARGE_BYTES:,} B or more over links of shaper {DEFAULT}."
+    yield from (incast := incast_sentences(frame))
+    table = without_incast(messages(frame))
+    table = table[(table["shaper"] == DEFAULT_SHAPER) & is_large(table)]
+    if table.empty and not incast:
+        yield f"No message of {LARGE_BYTES:,} B or more was sent over links of shaper {DEFAULT_SHAPER}."
     for (devices, rate), link in table.groupby(["devices", "rate_mbps"]):  # pyright: ignore[reportGeneralTypeIssues]
         worst = link["ratio"].loc[(link["ratio"] - 1).abs().idxmax()]
         needed = link["needed_time_scale"].max(skipna=False)
-        verdict = "within the tolerance in real time" if needed <= 1 else f"time_scale={needed:g} would do for these"
+        scale = "no time_scale" if pd.isna(needed) else "real time" if needed <= 1 else f"time_scale={needed:g}"
         yield (
             f"{devices:g} devices at {rate:g} Mbps: messages of {LARGE_BYTES:,} B and more take {worst:.2f} times "
-            f"their ideal time at worst; {'no time_scale would do' if pd.isna(needed) else verdict}."
+            f"their ideal time at worst; {scale} is enough for the tolerance ({TOLERANCE_TEXT})."
         )
 
 
@@ -99,21 +99,20 @@ def _quality(frame: pd.DataFrame) -> Iterator[str]:
 
 def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
     rows = frame[(frame["status"] == "ok")]
-    original = rows[rows["stage"] == UNCOMPRESSED]
-    if len(original):
-        yield f"Without compression: {metric(frame)} {original['value'].mean():.2f} ({judged_on(frame)})."
-    unit = "%" if better_up(frame) < 0 else " points"
-    adapted = rows[rows["stage"] == TRAINED]
-    shown, how = (
-        (adapted, "adapted") if len(adapted) else (rows[rows["stage"] != UNCOMPRESSED], "codebooks not adapted")
-    )
+    baseline = rows[rows["stage"] == UNCOMPRESSED]
+    if len(baseline):
+        yield f"The uncompressed baseline has {metric(frame)} {baseline['value'].mean():.2f} ({evaluated_on(frame)})."
+    unit = "%" if metric_sign(frame) < 0 else " points"
+    fine_tuned = rows[rows["stage"] == TRAINED]
+    compressed = rows[rows["stage"] != UNCOMPRESSED]
+    shown, how = (fine_tuned, "fine-tuned") if len(fine_tuned) else (compressed, "not fine-tuned")
     for (groups, size), of in shown.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
         most = of[of["devices"] == of["devices"].max()]
-        best = most.loc[(most["change"] * better_up(frame)).idxmax()]
-        ways = f", the best of {len(most)} ways" if len(most) > 1 else ""
+        best = most.loc[(most["change"] * metric_sign(frame)).idxmax()]
+        among = f", the best of {len(most)} variants" if len(most) > 1 else ""
         yield (
-            f"With G={groups:g}, K={size:g} ({number(best['bits_per_token'])} bits a token and layer, "
-            f"{best['compression']:,.0f} times fewer) and {best['devices']:g} devices, {how}{ways}: "
-            f"{best['value']:.2f}, a change of {best['change']:+.2f}{unit} "
-            f"[{best['change_low']:+.2f}, {best['change_high']:+.2f}]."
+            f"With G={groups:g}, K={size:g} ({number(best['bits_per_token'])} bits per token and layer, "
+            f"{best['compression']:,.0f} times fewer) and {best['devices']:g} devices, {how}{among}: "
+            f"{metric(frame)} {best['value']:.2f}, a change of {best['change']:+.2f}{unit} "
+            f"(95% interval {best['change_low']:+.2f} to {best['change_high']:+.2f})."
         )

@@ -1,4 +1,4 @@
-"""Sections as files: an HTML page that needs nothing beside it, Markdown, LaTeX, and a PDF where there is Chromium."""
+"""Sections as files: an HTML page with its figures in it, Markdown, LaTeX, and a PDF if Chromium is installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from analysis.report.sections import Section
 from analysis.text_table import LATEX_PACKAGES
 
 TEMPLATE = "page.html.j2"
-LONG = 24  # characters: longer cells wrap, so that a page of 1200 pixels has room for the widest table
+WRAP_CHARS = 24  # longer cells wrap, so that the widest table fits a page of 1200 pixels
 CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
 PRINT_S = 120
-PNG_DPI, CSS_DPI = 150, 96  # of figures (testbed.mplstyle), and of a page: text in figures is as large as beside them
+PNG_DPI, CSS_DPI = 150, 96  # of figures (testbed.mplstyle) and of a page; so text has the same size in both
 
 
 def page(title: str, subtitle: str, sections: list[Section], problems: list[str], citation: str, folder: Path) -> str:
-    """The report as one HTML page with its pictures in it. folder: what the names of figures are relative to."""
+    """The report as one HTML page, with its figures embedded.
+
+    subtitle: number of runs and dates. problems: one line for each folder that is left out. citation: how to cite the
+    results. folder: of the report; paths of figures are relative to it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -29,23 +33,23 @@ def page(title: str, subtitle: str, sections: list[Section], problems: list[str]
     environment.filters["css_width"] = lambda path: round(_png_width(path) * CSS_DPI / PNG_DPI)
     environment.filters["beside"] = lambda path: path.relative_to(folder).as_posix()
     return environment.get_template(TEMPLATE).render(
-        title=title, subtitle=subtitle, sections=sections, problems=problems, citation=citation, long=LONG
+        title=title, subtitle=subtitle, sections=sections, problems=problems, citation=citation, wrap_chars=WRAP_CHARS
     )
 
 
 def _png_width(path: Path) -> int:
-    """In pixels, from the file's header."""
+    """Width in pixels, from the header of the file."""
     return int.from_bytes(path.read_bytes()[16:20], "big")
 
 
 def markdown(title: str, sections: list[Section], problems: list[str], folder: Path) -> str:
-    """The report's text, tables and figures in Markdown; figures as files beside it."""
+    """The report in Markdown, with links to the files of its figures. folder: paths of figures are relative to it."""
     blocks = [f"# {title}\n", *(f"Left out: {problem}\n" for problem in problems)]
     for section in sections:
         blocks.append(f"## {section.title}\n")
-        if not section.parts:
-            blocks.append(f"{section.otherwise}\n")
-        for part in section.parts:
+        if not section.subsections:
+            blocks.append(f"{section.hint}\n")
+        for part in section.subsections:
             blocks += [f"### {part.title}\n"] if part.title else []
             lines = [f"- {name}: {value}" for name, value in part.facts] + [f"- {line}" for line in part.lines]
             blocks += ["\n".join(lines) + "\n"] if lines else []
@@ -60,7 +64,7 @@ def latex(sections: list[Section]) -> str:
     tables = [
         f"% {section.title}{': ' + part.title if part.title else ''}\n{table.latex()}"
         for section in sections
-        for part in section.parts
+        for part in section.subsections
         for table in part.tables
     ]
     packages = [
@@ -70,16 +74,16 @@ def latex(sections: list[Section]) -> str:
 
 
 def print_pdf(html: Path) -> tuple[Path | None, str]:
-    """The page as a PDF beside it, printed by a headless Chromium: (the file or None, why there is none)."""
+    """Print the page to a PDF beside it with a headless Chromium. Returns (file, "") or (None, reason)."""
     browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if browser is None:
         return (
             None,
-            "no PDF: there is no Chromium here to print the page (on Debian: apt-get install chromium-headless-shell)",
+            "no PDF: printing the page needs Chromium (on Debian: apt-get install chromium-headless-shell)",
         )
     target = html.with_suffix(".pdf")
     target.unlink(missing_ok=True)
-    # Its own sandbox does not work for root; the page has no scripts and asks for nothing.
+    # The sandbox of Chromium does not work for root. The page has no scripts and requests nothing.
     flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     command = [browser, *flags, f"--print-to-pdf={target}", html.resolve().as_uri()]
     try:

@@ -1,4 +1,4 @@
-"""What a manifest tells of a run: how it was made, and what its links and cores really gave."""
+"""Facts about a run from its manifest: how it was made, and the calibration of its links and cores."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SHORT_SHA = 12
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """(what, value) of a run, for people; from its manifest where there is one, and from its rows."""
+    """(name, value) pairs about a run, from its rows and, if there is one, from its manifest."""
     frame = run.frame
     degraded = (frame["fidelity"] == "degraded").sum() if "fidelity" in frame else 0
     ok, lost = (frame["status"] == "ok").sum(), (frame["status"] != "ok").sum()
-    count = f"{len(frame)}: {ok} ok" + (f", {degraded} of them degraded" if degraded else "")
+    count = f"{len(frame)}: {ok} with a result" + (f", {degraded} of these degraded" if degraded else "")
     lines = [("experiment", run.experiment), ("setting", setting(frame))]
     for entry in run.entries[-1:]:
         made = "computed" if is_analytic(frame) else "measured"
         lines += [("command", _command(entry)), (made, _when(entry)), ("revision", _revision(entry))]
         lines += [("machine", _machine(entry)), ("software", _software(entry))]
     if len(run.entries) > 1:
-        lines.append(("runs", f"{len(run.entries)} runs added rows; the last one is shown"))
+        lines.append(("runs", f"{len(run.entries)} runs wrote these rows; the last one is described here"))
     if not run.entries:
-        lines.append(("manifest", "missing or damaged: command, date, revision and machine are not known"))
-    lines += [("how", line) for line in modes(frame)]
+        lines.append(("manifest", "missing or damaged: command, date, revision and machine are unknown"))
+    lines += [("conditions", line) for line in modes(frame)]
     lines.append(("rows", count + (f", {lost} without a result" if lost else "")))
     lines.append(("signature", joined(frame, "signature")))
     return [(name, value) for name, value in lines if value]
@@ -52,7 +52,7 @@ def _when(entry: Mapping[str, Any]) -> str:
 def _revision(entry: Mapping[str, Any]) -> str:
     sha = fact(entry, "git_sha")
     changed = fact(entry, "git_dirty_hash")
-    text = sha[:SHORT_SHA] + (f" with uncommitted changes ({changed})" if changed else "") if sha else "not known"
+    text = sha[:SHORT_SHA] + (f" with uncommitted changes ({changed})" if changed else "") if sha else "unknown"
     return text + (f", code {fact(entry, 'code_hash')}" if fact(entry, "code_hash") else "")
 
 
@@ -70,7 +70,11 @@ def _software(entry: Mapping[str, Any]) -> str:
 
 
 def calibration_table(run: Run) -> TextTable:
-    """What links and cores gave before the first point and after the last, for each cluster of a run's manifest."""
+    """The calibration before the first point and after the last one, for each cluster in the manifest of a run.
+
+    Columns: cluster, error of the link rate in percent for each rate in Mbps, message overhead in ms, busy cores in
+    percent, and unexpected bytes. No rows if the manifest has no calibration.
+    """
     found = list(_calibrations(run))
     rates = sorted({rate for _, _, of in found for rate in _errors(of)})
     rows = []
@@ -87,28 +91,29 @@ def calibration_table(run: Run) -> TextTable:
             ]
         )
     notes = [
-        "Mbps, on this machine: how far the link that is furthest off is from its rate, loaded both ways at once",
-        "message: of one exchange of 320 B between all devices, beyond its bits over the rate",
-        "busy: cores while the cluster rests; foreign: bytes on the data network that nobody sent",
+        "Mbps: rate on this machine (the emulated rate divided by the time scale); error of the worst link, with "
+        "traffic in both directions",
+        "message: time of an exchange of 320 B between all devices, beyond bits divided by the rate",
+        "busy: cores while the cluster is idle; unexpected: bytes on the data network while no device sends",
     ]
-    columns = ["cluster", *(f"{rate:g} Mbps" for rate in rates), "message, ms", "busy", "foreign, bytes"]
-    return TextTable("Calibration: what links and cores gave", columns, rows, notes)
+    columns = ["cluster", *(f"{rate:g} Mbps" for rate in rates), "message, ms", "busy", "unexpected, bytes"]
+    return TextTable("Calibration of links and cores", columns, rows, notes)
 
 
 def _calibrations(run: Run) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(devices, when, calibration) of everything in the manifest that has the shape of one."""
+    """(devices, when, calibration) of every entry of the manifest that has the form of a calibration."""
     for entry in run.entries:
         clusters = entry.get("clusters")
         for cluster in clusters if isinstance(clusters, list) else []:
             measured = cluster.get("calibration") if isinstance(cluster, Mapping) else None
             for number, of in enumerate(measured if isinstance(measured, list) else []):
                 if isinstance(of, Mapping):
-                    yield fact(cluster, "devices"), "after the last point" if number else "before the first", of
+                    yield fact(cluster, "devices"), "after the last point" if number else "before the first point", of
 
 
 def _errors(of: Mapping[str, Any]) -> dict[float, float]:
-    """Rate in Mbps of this machine's clock -> error in percent."""
-    errors, scale = of.get("rate_error_pct"), of.get("time_scale", 1)  # once in Mbps of the emulated devices' clock
+    """Rate in Mbps by the clock of this machine -> error in percent."""
+    errors, scale = of.get("rate_error_pct"), of.get("time_scale", 1)  # older manifests have Mbps by the emulated clock
     if not isinstance(errors, Mapping) or not _is_number(scale) or not float(scale) > 0:
         return {}
     pairs = ((rate, value) for rate, value in errors.items() if _is_number(rate) and isinstance(value, int | float))

@@ -1,4 +1,4 @@
-"""The sections of a report: what each question's answer consists of, and what to run where there is none yet."""
+"""The sections of a report: their figures and tables, and the command that measures a missing one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import pandas as pd
 
 from analysis.accuracy import accuracy_figures, accuracy_tables
 from analysis.break_even import break_even_map, break_even_table
-from analysis.describe import MODEL, by_corpus, is_analytic, joined, judged_on, setting, short_modes
-from analysis.heterogeneous import unequal_plot, unequal_table
+from analysis.describe import MODEL, by_corpus, evaluated_on, is_analytic, joined
+from analysis.heterogeneous import heterogeneous_plot, heterogeneous_table
 from analysis.incast import incast_figures, link_tables
 from analysis.latency import latency_breakdown, speedup_plot
+from analysis.latency_tables import latency_tables, mode_comparison, problem_tables
 from analysis.links import fidelity_figures
+from analysis.panels import conditions
 from analysis.paper.accounting import accounting_table
 from analysis.paper.peers import peers_table
 from analysis.paper.table import paper_table
@@ -26,23 +28,23 @@ from analysis.report.headlines import headlines
 from analysis.report.run_facts import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
 from analysis.scaling import devices_plot, tokens_plot, tokens_tables
-from analysis.text_table import TextTable, grids, mode_comparison, troubles
+from analysis.text_table import TextTable
 from testbed.results.schema import ACCURACY, BASELINE, FIDELITY, LATENCY
 
 RUN = ".venv/bin/python -m testbed.run"
 SPEEDUP_CAPTION = (
-    "Speed-up over one device of the same run; bars from the slowest to the fastest repeat, hollow markers where "
-    "fidelity is degraded, stars for what the paper reports."
+    "Speed-up over one device of the same run. Bars: slowest to fastest repeat. Hollow markers: degraded fidelity. "
+    "Stars: reported by the paper."
 )
 BREAKDOWN_CAPTION = (
-    "Where the time of the device that finished last goes. Wire: blocked while data arrived; wait: blocked before "
-    "their first byte. Left in ms, right as shares."
+    "Parts of the latency, of the device that finishes last. Wire: blocked while data arrives. Wait: blocked before "
+    "the first byte arrives. Left: in ms. Right: in percent of the latency."
 )
 
 
 @dataclass
-class PartialAttention:
-    """What one run, or one set of conditions, adds to a section."""
+class Subsection:
+    """What one run, or one set of conditions, contributes to a section. facts: (name, value) pairs."""
 
     title: str
     lines: list[str] = field(default_factory=list)
@@ -51,40 +53,43 @@ class PartialAttention:
     tables: list[TextTable] = field(default_factory=list)
 
     @property
-    def shows(self) -> bool:
-        """Whether there is anything in it."""
+    def has_content(self) -> bool:
+        """Whether there is anything to show."""
         return bool(self.lines or self.facts or self.figures or self.tables)
 
 
 @dataclass
 class Section:
-    """A question and its answers. otherwise: one line that says what to run where there are none."""
+    """A section. hint: shown if there are no subsections; it names the command that measures what is missing."""
 
     title: str
-    parts: list[PartialAttention]
-    otherwise: str = ""
+    subsections: list[Subsection]
+    hint: str = ""
 
     @property
     def anchor(self) -> str:
-        """For links within the page."""
+        """The target of links within the page."""
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
 
-Maker: TypeAlias = Callable[[pd.DataFrame, Path, Drawing], PartialAttention]
+Maker: TypeAlias = Callable[[pd.DataFrame, Path, Drawing], Subsection]
 
 
 def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
-    """Everything that can be said of these runs, in the order in which it is read."""
+    """All sections of a report about these runs, in the order of the page.
+
+    drawing: draws the figures. Sections without results stay, with their hint.
+    """
     latency, groups = of_kind(runs, LATENCY), alike(runs)
     quality, links = of_kind(runs, ACCURACY), of_kind(runs, FIDELITY)
     places = [drawing.folder_of("run", number, len(runs)) for number in range(len(runs))]
     where = {id(run): place for run, place in zip(runs, places, strict=True)}
     measured = [frame for frame in groups if not is_analytic(frame)]
-    # What the cost model says comes after what was measured, in parts of its own.
+    # Results of the cost model come after measured ones, in subsections of their own.
     by_devices, by_tokens = sorted(groups, key=is_analytic), sorted(alike(runs, over="tokens"), key=is_analytic)
     found = [
-        Section("What was run", [PartialAttention(_title(run, runs), run.notes, facts(run)) for run in runs]),
-        Section("Headlines", [PartialAttention(_title(run, runs), headlines(run.frame)) for run in runs]),
+        Section("What was run", [Subsection(_title(run, runs), run.notes, facts(run)) for run in runs]),
+        Section("Main results", [Subsection(_title(run, runs), headlines(run.frame)) for run in runs]),
         Section(
             "Speed-up against bandwidth",
             [_speedup(run, _title(run, runs), where[id(run)], drawing) for run in latency],
@@ -101,51 +106,51 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             f"Needs two numbers of tokens. Run: {RUN} +experiment=token_sweep",
         ),
         Section(
-            "Where the time goes",
+            "Parts of the latency",
             [_breakdown(run, _title(run, runs), where[id(run)], drawing) for run in latency],
             f"No latencies here. Run: {RUN} +experiment=bandwidth_sweep",
         ),
         Section(
             "Break-even bandwidth",
             _each(by_tokens, "break-even", drawing, _break_even),
-            f"Needs single and another method at two bandwidths. Run: {RUN} +experiment=bandwidth_sweep",
+            f"Needs single and another method at two bandwidths or more. Run: {RUN} +experiment=bandwidth_sweep",
         ),
         Section(
-            "Unequal devices",
-            [_unequal(run, _title(run, runs), where[id(run)], drawing) for run in latency],
-            f"Needs equal shares and shares by speed on a mix of devices. Run: {RUN} +experiment=heterogeneous_devices",
+            "Heterogeneous devices",
+            [_heterogeneous(run, _title(run, runs), where[id(run)], drawing) for run in latency],
+            f"Needs both partitions, equal and speed, on a device mix. Run: {RUN} +experiment=heterogeneous_devices",
         ),
         Section(
-            "Quality against bits",
+            "Model quality against bits per token",
             [_quality(run, _title(run, runs), where[id(run)], drawing) for run in quality],
-            f"No quality was measured here. Run: {RUN} +experiment=accuracy_vit preset=ci",
+            f"No accuracy or perplexity was measured here. Run: {RUN} +experiment=accuracy_vit preset=ci",
         ),
         _pareto(measured, quality, drawing),
         Section(
-            "Can the links be trusted",
+            "Fidelity of the emulated links",
             [_links(run, _title(run, runs), where[id(run)], drawing) for run in links],
-            f"The links were not measured by themselves here. Run: {RUN} +experiment=fidelity rates=[10,100] devices=4",
+            f"The links were not measured alone here. Run: {RUN} +experiment=fidelity rates=[10,100] devices=4",
         ),
         Section(
-            "Compute modes compared",
-            [PartialAttention(_title(run, runs), tables=_rows(mode_comparison(run.frame))) for run in latency],
-            f"Each point was measured in one mode here. Run: {RUN} +experiment=clock_check",
+            "Comparison of compute modes",
+            [Subsection(_title(run, runs), tables=_rows(mode_comparison(run.frame))) for run in latency],
+            f"Each point has one compute mode here. Run: {RUN} +experiment=clock_check",
         ),
         Section(
             "Calibration, degraded and failed points",
-            [_trust(run, _title(run, runs)) for run in runs],
-            "No run here kept a calibration, and no point is degraded or failed.",
+            [_problems(run, _title(run, runs)) for run in runs],
+            "No run here has a calibration, and no point is degraded or failed.",
         ),
-        Section("The paper's figures beside ours", [_paper(runs)]),
-        Section("Peers' figures beside ours", [PartialAttention("", tables=[peers_table(groups)])]),
+        Section("Comparison with the paper", [_paper(runs)]),
+        Section("Comparison with related work", [Subsection("", tables=[peers_table(groups)])]),
     ]
     for section in found:
-        section.parts = [part for part in section.parts if part.shows]
+        section.subsections = [part for part in section.subsections if part.has_content]
     return found
 
 
 def _title(run: Run, runs: list[Run]) -> str:
-    """A run's name, with its number where there are several."""
+    """The name of a run, with its number if there are several."""
     return run.experiment if len(runs) == 1 else f"Run {runs.index(run) + 1}: {run.experiment}"
 
 
@@ -153,23 +158,23 @@ def _rows(*tables: TextTable) -> list[TextTable]:
     return [table for table in tables if table.rows]
 
 
-def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) -> list[PartialAttention]:
+def _each(frames: list[pd.DataFrame], name: str, drawing: Drawing, make: Maker) -> list[Subsection]:
     return [make(frame, drawing.folder_of(name, number, len(frames)), drawing) for number, frame in enumerate(frames)]
 
 
-def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
+def _speedup(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
     caption = f"Speed-up over one device, {MODEL}." if is_analytic(run.frame) else SPEEDUP_CAPTION
     figures = drawing.of_each_size(speedup_plot, caption, run.frame, place)
-    return PartialAttention(title, figures=figures, tables=[*grids(run.frame), *_rows(accounting_table(run.frame))])
+    return Subsection(title, figures=figures, tables=[*latency_tables(run.frame), *_rows(accounting_table(run.frame))])
 
 
-def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> PartialAttention:
-    caption = "Speed-up over one device; dashed: as many times as fast as there are devices."
-    return PartialAttention(_conditions(frame), figures=drawing.figures(devices_plot(frame, place), caption, frame))
+def _devices(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Subsection:
+    caption = "Speed-up over one device. Dashed: linear speed-up."
+    return Subsection(conditions(frame), figures=drawing.figures(devices_plot(frame, place), caption, frame))
 
 
 def _of_devices(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The rows of each number of devices apart, with those of one device."""
+    """One frame for each number of devices, with the rows of ``single``."""
     parallel = [(frame, frame[frame["method"] != BASELINE]) for frame in frames]
     return [
         frame[(frame["devices"] == devices) | (frame["method"] == BASELINE)]
@@ -178,85 +183,81 @@ def _of_devices(frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
     ]
 
 
-def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> PartialAttention:
+def _tokens(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Subsection:
     figures = drawing.figures(tokens_plot(frame, place), "Speed-up over one device.", frame)
-    return PartialAttention(_conditions(frame), figures=figures, tables=tokens_tables(frame))
+    return Subsection(conditions(frame), figures=figures, tables=tokens_tables(frame))
 
 
-def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
-    return PartialAttention(title, figures=drawing.of_each_size(latency_breakdown, BREAKDOWN_CAPTION, run.frame, place))
+def _breakdown(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
+    return Subsection(title, figures=drawing.of_each_size(latency_breakdown, BREAKDOWN_CAPTION, run.frame, place))
 
 
-def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> PartialAttention:
-    caption = "For each method and number of devices, the lowest bandwidth at which it beats one device."
+def _break_even(frame: pd.DataFrame, place: Path, drawing: Drawing) -> Subsection:
+    caption = "The lowest bandwidth at which a method is faster than one device, for each number of devices."
     figures = drawing.figures(break_even_map(frame, place), caption, frame)
-    return PartialAttention(_conditions(frame), figures=figures, tables=_rows(break_even_table(frame)))
+    return Subsection(conditions(frame), figures=figures, tables=_rows(break_even_table(frame)))
 
 
-def _unequal(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
-    caption = "What shares in proportion to speed change, on devices of unequal speed."
-    figures = drawing.figures(unequal_plot(run.frame, place), caption, run.frame)
-    return PartialAttention(title, figures=figures, tables=_rows(unequal_table(run.frame)))
+def _heterogeneous(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
+    caption = "Equal partition and partition in proportion to speed, on heterogeneous devices."
+    figures = drawing.figures(heterogeneous_plot(run.frame, place), caption, run.frame)
+    return Subsection(title, figures=figures, tables=_rows(heterogeneous_table(run.frame)))
 
 
-def _quality(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
-    caption = f"Change against the uncompressed model. {judged_on(run.frame)}."
+def _quality(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
+    caption = f"Change from the uncompressed baseline. {evaluated_on(run.frame)}."
     figures = drawing.figures(accuracy_figures(run.frame, place), caption, run.frame.iloc[:0])
-    return PartialAttention(title, figures=figures, tables=accuracy_tables(run.frame))
+    return Subsection(title, figures=figures, tables=accuracy_tables(run.frame))
 
 
 def _pareto(latency: list[pd.DataFrame], quality: list[Run], drawing: Drawing) -> Section:
-    pairs = [(frame, judged) for frame in latency for run in quality for judged in by_corpus(run.frame)]
-    tables = [(trade_offs(frame, judged), frame, judged) for frame, judged in pairs]
+    pairs = [(frame, evaluated) for frame in latency for run in quality for evaluated in by_corpus(run.frame)]
+    tables = [(trade_offs(frame, evaluated), frame, evaluated) for frame, evaluated in pairs]
     tables = [found for found in tables if not found[0].empty]
     parts = []
-    for number, (table, frame, judged) in enumerate(tables):
+    for number, (table, frame, evaluated) in enumerate(tables):
         place = drawing.folder_of("pareto", number, len(tables))
-        caption = "Quality over latency; what is on the line is beaten by no other point in both."
-        figures = drawing.figures(trade_off_plot(table, frame, judged, place), caption, frame)
-        parts.append(PartialAttention(_conditions(frame), figures=figures, tables=[trade_off_table(table, judged)]))
-    return Section("Quality against latency", parts, _pareto_otherwise(latency, quality))
+        caption = (
+            "Accuracy or perplexity over latency. Gray line: Pareto front; no other point is both faster and better."
+        )
+        figures = drawing.figures(trade_off_plot(table, frame, evaluated, place), caption, frame)
+        parts.append(Subsection(conditions(frame), figures=figures, tables=[trade_off_table(table, evaluated)]))
+    return Section("Model quality against latency", parts, _pareto_hint(latency, quality))
 
 
-def _pareto_otherwise(latency: list[pd.DataFrame], quality: list[Run]) -> str:
+def _pareto_hint(latency: list[pd.DataFrame], quality: list[Run]) -> str:
     if not quality or not latency:
         return (
-            f"Needs latency and quality of one model. Run: {RUN} +experiment=accuracy_vit, then "
+            f"Needs latency and accuracy (or perplexity) of one model. Run: {RUN} +experiment=accuracy_vit, then "
             f"{RUN} +experiment=bandwidth_sweep model=vit_tiny tokens=49 astra.groups=[1,8]"
         )
     models = ", ".join(dict.fromkeys(joined(frame, "model") for frame in latency))
-    judged = ", ".join(dict.fromkeys(joined(run.frame, "model") for run in quality))
+    evaluated = ", ".join(dict.fromkeys(joined(run.frame, "model") for run in quality))
     return (
-        f"Latencies are of {models}, quality is of {judged}: no variant of one model has both. Run: {RUN} "
-        "+experiment=bandwidth_sweep with that model, astra.groups and astra.codebook_size"
+        f"Latencies are of {models}, accuracies are of {evaluated}: no variant of one model has both. Run: {RUN} "
+        "+experiment=bandwidth_sweep with model, astra.groups and astra.codebook_size of the accuracies"
     )
 
 
-def _links(run: Run, title: str, place: Path, drawing: Drawing) -> PartialAttention:
-    caption = "Time over ideal of messages across the emulated links; gray: 10% around the ideal."
+def _links(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
+    caption = "Time of messages over the emulated links divided by the ideal time. Gray: within 10% of the ideal time."
     figures = drawing.figures(fidelity_figures(run.frame, place), caption, run.frame)
-    of_incast = (
-        "Goodput of many devices that send to one against the length of the queue, by the order in which they send."
-    )
+    of_incast = "Goodput of devices that all send to one device, against the queue length, by the order of the senders."
     figures += drawing.figures(incast_figures(run.frame, place), of_incast, run.frame)
-    return PartialAttention(title, figures=figures, tables=link_tables(run.frame))
+    return Subsection(title, figures=figures, tables=link_tables(run.frame))
 
 
-def _trust(run: Run, title: str) -> PartialAttention:
+def _problems(run: Run, title: str) -> Subsection:
     tables = _rows(calibration_table(run))
-    return PartialAttention(title, tables=tables + (troubles(run.frame) if run.schema is LATENCY else []))
+    return Subsection(title, tables=tables + (problem_tables(run.frame) if run.schema is LATENCY else []))
 
 
 def comparison(runs: list[Run]) -> TextTable:
-    """Every figure of the paper with ours beside it, or why there is none."""
+    """Every result that the paper reports beside ours, or with the reason why there is none (``paper_table``)."""
     latency, quality = ([run.frame for run in of_kind(runs, schema)] for schema in (LATENCY, ACCURACY))
     return paper_table(latency, quality)
 
 
-def _paper(runs: list[Run]) -> PartialAttention:
-    lines = ["Figures of arXiv 2505.19342 as it reports them; ours where these results have any beside them."]
-    return PartialAttention("", lines, tables=[comparison(runs)])
-
-
-def _conditions(frame: pd.DataFrame) -> str:
-    return f"{setting(frame)}; {short_modes(frame)}"
+def _paper(runs: list[Run]) -> Subsection:
+    lines = ["Results that the paper, arXiv 2505.19342, reports, beside those of the runs of this page."]
+    return Subsection("", lines, tables=[comparison(runs)])

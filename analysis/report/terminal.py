@@ -1,4 +1,4 @@
-"""What a user sees at the end of a run: the tables, how the numbers were made, and where everything lies."""
+"""The summary that a run prints at its end: its conditions, its tables, and the paths of its files."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from rich.text import Text
 
 from analysis.accuracy import accuracy_tables
 from analysis.describe import modes, setting
-from analysis.heterogeneous import unequal_table
+from analysis.heterogeneous import heterogeneous_table
 from analysis.incast import link_tables
+from analysis.latency_tables import latency_tables, problem_tables
 from analysis.load import schema_of
 from analysis.paper.accounting import accounting_table
-from analysis.paper.peers import known_beside
+from analysis.paper.latency import paper_ratio_table
+from analysis.paper.peers import peers_beside
 from analysis.report.sections import comparison
 from analysis.report.write import write_report
 from analysis.runs import find_runs, read_run
 from analysis.scaling import tokens_tables
-from analysis.text_table import TextTable, grids, paper_ratios, troubles
+from analysis.text_table import TextTable
 from testbed.results.schema import ACCURACY, FIDELITY, LATENCY
 
-PLAIN_WIDTH = 140  # columns where there is no terminal that says how wide it is
+PLAIN_WIDTH = 140  # characters in a line, if the output is no terminal
 
 
 def summarize(folder: Path, console: Console | None = None) -> None:
-    """Write the report of a results folder and print its tables. Works for partial results too.
+    """Write the report of a results folder, which may be incomplete, and print its tables.
 
     Raises analysis.load.ResultsError if the folder has no readable rows.
     """
@@ -51,28 +53,31 @@ def summarize(folder: Path, console: Console | None = None) -> None:
 
 
 def print_comparison(folders: Sequence[Path]) -> None:
-    """The table of the paper's figures beside those of these results folders. Raises ResultsError if it cannot."""
+    """Print the results of the paper beside those of these folders.
+
+    Raises analysis.load.ResultsError if no folder has readable rows.
+    """
     runs, _ = find_runs(folders)
     _print(_in_short(comparison(runs)), _wide(Console()))
 
 
 def _in_short(table: TextTable) -> TextTable:
-    """The table of the paper's figures with those that have none of ours beside them as one note for each reason."""
+    """The table without the rows that have no result of ours; one note for each reason counts these."""
     ours, setting_of, why = (table.columns.index(name) for name in ("ours", "setting", "why"))
     reasons: dict[str, list[str]] = {}
     for row in table.rows:
         if row[ours] == "-":
             reasons.setdefault(row[why], []).append(row[setting_of].partition(":")[0])
     notes = [
-        f"{len(figures)} of {', '.join(dict.fromkeys(figures))} without ours: {reason}"
-        for reason, figures in reasons.items()
+        f"{len(names)} results of {', '.join(dict.fromkeys(names))} without ours: {reason}"
+        for reason, names in reasons.items()
     ]
     found = [row for row in table.rows if row[ours] != "-"]
-    return replace(table, rows=found, notes=[*table.notes, *notes, "each figure by itself: tables.md"])
+    return replace(table, rows=found, notes=[*table.notes, *notes, "tables.md has a row for each result"])
 
 
 def _wide(console: Console) -> Console:
-    """The console, or one wide enough for tables where there is no terminal."""
+    """The console itself if it is a terminal, else one that is wide enough for tables."""
     if console.is_terminal:
         return console
     return Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
@@ -91,7 +96,7 @@ def _rich(table: TextTable) -> Table:
     )
     for index, name in enumerate(table.columns):
         left = index == 0 or name in table.left
-        # a figure with its interval may take two lines where there is no room; a number may not lose its end
+        # a value with its interval may wrap; a number must not be cut
         wraps = name in table.left or any(" " in row[index] for row in table.rows)
         grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
     for row in table.rows:
@@ -105,14 +110,15 @@ def _places(folder: Path, files: list[Path]) -> list[Path]:
 
 
 def result_tables(frame: pd.DataFrame) -> list[TextTable]:
-    """Every table of latencies that has something in it."""
-    tables = [unequal_table(frame), *grids(frame), *tokens_tables(frame), accounting_table(frame), paper_ratios(frame)]
-    return [table for table in (*tables, known_beside(frame), *troubles(frame)) if table.rows]
+    """The tables of a latency experiment; tables without rows are left out."""
+    tables = [heterogeneous_table(frame), *latency_tables(frame), *tokens_tables(frame), accounting_table(frame)]
+    tables += [paper_ratio_table(frame), peers_beside(frame), *problem_tables(frame)]
+    return [table for table in tables if table.rows]
 
 
 TABLES = {LATENCY: result_tables, FIDELITY: link_tables, ACCURACY: accuracy_tables}
 
 
 def tables(frame: pd.DataFrame) -> list[TextTable]:
-    """The tables in the order in which they are read."""
+    """The tables of any experiment, in the order in which the terminal shows them."""
     return TABLES[schema_of(frame)](frame)

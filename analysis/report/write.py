@@ -1,4 +1,4 @@
-"""The report of one run or of several: a page to look at, tables and figures to take along."""
+"""Write the report of one or several runs: a page, its tables as text, and its figures as files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from analysis.runs import Run, read_run
 
 
 def write_report(folder: Path | str, run: Run | None = None) -> list[Path]:
-    """The report of one run, read unless it is given, into report/ of its own folder; returns the files written."""
+    """Write the report of a results folder to its subfolder report/, and return the files.
+
+    run: of this folder, if it has been read already. Raises ResultsError if the folder has no readable rows.
+    """
     folder = Path(folder)
     return write_pages([run or read_run(folder)], folder / "report")
 
 
 def write_pages(runs: Sequence[Run], out: Path, problems: Sequence[str] = ()) -> list[Path]:
-    """report.html, tables.md, tables.tex and all figures of these runs into a folder; returns the files written.
+    """Write report.html, tables.md, tables.tex and the figures of these runs to ``out``, and return the files.
 
-    Figures of an earlier state of the folder are removed. problems: what was asked for and cannot be shown.
+    Figures of an earlier report in ``out`` are removed. problems: one line for each folder that cannot be shown.
     """
     out.mkdir(parents=True, exist_ok=True)
     drawing = Drawing(out)
@@ -49,11 +52,11 @@ def _subtitle(runs: Sequence[Run]) -> str:
     started = sorted(run.started[:10] for run in runs if run.started)
     made = "computed" if all(is_analytic(run.frame) for run in runs) else "measured"
     when = f"{made} {started[0]}" + (f" to {started[-1]}" if started[-1] != started[0] else "") if started else ""
-    return f"ASTRA testbed: {count}{when or 'date not known'}"
+    return f"ASTRA testbed: {count}{when or 'date unknown'}"
 
 
 def _citation(runs: Sequence[Run]) -> str:
-    """What identifies these results: experiment, signature, code, date."""
+    """What identifies these results: experiment, signature, code revision and date."""
     texts = []
     for run in runs:
         entry = run.entries[-1] if run.entries else {}

@@ -1,1 +1,1 @@
-"""Measurements of the testbed itself (make bench, make soak)."""
+"""Benchmarks of the testbed itself (make bench, make soak)."""

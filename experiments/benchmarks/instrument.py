@@ -1,7 +1,7 @@
-"""``make bench``: speed and size of the instrument itself, each figure beside its target.
+"""``make bench``: speed and memory of the testbed itself, each value beside its target.
 
-Both sides of a ratio come from one run. Not a test: timings depend on the machine and on what else it does. Needs the
-Mininet backend.
+Both values of a ratio come from the same run. This is not a test, because timings depend on the machine and its other
+load. It needs the Mininet backend.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from testbed.progress import console
 from testbed.session import Session
 from topologies.link_graph import star
 
-SIZES = (320, 10_000, 100_000)  # bytes that each device contributes: ASTRA's codes at G=1, at G=32, and beyond
+SIZES = (320, 10_000, 100_000)  # bytes from each device: ASTRA's codes at G=1, at G=32, and a larger message
 BANDWIDTHS = (10, 20, 50, 100)
 
 
@@ -38,16 +38,16 @@ def main() -> int:
     if not inside():
         code = supervise([], backend, module="experiments.benchmarks.instrument")
         return code or _smoke() or print_speedup_targets()
-    table = Table("what", "reached", "target", "met")
-    for what, reached, target, met in _lines():
-        table.add_row(what, reached, target, "yes" if met else "NO")
-        console().print(f"{what}: {reached} (target {target})")
+    table = Table("what", "measured", "target", "met")
+    for what, measured, target, met in _lines():
+        table.add_row(what, measured, target, "yes" if met else "NO")
+        console().print(f"{what}: {measured} (target {target})")
     console().print(table)
     return 0
 
 
 def _lines() -> Iterator[Line]:
-    """All that is measured on one machine, each line as soon as it is known."""
+    """All measurements in the sandbox, each line as soon as it is known."""
     yield from _clusters()
     yield from _all_gathers()
     yield from encoders()
@@ -56,7 +56,7 @@ def _lines() -> Iterator[Line]:
 
 
 def _clusters() -> Iterator[Line]:
-    """Bring-up time, memory and re-shape time."""
+    """Start-up time, memory, and time to change the links' rates."""
     for devices, start_target_s in ((4, 15), (8, 30)):
         free = _available_gib()
         with Session("mininet", star(devices)) as session:
@@ -76,10 +76,10 @@ def _clusters() -> Iterator[Line]:
 
 
 def _all_gathers() -> Iterator[Line]:
-    """The project's transport and gloo on the same links.
+    """The testbed's TCP transport and gloo on the same links.
 
-    Against two ideals: payload over rate, and the same with the headers of its packets (the wire ideal). Says what the
-    host of a virtual machine took of the cores meanwhile, if it was much.
+    They are compared with two ideal times: payload over rate, and payload with packet headers over rate (the wire
+    ideal). A line mentions high CPU steal.
     """
     medians: dict[tuple[str, float, int], float] = {}
     steal_by_point: dict[tuple[float, int], float] = {}
@@ -93,24 +93,24 @@ def _all_gathers() -> Iterator[Line]:
     for bandwidth in BANDWIDTHS:
         for size in SIZES:
             ideal = 3 * size * 8 / (bandwidth * 1e6)
-            ours, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
+            tcp, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
             what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
             what += "".join(f" ({note})" for note in steal_notes(steal_by_point[bandwidth, size]))
             if size < 10_000:
-                over_ms = 1e3 * (ours - ideal)
-                reached = (
+                over_ms = 1e3 * (tcp - ideal)
+                measured = (
                     f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
                 )
-                yield what, reached, "+1 ms", over_ms <= 1
+                yield what, measured, "+1 ms", over_ms <= 1
             else:
                 wire = 3 * wire_bytes(size) * 8 / (bandwidth * 1e6)
-                reached = f"{ours / wire:.3f} x the wire ideal (gloo {gloo / wire:.3f}), "
-                reached += f"{ours / ideal:.3f} x payload / rate = {1e3 * ideal:.1f} ms"
-                yield what, reached, "1.10 x wire", ours / wire <= 1.10
+                measured = f"{tcp / wire:.3f} x the wire ideal (gloo {gloo / wire:.3f}), "
+                measured += f"{tcp / ideal:.3f} x payload / rate = {1e3 * ideal:.1f} ms"
+                yield what, measured, "1.10 x wire", tcp / wire <= 1.10
 
 
 def _smoke() -> int:
-    """The smoke experiment as a user would run it, from command to table."""
+    """Time of the smoke experiment, from the command to its table."""
     begin = time.monotonic()
     command = [sys.executable, "-m", "testbed.run", "+experiment=smoke", "resume=false"]
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
@@ -120,7 +120,7 @@ def _smoke() -> int:
 
 
 def _available_gib() -> float:
-    """Memory that could still be given to programs."""
+    """Available memory in GiB."""
     with open("/proc/meminfo") as lines:
         fields = dict(line.split(":") for line in lines)
     return int(fields["MemAvailable"].split()[0]) / 2**20

@@ -1,9 +1,9 @@
-"""``make soak``: 50 clusters up and down in one process; what each leaves behind would add up, so it must not grow.
+"""``make soak``: start and stop 50 clusters in one process, and check that no resource grows.
 
-What is made once and kept, such as a thread of a pool that is first needed in the tenth cycle, is no leak; a leak goes
-on. So no count of the second half of the cycles may be above the highest of the first. Memory may, a little:
-allocators keep what they once had. Ray keeps one or two dead connections of each cluster, which are counted apart.
-Threads that come later than the first cycles are named.
+A resource that is created once and kept is no leak, such as a pool's thread that is first needed in the tenth cycle. A
+leak continues. Therefore no counter of the second half of the cycles may exceed the maximum of the first half. Memory
+may grow a little, because allocators keep freed memory. Ray keeps one or two closed connections of each cluster, which
+are counted separately. Threads that appear after the first cycles are named.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from testbed.session import Session
 from topologies.link_graph import star
 
 CYCLES, DEVICES = 50, 2
-SETTLING = 5  # cycles after which most caches and pools have what they need
-MEMORY_GROWTH_MIB = 15  # in half of the cycles
+WARM_UP_CYCLES = 5  # after these, most caches and pools are full
+MEMORY_GROWTH_MIB = 15  # allowed in half of the cycles
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What one process and its sandbox hold between two clusters.
+    """Resources of the driver process and its sandbox between two clusters.
 
-    closed_by_peer: connections that Ray's library does not let go of when it is shut down, one or two for each cluster
-    of two devices; they are not among ``descriptors``. memory_mib: resident, of the driver.
+    closed_by_peer: connections that Ray does not close when it is shut down, one or two for each cluster of two
+    devices; ``descriptors`` excludes them. memory_mib: resident memory of the driver.
     """
 
     descriptors: int
@@ -51,16 +51,16 @@ class Counters:
 
     @classmethod
     def now(cls) -> Counters:
-        """Count."""
+        """The current counters."""
         own = psutil.Process()
-        dead = sum(map(_closed_by_peer, os.listdir("/proc/self/fd")))
-        spaces = {os.readlink(f"/proc/{process.pid}/ns/net") for process in (own, *own.children(recursive=True))}
+        closed = sum(map(_closed_by_peer, os.listdir("/proc/self/fd")))
+        namespaces = {os.readlink(f"/proc/{process.pid}/ns/net") for process in (own, *own.children(recursive=True))}
         return cls(
-            descriptors=own.num_fds() - dead,
-            closed_by_peer=dead,
+            descriptors=own.num_fds() - closed,
+            closed_by_peer=closed,
             threads=own.num_threads(),
             processes=len(own.children(recursive=True)),
-            network_namespaces=len(spaces),
+            network_namespaces=len(namespaces),
             interfaces=len(psutil.net_if_stats()),
             temporary_files=sum(len(files) for _, _, files in os.walk(scratch())),
             memory_mib=own.memory_info().rss >> 20,
@@ -68,7 +68,7 @@ class Counters:
 
 
 def main() -> int:
-    """Print the counters after each cycle; exit code 1 if any grew, 2 where Mininet cannot run."""
+    """Print the counters after each cycle. Exit code: 1 if a counter grew, 2 where Mininet cannot run."""
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
     if not inside():
         try:
@@ -86,23 +86,23 @@ def main() -> int:
             seen.append(Counters.now())
             values = ", ".join(f"{name} {value}" for name, value in asdict(seen[-1]).items())
             threads = _threads()
-            more = ", ".join((threads - before).elements()) if cycle > SETTLING else ""
+            more = ", ".join((threads - before).elements()) if cycle > WARM_UP_CYCLES else ""
             before = threads
             shown.done(1, f"[{cycle}/{cycles}] {values}{'; more threads: ' if more else ''}{more}")
     return report(seen)
 
 
 def _threads() -> Counter[str]:
-    """How many threads of each name, as the kernel has it, this process has."""
+    """The number of threads of this process, by the kernel's name of the thread."""
     found = Counter[str]()
     for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended
             found[Path(f"/proc/self/task/{thread}/comm").read_text().strip()] += 1
     return found
 
 
 def _closed_by_peer(descriptor: str) -> bool:
-    """Whether a descriptor of this process is a TCP connection whose other end is gone."""
+    """Whether a descriptor of this process is a TCP connection that the peer has closed."""
     try:
         if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
             return False
@@ -116,7 +116,7 @@ def _closed_by_peer(descriptor: str) -> bool:
 
 
 def report(seen: list[Counters]) -> int:
-    """The table of the highest counts of each half. Returns 1 if anything grew from one to the other, else 0."""
+    """Print the maximum of each half of the cycles. Returns 1 if a counter grew between the halves, else 0."""
     half = max(1, len(seen) // 2)
     table = Table("between two clusters", "first", f"highest to cycle {half}", "highest since", "flat")
     grown = 0

@@ -1,1 +1,1 @@
-"""What formulas say of a point before anything is measured."""
+"""The cost model: what formulas say about a point before anything is measured."""

@@ -1,14 +1,17 @@
-"""What the ASTRA paper counts of each method that it compares (arXiv 2505.19342), beside what is really done.
+"""The ASTRA paper's cost model (arXiv 2505.19342): computation plus bits over bandwidth (docs/paper.md).
 
-Its latency is compute plus bits over bandwidth. What a device receives, in units u = (N-1)/N T D numbers:
+A device receives, in units of u = (N-1)/N T D numbers:
 
     sequence  L u
-    tensor    2 L u      two all-reduces a layer, each counted as one all-gather; a ring all-reduce moves twice that
-    block     Nb u       gathered embeddings; all layers computed as if they were decoupled
-    astra     L (N-1)/N T G log2 K bits; encoding is not counted, nor are the class copies that are averaged
+    tensor    2 L u      two all-reduces in each layer, each counted as one all-gather; a ring all-reduce moves 2 u
+    block     Nb u       all-gathers of embeddings; all layers are counted as decoupled layers
+    astra     L (N-1)/N T G log2 K bits; encoding and the average of class token copies are not counted
 
-With one device at 0.350 s these reproduce its 2.64x (G = 1, 10 Mbps), 15.25x, 171.82x and 342.7x: tests/. It does not
-say how other methods, or other settings of these, would be counted.
+N: devices, T: tokens, D: hidden width, L: layers, Nb: blocks, G: groups, K: codewords of a codebook.
+
+If one device needs 0.350 s, this model gives the paper's ratios for ASTRA with G = 1 at 10 Mbps: 2.64 over one device,
+15.25 over block, 171.82 over sequence and 342.7 over tensor (tests/experiments/cost_model/test_analytic.py). The paper
+does not say how it would count other methods or settings.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 
 from testbed.device.spec import Device
 from testbed.methods.astra import Astra
-from testbed.methods.base import CodedMethod, Method
+from testbed.methods.base import CompressedMethod, Method
 from testbed.methods.block import BlockParallel
 from testbed.methods.sequence import SequenceParallel
 from testbed.methods.single import Single
@@ -27,7 +30,7 @@ from testbed.models.shape import ModelShape
 
 
 def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
-    """Bits that a device receives in a forward pass as the paper counts them; None for what it does not compare."""
+    """Bits that a device receives in a forward pass, as the paper counts them. None for what the paper leaves out."""
     others = (world - 1) / world
     match method:
         case Single():
@@ -52,17 +55,17 @@ def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
 
 
 def paper_compute_s(method: Method, shape: ModelShape, devices: Sequence[Device]) -> float:
-    """Seconds of computation in a forward pass as the paper counts it; devices: all alike."""
+    """Seconds of computation in a forward pass, as the paper counts them. devices: by rank, all equal."""
     return devices[0].seconds(_macs(method, shape, len(devices)))
 
 
-def _unit_bits(method: CodedMethod, shape: ModelShape, others: float) -> int:
-    """Everybody else's share of [T, D] numbers in the method's number format."""
+def _unit_bits(method: CompressedMethod, shape: ModelShape, others: float) -> int:
+    """Bits of the other devices' shares of a [T, D] tensor in the method's codec."""
     return 8 * method.codec.encoded_bytes(round(others * shape.tokens * shape.hidden))
 
 
 def _macs(method: Method, shape: ModelShape, world: int) -> int:
-    """Multiply-accumulates of a device."""
+    """Multiply-accumulates of one device in a forward pass, as the paper counts them."""
     if isinstance(method, Astra):
         encode = method.codebook_size * math.ceil(shape.tokens / world) * shape.hidden if world > 1 else 0
         return method.macs(shape, 0, world) - shape.layers * encode

@@ -1,4 +1,4 @@
-"""Is the emulated network what it claims to be, just before and just after it is measured with?"""
+"""Calibration: the real rates and overheads of an emulated network, before and after measurements."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from testbed.results.schema import STEAL_LIMIT_PCT
 from testbed.session import Session
 from topologies.link_graph import Hop, Load
 
-RATE_S, RATE_REPEATS = 0.2, 3  # a link's rate is measured for so long, after a transfer that does not count
-MESSAGE_BYTES, MESSAGES = 320, 9  # ASTRA's codes of a layer at G = 1
-FULL_SHARE = 0.95  # of an operation's time: a link that is busy for so long can be told its rate from
+RATE_S, RATE_REPEATS = 0.2, 3  # seconds of a transfer that measures a link's rate, and its repeats after a warm-up
+MESSAGE_BYTES, MESSAGES = 320, 9  # size of ASTRA's codes of one layer at G = 1, and repeats
+FULL_SHARE = 0.95  # a link's rate is measured if the link is busy for this share of the operation
 RATE_LIMIT_PCT = 3.0
 BUSY_LIMIT_PCT = 25.0
-ATTEMPTS = 3  # while a virtual machine's host takes more than that away
-RATE_BUDGET_S = 3.0  # for attempts at a link's rate
+ATTEMPTS = 3  # at a measurement, while CPU steal is high
+RATE_BUDGET_S = 3.0  # for all attempts at one rate
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a cluster's links and cores really give.
+    """Measured properties of a cluster's links and cores.
 
-    rate_error_pct: for each rate (Mbps, on this machine's clock), of the link that is furthest off, links loaded both
-    ways at once. message_overhead_s: of an all-gather of small messages, beyond their bits over the
-    rate, in seconds of this machine. busy_pct: of the machine's cores while the cluster rests, mostly others' work.
-    idle_bytes: on the data network meanwhile; None without counters.
+    rate_error_pct: for each rate (Mbps, on this machine's clock), the largest error of any link, with both directions
+    loaded. message_overhead_s: time of an all-gather of small messages beyond their bits over the rate, on this
+    machine's clock. busy_pct: CPU utilization of this machine while the cluster is idle. idle_bytes: bytes on the data
+    network during that time; None without counters.
     """
 
     rate_error_pct: dict[float, float]
@@ -45,15 +45,16 @@ class Calibration:
     idle_bytes: int | None
 
     def breaches(self, link_mbps: float | None, time_scale: float = 1.0) -> list[str]:
-        """What is wrong with a point at a link rate (None: nothing is sent), in words; empty if nothing is.
+        """The faults of a point, in words; empty if there is none.
 
-        time_scale: that the point was measured with.
+        link_mbps: the point's link rate on this machine's clock; None if the point sends nothing. time_scale: of the
+        point.
         """
         found = []
         error = 0.0 if link_mbps is None else self.rate_error_pct.get(link_mbps, 0.0)
         if abs(error) > RATE_LIMIT_PCT:
             enough = time_scale * 2 ** math.ceil(math.log2(abs(error) / RATE_LIMIT_PCT))
-            # Slower links need less of this machine; one that is too fast would be so at any scale.
+            # Slower links need less CPU time. A link that is too fast would be too fast at any time_scale.
             found.append(f"link rate off by {error:+.1f}%" + (f" (try time_scale={enough:g})" if error < 0 else ""))
         if self.busy_pct > BUSY_LIMIT_PCT:
             found.append(f"other programs keep {self.busy_pct:.0f}% of the cores busy")
@@ -63,14 +64,14 @@ class Calibration:
 
 
 def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
-    """Measure a cluster, about a second for each rate of its links (Mbps, on this machine's clock).
+    """Measure a cluster. It takes about a second for each link rate (Mbps, on this machine's clock).
 
-    The links stay at the fastest of them.
+    The links stay at the highest of these rates.
     """
-    psutil.cpu_times_percent()  # the next call counts from here
+    psutil.cpu_times_percent()  # the next call reports the time since this one
     idle = session.idle_bytes()
     spent = psutil.cpu_times_percent()
-    # What the host of a virtual machine takes is no program's doing here, and is told apart for each point.
+    # CPU steal is not caused by programs of this machine. It is reported separately for each point.
     busy = 100 - spent.idle - getattr(spent, "iowait", 0.0) - getattr(spent, "steal", 0.0)
     errors: dict[float, float] = {}
     overhead = 0.0
@@ -85,7 +86,7 @@ def calibrate(session: Session, link_rates: Collection[float]) -> Calibration:
 
 
 def calibrate_fresh(session: Session, link_rates: Collection[float]) -> Calibration:
-    """``calibrate`` of a cluster that nothing has been asked of yet. ClusterError if its data network is not silent."""
+    """``calibrate`` for a new cluster. ClusterError if its data network carries bytes while it is idle."""
     found = calibrate(session, link_rates)
     if found.idle_bytes:
         raise ClusterError(f"the idle data network carried {found.idle_bytes} bytes: something but tensors uses it")
@@ -93,14 +94,15 @@ def calibrate_fresh(session: Session, link_rates: Collection[float]) -> Calibrat
 
 
 def lowest_steal(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
-    """(percent stolen, what ``measure`` gave) of the attempt in which the host took the least of the cores' time away.
+    """(CPU steal in percent, result of ``measure``) of the attempt with the lowest CPU steal.
 
-    One attempt if that was little, else several, none of which begins after ``budget_s`` seconds. They are judged by
-    what the host did, never by what they gave. Nothing is stolen where the system does not tell.
+    CPU steal is the share of CPU time that the host of a virtual machine gave to others. If it is low, there is one
+    attempt; otherwise there are up to ATTEMPTS, none of which starts after ``budget_s`` seconds. The choice depends
+    only on CPU steal, never on the result. Steal counts as 0 where the system does not report it.
     """
     attempts, deadline = [], time.monotonic() + budget_s
     while len(attempts) < ATTEMPTS and (not attempts or time.monotonic() < deadline):
-        psutil.cpu_times_percent()  # the next call counts from here
+        psutil.cpu_times_percent()  # the next call reports the time since this one
         result = measure()
         attempts.append((getattr(psutil.cpu_times_percent(), "steal", 0.0), result))
         if attempts[-1][0] <= STEAL_LIMIT_PCT:
@@ -109,12 +111,12 @@ def lowest_steal(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
 
 
 def steal_notes(steal_pct: float) -> list[str]:
-    """What to note of a figure during which the host took so much of the cores' time: nothing if it was little."""
-    return [f"the host took {steal_pct:.0f}% of the cores' time away"] if steal_pct > STEAL_LIMIT_PCT else []
+    """A note about high CPU steal during a measurement; empty if the steal was low."""
+    return [f"CPU steal was {steal_pct:.0f}%"] if steal_pct > STEAL_LIMIT_PCT else []
 
 
 def _message_overhead_s(session: Session, rate_bps: float) -> float:
-    """Of an all-gather of small messages, in the median."""
+    """Median overhead of an all-gather of small messages."""
     algorithm = session.all_gather
     stages = session.graph.gather_loads(algorithm, wire_bytes(MESSAGE_BYTES))
     ideal = session.graph.stages_s(stages, rate_bps)
@@ -122,10 +124,10 @@ def _message_overhead_s(session: Session, rate_bps: float) -> float:
 
 
 def _rate_errors_pct(session: Session, rate_mbps: float) -> dict[Hop, float]:
-    """How far each link is off its rate, each way, by the kernel's counters where there are any.
+    """Rate error of each hop, by the kernel's counters where there are any.
 
-    A link counts in the first operation that keeps it busy from begin to end. Links that none does are left out: they
-    are never what others wait for.
+    The first operation that keeps a hop busy throughout measures it. Hops that no operation keeps busy are left out,
+    because they never limit an operation.
     """
     graph, rate_bps = session.graph, 1e6 * rate_mbps
     errors: dict[Hop, float] = {}
@@ -142,7 +144,10 @@ def _rate_errors_pct(session: Session, rate_mbps: float) -> dict[Hop, float]:
 
 
 def _operations(session: Session) -> Iterator[tuple[list[list[int]] | None, list[list[Load]]]]:
-    """(peers of each rank, None for an all-gather; the loads of its stages, in messages) of what fills links."""
+    """Operations that keep links busy: (peers of each rank, or None for an all-gather; loads of each stage).
+
+    The unit of a load is one message.
+    """
     yield None, session.graph.gather_loads(session.all_gather, 1.0)
     subnets = session.graph.subnets
     subnet_of = {rank: subnet for subnet in subnets for rank in subnet}
@@ -155,9 +160,9 @@ def _operations(session: Session) -> Iterator[tuple[list[list[int]] | None, list
 def _rates_bps(
     session: Session, peers: list[list[int]] | None, size: int, expected_bytes: dict[Hop, float]
 ) -> dict[Hop, float]:
-    """The rate of each hop of ``expected_bytes`` while ranks exchange messages of ``size`` bytes.
+    """Bits per second of each hop of ``expected_bytes`` while ranks exchange messages of ``size`` bytes.
 
-    expected_bytes: what it carries in one exchange, where nobody counts.
+    expected_bytes: bytes on each hop in one exchange, used where there are no counters.
     """
     operation = "all_gather" if peers is None else "exchange"
     session.rank_times(operation, size, 1, peers)
@@ -170,7 +175,7 @@ def _rates_bps(
     of_rank = [statistics.median(end - begin for begin, end in rank) for rank in spans]
 
     def seconds(hop: Hop) -> float:
-        """Of the device at its end, or else at its beginning; between switches of all."""
+        """Time of the device at the hop's end, or else at its beginning. Between switches: the longest of all."""
         ranks = [int(node[1:]) for node in reversed(hop) if node.startswith("h")]
         return of_rank[ranks[0]] if ranks else max(of_rank)
 

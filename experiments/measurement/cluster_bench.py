@@ -1,4 +1,4 @@
-"""Measure points of a grid on one emulated cluster, one after another; a fault costs its point and no other."""
+"""``ClusterBench`` measures points of a grid on one emulated cluster. A fault costs the point that it hits only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from experiments.cost_model.point_costs import formula_bytes, known_columns, played, predicted_s, real_wire, resolved
+from experiments.cost_model.point_costs import PointCosts
 from experiments.measurement.calibration import Calibration, calibrate, calibrate_fresh, lowest_steal, steal_notes
+from experiments.measurement.model_inputs import Assets
 from experiments.measurement.recovery import RecoveringSession
-from experiments.measurement.time_scale import Pace, pace
+from experiments.measurement.time_scale import PassPlan, plan_passes
 from experiments.measurement.verify import Verification, verify
-from experiments.measurement.vit_inputs import Assets
 from testbed.astra.codebooks import load_codebooks
 from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import ForwardTiming
@@ -21,35 +21,37 @@ from testbed.config.device_mix import emulated_devices
 from testbed.config.schema import LatencyConfig
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.methods.base import CodebookMethod
 from testbed.session import Session
 
-HEADROOM = 1.5  # a core must be this much faster than the device it plays, or slots overrun now and then
-LATE_SHARE = 0.02  # of a pass: slots that ended so much too late in total spoil it
-RESIDUAL_LIMIT_PCT = 15.0  # of the cost model: so far off, something is not accounted for
-NOT_MEASURED = dict.fromkeys(("paper_bytes", "paper_latency_ms"))  # the paper's accounting is in analytic rows only
+HOLD_SPEED_RATIO = 1.5  # speed of a core over the emulated device's; with a lower ratio, hold has overruns
+LATE_LIMIT = 0.02  # part of the latency by which emulated compute time may end late in total
+RESIDUAL_LIMIT_PCT = 15.0  # a larger distance from the cost model has a cause that the model does not contain
 
 
 def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_macs_per_s: float) -> str:
-    """``auto`` holds slots with real computation where every device can have a core that is fast enough, else replays.
+    """The compute mode. ``auto`` becomes ``hold`` if each device can have a core that is fast enough, else ``replay``.
 
-    device_macs_per_s: of the emulated device on this machine's clock, that is divided by time_scale.
+    core_macs_per_s: speed of one core of this machine. device_macs_per_s: speed of the emulated device over the time
+    scale.
     """
     if requested != "auto":
         return requested
-    enough = (os.cpu_count() or 1) > devices and core_macs_per_s > HEADROOM * device_macs_per_s
+    enough = (os.cpu_count() or 1) > devices and core_macs_per_s > HOLD_SPEED_RATIO * device_macs_per_s
     return "hold" if enough else "replay"
 
 
 def variant(point: Point) -> str:
-    """The name of a point's method variant among the actors: method, settings, shares and input, whatever the link."""
-    return f"{point.method} {dict(point.settings)} {point.partition} shares {point.tokens} tokens"
+    """The name under which actors keep a method variant: method, settings, partition and number of tokens."""
+    return f"{point.method} {dict(point.settings)} {point.partition} partition {point.tokens} tokens"
 
 
 class ClusterBench:
-    """A cluster of ``devices`` actors with the run's model, for these points in these modes. A context manager.
+    """A cluster of ``devices`` actors that measures ``points`` in ``modes``. It is a context manager.
 
-    assets: by number of tokens. A cluster has the model for one number of tokens at a time; a method variant is
-    verified after each loading, before its first point, at the fastest of the run's bandwidths.
+    assets: weights, inputs and references for each number of tokens. A cluster holds the model for one number of tokens
+    at a time. A method variant is verified once after each load, before its first point, at the run's highest
+    bandwidth.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class ClusterBench:
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
-        sending = [point for point in points if self._formula_bytes(point)] or points
-        self._link_rates = sorted({link_mbps(point, pace(point, config, mode)) for point in sending for mode in modes})
-        self._tokens = 0  # of the input that the actors have
-        self._prepared: dict[str, float] = {}  # seconds of each variant's verifying pass since the last loading
+        self._costs = {point: PointCosts(point, config) for point in points}
+        sending = [costs for costs in self._costs.values() if sends(costs)] or [*self._costs.values()]
+        self._link_rates = sorted({link_mbps(costs, plan_passes(costs, mode)) for costs in sending for mode in modes})
+        self._tokens = 0  # number of tokens that the actors have loaded
+        self._prepared: dict[str, float] = {}  # variant -> seconds of its verifying pass, since the last load
         self._recovering = RecoveringSession(config, backend, devices, self._begin)
 
     def __enter__(self) -> ClusterBench:
@@ -81,11 +84,11 @@ class ClusterBench:
 
     @property
     def session(self) -> Session:
-        """The one that stands now."""
+        """The current session."""
         return self._recovering.session
 
     def _begin(self, session: Session) -> None:
-        """Calibrate a fresh cluster."""
+        """Calibrate a new cluster and note its facts."""
         session.shape(max(self.config.bandwidths))
         self.calibrations.append(calibrate_fresh(session, self._link_rates))
         self._tokens = 0
@@ -98,19 +101,20 @@ class ClusterBench:
         }
 
     def measure(self, point: Point) -> list[dict[str, Any]]:
-        """Rows of one point, its repeats in each mode of the clock. After a fault of the cluster they say failed."""
+        """Rows of one point: its repeats in each compute mode. After a fault there is one row with status failed."""
         try:
             self._load(point.tokens)
-            self._prepare(resolved(point, self.config))
-            rows = [row for mode in self.modes for row in self._measure(point, mode)]
+            costs = self._costs[point]
+            self._prepare(costs)
+            rows = [row for mode in self.modes for row in self._measure(costs, mode)]
         except (ClusterError, CommError) as error:
-            failed = self._row(point, self.modes[0]) | {"status": "failed", "error": str(error)}
+            failed = self._row(self._costs[point], self.modes[0]) | {"status": "failed", "error": str(error)}
             self._recovering.recover(error)
             return [failed]
         return rows
 
     def _load(self, tokens: int) -> None:
-        """Give the actors the model and the input of so many tokens; what they had prepared goes with the old ones."""
+        """Load the model and the input for this number of tokens. The actors drop what they had prepared before."""
         if tokens == self._tokens:
             return
         self._prepared.clear()
@@ -118,15 +122,17 @@ class ClusterBench:
         self.session.load(assets.choice, tokens, assets.weights, assets.inputs)
         self._tokens = tokens
 
-    def _prepare(self, point: Point) -> None:
-        """Build the variant's shards and verify it once after each loading; ``point`` is resolved."""
-        method, key, assets = point.load(), variant(point), self.assets[point.tokens]
+    def _prepare(self, costs: PointCosts) -> None:
+        """Build the shards of a variant and verify it, once after each load."""
+        point, method = costs.resolved, costs.method
+        key, assets = variant(point), self.assets[point.tokens]
         if key in self._prepared:
             return
-        codebooks = assets.codebooks.get(method.codebook_key)
-        if codebooks is not None:  # what is computed of them is in the cache before all ranks want it at once
+        codebooks = None
+        if isinstance(method, CodebookMethod):
+            codebooks = assets.codebooks[method.codebook_spec]
             method.attach(*load_codebooks(codebooks), codebooks.parent)
-            method.shard(assets.model, 0, self.devices)
+            method.shard(assets.model, 0, self.devices)  # its lookup tables are cached before all ranks need them
         self.session.prepare(key, point.method, point.speeds, dict(point.settings), codebooks)
         self.session.time_scale = 1.0
         self.session.shape(max(self.config.bandwidths))
@@ -134,46 +140,52 @@ class ClusterBench:
         self.verified[key] = verify(method, self.devices, ranks, assets)
         self._prepared[key] = max(done.compute_s + done.encode_s + done.decode_s for _, done in ranks)
 
-    def _measure(self, point: Point, mode: str) -> list[dict[str, Any]]:
-        used = resolved(point, self.config)
-        check = self.verified[variant(used)]
+    def _measure(self, costs: PointCosts, mode: str) -> list[dict[str, Any]]:
+        key = variant(costs.resolved)
+        check = self.verified[key]
         if not check.ok:
-            return [self._row(point, mode) | {"status": "failed", "error": check.fault}]
-        paced = self._pace(point, mode)
-        self.session.time_scale = paced.time_scale
-        self.session.shape(point.bandwidth_mbps)
-        devices = emulated_devices(self.config, point.method, self.devices)
-        measure = partial(
-            self.session.measure, variant(used), mode, devices, paced.repeats, paced.warmups, paced.pass_s
-        )
+            return [self._row(costs, mode) | {"status": "failed", "error": check.fault}]
+        plan = self._plan(costs, mode)
+        self.session.time_scale = plan.time_scale
+        self.session.shape(costs.point.bandwidth_mbps)
+        # The baseline runs on rank 0 only; its device is given to every rank.
+        devices = emulated_devices(self.config, costs.point.method, self.devices)
+        measure = partial(self.session.measure, key, mode, devices, plan.repeats, plan.warmups, plan.pass_s)
         steal_pct, (passes, carried) = lowest_steal(measure, self.config.point_budget_s)
-        common = self._row(point, mode)
+        common = self._row(costs, mode)
         wire = None if carried is None else round(carried)
         return [
-            common | self._figures(point, mode, [ranks[repeat] for ranks in passes], repeat, wire, steal_pct)
-            for repeat in range(paced.repeats)
+            common | self._measured(costs, plan, mode, [ranks[repeat] for ranks in passes], repeat, wire, steal_pct)
+            for repeat in range(plan.repeats)
         ]
 
-    def _pace(self, point: Point, mode: str) -> Pace:
-        executed_s = self._prepared.get(variant(resolved(point, self.config)), 0.0) if mode == "execute" else 0.0
-        return pace(point, self.config, mode, executed_s)
+    def _plan(self, costs: PointCosts, mode: str) -> PassPlan:
+        executed_s = self._prepared.get(variant(costs.resolved), 0.0) if mode == "execute" else 0.0
+        return plan_passes(costs, mode, executed_s)
 
-    def _figures(
-        self, point: Point, mode: str, ranks: list[ForwardTiming], repeat: int, wire_bytes: int | None, steal_pct: float
+    def _measured(
+        self,
+        costs: PointCosts,
+        plan: PassPlan,
+        mode: str,
+        ranks: list[ForwardTiming],
+        repeat: int,
+        wire_bytes: int | None,
+        steal_pct: float,
     ) -> dict[str, Any]:
-        """Measured columns of one repeat: the whole group's time, split as the last rank to finish spent it."""
-        last, paced = max(ranks, key=lambda done: done.end_s), self._pace(point, mode)
-        to_ms = 1e3 / paced.time_scale
-        payload, formula = max(done.received_bytes for done in ranks), self._formula_bytes(point)
+        """Measured columns of one repeat: the latency of all ranks, and the parts of the rank that finished last."""
+        last = max(ranks, key=lambda done: done.end_s)
+        to_ms = 1e3 / plan.time_scale
+        payload, formula = max(done.received_bytes for done in ranks), round(costs.formula_bytes)
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
-        late_share = max(done.late_s for done in ranks) / elapsed_s
-        residual = None if mode == "execute" else self._residual_pct(point, paced, elapsed_s)
-        notes = self.calibrations[-1].breaches(link_mbps(point, paced) if formula else None, paced.time_scale)
+        late = max(done.late_s for done in ranks) / elapsed_s
+        residual = None if mode == "execute" else self._residual_pct(costs, plan, elapsed_s)
+        notes = self.calibrations[-1].breaches(link_mbps(costs, plan) if formula else None, plan.time_scale)
         notes += steal_notes(steal_pct)
-        if late_share > LATE_SHARE:
-            notes.append(f"slots ended late, by {late_share:.1%} of the latency")
+        if late > LATE_LIMIT:
+            notes.append(f"emulated compute time ended late by {late:.1%} of the latency")
         if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:
-            notes.append(f"{residual:+.0f}% off the cost model")
+            notes.append(f"latency off the cost model by {residual:+.0f}%")
         return {
             "repeat": repeat,
             "latency_ms": to_ms * elapsed_s,
@@ -182,7 +194,7 @@ class ClusterBench:
             "decode_ms": to_ms * last.decode_s,
             "wire_ms": to_ms * last.wire_s,
             "wait_ms": to_ms * last.wait_s,
-            "straggler_wait_pct": straggler_wait_pct(ranks[: point.devices]),
+            "straggler_wait_pct": straggler_wait_pct(ranks[: costs.point.devices]),
             "payload_bytes": payload,
             "wire_bytes": wire_bytes,
             "overruns": sum(done.overruns for done in ranks),
@@ -191,52 +203,46 @@ class ClusterBench:
             "fidelity_note": "; ".join(notes),
             "residual_pct": residual,
             "status": "ok" if payload == formula else "failed",
-            "error": "" if payload == formula else f"{payload} payload bytes, the formula says {formula}",
+            "error": ""
+            if payload == formula
+            else f"{payload} payload bytes were received; the formula gives {formula}",
         }
 
-    def _formula_bytes(self, point: Point) -> int:
-        return round(formula_bytes(point, self.config))
-
-    def _residual_pct(self, point: Point, paced: Pace, elapsed_s: float) -> float:
-        """Measured over modeled: slots, bits with packet headers over the rate, calibrated overhead of exchanges."""
-        # Beside slots that are so many times longer, what this machine adds to an exchange is so many times shorter.
-        wire = real_wire(point, self.config, self.calibrations[-1].message_overhead_s / paced.time_scale)
-        model_s = predicted_s(point, self.config, played(point, self.config), wire)
-        return 100 * (elapsed_s / (paced.time_scale * model_s) - 1)
+    def _residual_pct(self, costs: PointCosts, plan: PassPlan, elapsed_s: float) -> float:
+        """How far the measured latency is above the cost model's, in percent."""
+        # Results are divided by the time scale, and so is the overhead that this machine adds.
+        wire = costs.packet_wire(self.calibrations[-1].message_overhead_s / plan.time_scale)
+        return 100 * (elapsed_s / (plan.time_scale * costs.predicted_s(wire=wire)) - 1)
 
     def recalibrate(self, points: list[Point]) -> dict[Point, str]:
-        """After the last point: is everything still as before? Returns what is wrong with which of the points."""
+        """Calibrate again after the last point. Returns point -> note for each point whose links or cores changed."""
         self.calibrations.append(calibrate(self.session, self._link_rates))
-        wrong = {}
+        notes = {}
         for point in points:
             found: dict[str, None] = {}
             for mode in self.modes:
-                paced = self._pace(point, mode)
-                rate = link_mbps(point, paced) if self._formula_bytes(point) else None
-                found |= dict.fromkeys(self.calibrations[-1].breaches(rate, paced.time_scale))
+                costs = self._costs[point]
+                plan = self._plan(costs, mode)
+                rate = link_mbps(costs, plan) if sends(costs) else None
+                found |= dict.fromkeys(self.calibrations[-1].breaches(rate, plan.time_scale))
             if found:
-                wrong[point] = "after the last point: " + "; ".join(found)
-        return wrong
+                notes[point] = "after the last point: " + "; ".join(found)
+        return notes
 
-    def _row(self, point: Point, mode: str) -> dict[str, Any]:
-        """The columns that are known before anything is measured."""
-        known = known_columns(point, self.config)
-        check = self.verified.get(variant(resolved(point, self.config)))
-        return (
-            known
-            | NOT_MEASURED
-            | {
-                "network": self.backend,
-                "compute_mode": mode,
-                "time_scale": self._pace(point, mode).time_scale,
-                "burst_credit_bytes": self.session.burst_credit_bytes if known["formula_bytes"] else 0,
-                "verified": None if check is None else check.ok,
-                "max_abs_err": None if check is None else check.max_abs_err,
-            }
-        )
+    def _row(self, costs: PointCosts, mode: str) -> dict[str, Any]:
+        """Columns that are known before a pass is measured."""
+        check = self.verified.get(variant(costs.resolved))
+        return costs.columns | {
+            "network": self.backend,
+            "compute_mode": mode,
+            "time_scale": self._plan(costs, mode).time_scale,
+            "burst_credit_bytes": self.session.burst_credit_bytes if sends(costs) else 0,
+            "verified": None if check is None else check.ok,
+            "max_abs_err": None if check is None else check.max_abs_err,
+        }
 
     def manifest(self) -> dict[str, Any]:
-        """Facts of this cluster for the manifest."""
+        """What the manifest records about this cluster."""
         checks = {key: vars(check) for key, check in self.verified.items()}
         return {
             "devices": self.devices,
@@ -249,13 +255,12 @@ class ClusterBench:
 
 
 def straggler_wait_pct(ranks: Sequence[ForwardTiming]) -> float | None:
-    """The column of that name: what the other ranks on average wait for the straggler, in percent of the latency.
+    """Column ``straggler_wait_pct``: how long the other ranks wait for the straggler, in percent of the latency.
 
-    The straggler is the rank that computes longest, in segments of all kinds (compute, encode, decode), in this pass.
-    While it computes longer than another rank does, that one has nothing to do but to wait for it, at once or at later
-    exchanges: the difference of both, averaged over all ranks but the straggler, over the time from the common start to
-    the last rank's end. What all wait for, the network, is not in it, nor what a pipeline's stages wait for each other
-    beyond that difference. None for one rank.
+    The straggler is the rank with the longest computation in this pass (segments of kinds compute, encode and decode).
+    Each other rank must wait for it by the difference of both computations. The result is the mean of these differences
+    over the latency. Time that all ranks wait for the network is not included, nor is the time that pipeline stages
+    wait for each other beyond this difference. None for one rank.
     """
     if len(ranks) < 2:
         return None
@@ -264,13 +269,18 @@ def straggler_wait_pct(ranks: Sequence[ForwardTiming]) -> float | None:
     return 100 * (straggler - statistics.mean(others)) / latency_s
 
 
-def link_mbps(point: Point, paced: Pace) -> float:
-    """The rate of each link on this machine's clock."""
-    return point.bandwidth_mbps / paced.time_scale
+def link_mbps(costs: PointCosts, plan: PassPlan) -> float:
+    """The rate in Mbps to which the links are shaped on this machine."""
+    return costs.point.bandwidth_mbps / plan.time_scale
+
+
+def sends(costs: PointCosts) -> bool:
+    """Whether devices send anything in a forward pass."""
+    return round(costs.formula_bytes) > 0
 
 
 def describe_rows(point: Point, rows: list[dict[str, Any]], seconds: float) -> str:
-    """One line about a finished point."""
+    """One line about a measured point."""
     if rows[0]["status"] != "ok":
         return f"{point.label}: FAILED: {rows[0]['error']}"
     latencies = sorted(row["latency_ms"] for row in rows)

@@ -1,4 +1,4 @@
-"""What runners keep of their runs: an entry in manifest.json, written as the run goes on, and what is done already."""
+"""The manifest entry of a run, written while the run proceeds, and a message about points that are completed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testbed.results.run_folder import RunFolder
 
 
 class Manifest:
-    """An entry beside those of the folder's earlier runs; written at once."""
+    """The entry of one run, beside those of earlier runs of the folder. Every change is written immediately."""
 
     def __init__(self, folder: RunFolder, config: Config):
         self._folder, self._earlier = folder, folder.runs()
@@ -21,12 +21,12 @@ class Manifest:
         self._write()
 
     def open_cluster(self, facts: dict[str, Any]) -> None:
-        """A cluster is up; its points follow."""
+        """Add a cluster that has started."""
         self._clusters.append(facts)
         self._write()
 
     def close_cluster(self, facts: dict[str, Any]) -> None:
-        """The last cluster's points are measured; ``facts`` replace what was known of it before."""
+        """Replace the facts of the last cluster after its points are measured."""
         self._clusters[-1] = facts
         self._write()
 
@@ -35,11 +35,11 @@ class Manifest:
         self._folder.write_manifest([*self._earlier, entry])
 
 
-HIGHER_STEAL = "; not calmer than before, so the earlier rows stay"
+HIGHER_STEAL = "; CPU steal was not lower than before, so the earlier rows stay"
 
 
 def print_completed(folder: RunFolder, config: Config, to_measure: int) -> None:
-    """Say what of an earlier run is not measured again."""
+    """Print which points of an earlier run are not measured again."""
     points = folder.points()
     if not points:
         return
@@ -47,9 +47,9 @@ def print_completed(folder: RunFolder, config: Config, to_measure: int) -> None:
     failed, finished = (sum(ok == wanted for ok in points.values()) for wanted in (False, True))
     degraded = sum(ok and key not in completed for key, ok in points.items())
     again = "are measured again" if config.retry_failed else "are left as they are (retry_failed=true measures them)"
-    lost = f"{failed} failed before and {again}; " if failed else ""
-    lost += f"{degraded} degraded ones are measured again; " if degraded else ""
-    print(f"{finished} points are finished already; {lost}{to_measure} to measure")
+    others = f"{failed} failed before and {again}; " if failed else ""
+    others += f"{degraded} degraded ones are measured again; " if degraded else ""
+    print(f"{finished} points are finished already; {others}{to_measure} to measure")
 
 
 def _now() -> str:

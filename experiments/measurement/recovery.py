@@ -1,4 +1,4 @@
-"""A session that outlasts faults: torn connections are made anew; if an actor or a node is gone, the whole cluster."""
+"""A session that recovers from faults: it reconnects broken connections, or replaces a cluster that lost a process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from testbed.session import Session, open_session
 
 
 class RecoveringSession:
-    """A context manager whose ``session`` is the one that stands now.
+    """A context manager whose ``session`` is the current session.
 
-    begin: what each new session needs before it is used, the first one too.
+    begin: called with every new session, the first one included, before it is used.
     """
 
     session: Session
@@ -30,18 +30,18 @@ class RecoveringSession:
         self.session.__exit__()
 
     def recover(self, error: ClusterError | CommError) -> None:
-        """After a fault: ready for the next point. Raises the new fault if a second new cluster does not come up."""
+        """Prepare for the next point after a fault. Raises a new fault if two new clusters in a row fail to start."""
         try:
             if isinstance(error, CommError):
                 self.session.join()
                 return
         except (ClusterError, CommError):
-            pass  # the group cannot be joined again, so something is gone for good
+            pass  # the ranks cannot reconnect, so a process is lost
         self.session.__exit__()
         self._open()
 
     def shape(self, bandwidth_mbps: float, shaper: str, queue_kb: float) -> None:
-        """``Session.shape``, and once more on a mended cluster."""
+        """``Session.shape``, with one retry on a recovered session."""
         try:
             self.session.shape(bandwidth_mbps, shaper, queue_kb)
         except (ClusterError, CommError) as error:
@@ -49,11 +49,11 @@ class RecoveringSession:
             self.session.shape(bandwidth_mbps, shaper, queue_kb)
 
     def _open(self) -> None:
-        """A fresh cluster. If it does not come up, another one is tried once."""
+        """Start a new cluster, with one retry."""
         try:
             self._open_once()
         except (ClusterError, CommError) as error:
-            console().print(f"cluster of {self._devices} devices: {error}; trying once more", soft_wrap=True)
+            console().print(f"cluster of {self._devices} devices: {error}; one retry follows", soft_wrap=True)
             self._open_once()
 
     def _open_once(self) -> None:

@@ -1,10 +1,12 @@
-"""How a point is measured: how many passes, and how much faster or slower than the emulated devices they run.
+"""The plan of a point's measurement: the number of forward passes, and the time scale at which they run.
 
-``time_scale=auto``: a pass at 10 Mbps that takes the emulated devices a minute and a half need not take this machine as
-long. With links eight times faster and slots eight times shorter everything stays in proportion, as long as the machine
-can shape such links, and as long as what it adds to each message by itself, which does not shrink, stays small beside
-the rest. A pass of a tenth of a second may take longer: four times slower, what the machine adds is a quarter as much
-beside it. And where links are faster than it can shape, the point runs slower than the devices would.
+``time_scale=auto`` chooses a time scale for each point (docs/decisions/0012-time-scale.md):
+
+- A long pass runs faster than on the emulated devices. Links are up to 8 times faster and emulated compute times are as
+  many times shorter. This machine must be able to shape the faster links. The overhead that it adds to each message
+  does not shrink, so it must stay a small part of the latency.
+- A short pass runs up to 4 times slower. The same overhead then counts a quarter.
+- If this machine cannot shape the links at their rate, the point also runs slower than on the emulated devices.
 """
 
 from __future__ import annotations
@@ -12,23 +14,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from experiments.cost_model.point_costs import known_columns, played, predicted_s
+from experiments.cost_model.point_costs import PointCosts
 from testbed.comm.wire import EXCHANGE_S
-from testbed.config.schema import AUTO, LatencyConfig
+from testbed.config.schema import AUTO
 from testbed.device.spec import Device
-from testbed.grid import Point
 
-# Powers of two, so that few different rates have to be calibrated.
+# Powers of two, so that only few rates must be calibrated.
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-CORE_MBPS = 200.0  # of all links together, each way, that a core keeps up with (docs/decisions/0012-time-scale.md)
-SLOWEST_SCALE = 4.0  # times slower than the devices: no more than that where nothing else asks for it
-DISTORTION = 0.03  # of a latency: by how much running faster may overstate what this machine adds to messages
-WARM_SHARE = 3  # a warm-up pass is made where the point's time budget holds this many passes
+CORE_MBPS = 200.0  # rate of all links together, in each direction, that one core can shape
+SLOWEST_SCALE = 4.0  # largest scale, unless the links need a larger one
+DISTORTION = 0.03  # part of the latency by which a faster run may overstate the overhead of messages
+WARM_UP_PASSES = 3  # a warm-up pass is made if the time budget of a point is longer than this many passes
 
 
 @dataclass(frozen=True)
-class Pace:
-    """time_scale, timed passes, passes before them that do not count, and seconds that each should take here."""
+class PassPlan:
+    """Time scale, number of timed passes, number of warm-up passes, and expected seconds of a pass on this machine."""
 
     time_scale: float
     repeats: int
@@ -37,37 +38,40 @@ class Pace:
 
     @property
     def total_s(self) -> float:
-        """Seconds of all passes."""
+        """Expected seconds of all passes on this machine."""
         return (self.repeats + self.warmups) * self.pass_s
 
 
-def pace(point: Point, config: LatencyConfig, mode: str, computed_s: float = 0.0) -> Pace:
-    """How a point is measured in a mode of the clock, from the cost model.
+def plan_passes(costs: PointCosts, mode: str, executed_s: float = 0.0) -> PassPlan:
+    """The plan for a point in a compute mode, by the cost model.
 
-    computed_s: what arithmetic at this machine's speed adds to a pass; in execute it replaces the slots.
+    executed_s: seconds of arithmetic in a pass at this machine's speed. In ``execute`` they replace emulated compute
+    time.
     """
-    devices = (Device(),) * point.devices if mode == "execute" else played(point, config)
-    latency_s, time_scale = predicted_s(point, config, devices), config.time_scale
+    point, config = costs.point, costs.config
+    devices = (Device(),) * point.devices if mode == "execute" else costs.devices
+    latency_s, time_scale = costs.predicted_s(devices), config.time_scale
     if time_scale == AUTO:
-        known = known_columns(point, config)
-        links_mbps = point.devices * point.bandwidth_mbps if known["formula_bytes"] else 0.0
+        links_mbps = point.devices * point.bandwidth_mbps if round(costs.formula_bytes) else 0.0
         pass_budget_s = config.point_budget_s / (config.repeats + 1)
-        # Held slots are no shorter than this machine's arithmetic, and arithmetic that is executed has no slots.
-        fits = mode == "replay"
-        time_scale = fitting_scale(latency_s, known["messages"], links_mbps, pass_budget_s) if fits else 1.0
-    pass_s = time_scale * latency_s + computed_s
+        # In hold, a segment is at least as long as this machine's arithmetic. In execute, nothing is emulated.
+        scalable = mode == "replay"
+        messages = costs.columns["messages"]
+        time_scale = fitting_scale(latency_s, messages, links_mbps, pass_budget_s) if scalable else 1.0
+    pass_s = time_scale * latency_s + executed_s
     affordable = int(config.point_budget_s / pass_s) if pass_s else config.repeats
     repeats = max(1, min(config.repeats, affordable))
-    return Pace(time_scale, repeats, 1 if config.point_budget_s > WARM_SHARE * pass_s else 0, pass_s)
+    return PassPlan(time_scale, repeats, 1 if config.point_budget_s > WARM_UP_PASSES * pass_s else 0, pass_s)
 
 
 def fitting_scale(
     latency_s: float, messages: int, links_mbps: float, pass_budget_s: float, cores: int | None = None
 ) -> float:
-    """The time_scale of a point: as slow as its budget lets it run, never faster than links and messages allow.
+    """The time scale of a point: the largest one that the time budget allows, but large enough for links and messages.
 
-    latency_s: of a pass on the emulated devices; messages: received in it. links_mbps: the rate of all links that carry
-    something, added up. pass_budget_s: what a pass may take on this machine. cores: of this machine.
+    latency_s: seconds of a pass on the emulated devices. messages: number of messages that a device receives in it.
+    links_mbps: the rates of all links that carry bytes, added up. pass_budget_s: seconds that a pass may take on this
+    machine. cores: of this machine; default: all.
     """
     shaped = links_mbps / (CORE_MBPS * (cores or os.cpu_count() or 1))
     undistorted = 1 / (1 + DISTORTION * latency_s / (messages * EXCHANGE_S)) if messages else 0.0

@@ -1,4 +1,4 @@
-"""Is what came out of the emulated devices right? Outputs, bytes and MACs against their references."""
+"""Verification of a method: outputs, bytes, memory traffic and MACs of a forward pass against their references."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.measurement.vit_inputs import Assets
+from experiments.measurement.model_inputs import Assets
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.reference_decoder import simulate_decoder
@@ -17,19 +17,19 @@ from testbed.methods.base import Method
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
 
-TOLERANCE = 1e-4  # largest difference of any hidden state or logit ...
-# ... or so much of the reference's largest number, if that is more. SmolLM2's reach 45, and what one process computes
-# in float32 is itself 4e-5 to 7e-5 off the same in float64 with the same codes.
+TOLERANCE = 1e-4  # largest allowed difference of a hidden state or logit
+# The largest allowed difference over the reference's largest magnitude, where that allows more. SmolLM2's magnitudes
+# reach 45, and one process in float32 differs by 4e-5 to 7e-5 from the same in float64 with the same codes.
 ROUNDING = 1e-5
 
 
 @dataclass
 class Verification:
-    """Outcome for one method variant. ties: codes that rounding decided otherwise than in the simulation."""
+    """The outcome for one method variant. ties: codes that differ from the simulation's because of rounding."""
 
     max_abs_err: float
     ties: int
-    fault: str  # empty if all is right
+    fault: str  # empty if there is none
 
     @property
     def ok(self) -> bool:
@@ -37,9 +37,9 @@ class Verification:
 
 
 def verify(method: Method, world: int, ranks: list[tuple[Output, ForwardTiming]], assets: Assets) -> Verification:
-    """Compare what each rank of ``world`` holds after a pass with real arithmetic with the reference.
+    """Compare the result of each of ``world`` ranks, after a pass with real arithmetic, with the reference.
 
-    Exact methods are held to the plain model; the others to their one-process simulation.
+    The reference is the plain model for exact methods and the one-process simulation for all others.
     """
     shape = assets.model.shape
     outputs = [output for output, _ in ranks]
@@ -63,23 +63,23 @@ def verify(method: Method, world: int, ranks: list[tuple[Output, ForwardTiming]]
 
 
 def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets) -> tuple[Tensor, Tensor, int]:
-    if not method.codebook_size:
-        assert isinstance(assets.model, VisionTransformer)  # no other model comes to these methods
+    spec = method.codebook_spec
+    if spec is None:
+        assert isinstance(assets.model, VisionTransformer)  # causal models run on exact methods and ASTRA only
         return *method.simulate(assets.model, assets.inputs, world, [output.messages for output in outputs]), 0
-    codebooks, pre_rotation = load_codebooks(assets.codebooks[method.codebook_key])
-    quantizer = Quantizer(codebooks, method.num_quantizers, pre_rotation)
+    codebooks_LIKd, rotation_LDD = load_codebooks(assets.codebooks[spec])
+    quantizer = Quantizer(codebooks_LIKd, spec.num_quantizers, rotation_LDD)
     codes = None if world == 1 else torch.cat([o.codes for o in outputs if o.codes is not None], dim=1)
     shares = method.shares(assets.model.shape.tokens, world)
     if isinstance(assets.model, VisionTransformer):
         done = simulate(assets.model, quantizer, assets.inputs, shares, codes)
     else:
-        _, _, quantized, anchor_tokens, *_ = method.codebook_key
-        done = simulate_decoder(assets.model, quantizer, assets.inputs, shares, codes, quantized, anchor_tokens)
+        done = simulate_decoder(assets.model, quantizer, spec, assets.inputs, shares, codes)
     return done.hidden, done.logits, done.ties
 
 
 def _compare(outputs: list[Output], hidden: Tensor, logits: Tensor) -> tuple[float, str]:
-    """(largest difference, fault): every content row must be held by some rank, and the logits too."""
+    """(largest difference, fault). Some rank must hold each content row, and some rank the logits."""
     covered = torch.zeros(hidden.shape[0], dtype=torch.bool)
     errors = []
     for output in outputs:

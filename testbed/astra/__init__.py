@@ -1,1 +1,1 @@
-"""ASTRA: vector-quantized tokens, mixed-precision attention (arXiv 2505.19342)."""
+"""ASTRA (arXiv 2505.19342): vector-quantized communication and mixed-precision attention."""

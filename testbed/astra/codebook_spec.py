@@ -79,7 +79,7 @@ class CodebookSpec:
             raise ConfigError("astra.num_quantizers", self.num_quantizers, "must be 1 or more")
         check_quantizer(self.width(shape), self.groups, self.size)
         if self.quantized != "residual" and not shape.causal:
-            raise ConfigError("astra.quantized", self.quantized, "must be residual for a model that is not causal")
+            raise ConfigError("astra.quantized", self.quantized, "must be residual but for a causal model")
         if self.anchor_tokens < 0 or (self.anchor_tokens and not shape.causal):
             raise ConfigError("astra.anchor_tokens", self.anchor_tokens, "must be 0, or for a causal model 1 or more")
 

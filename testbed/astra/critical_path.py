@@ -1,7 +1,8 @@
-"""How long a pass of ASTRA takes by the cost model: the slots of all ranks and the messages between them, side by side.
+"""The latency of a forward pass of ASTRA by the cost model: the critical path of all ranks' segments and messages.
 
-Each rank runs its slots one after another, and its messages follow each other on its link. It waits for what it needs:
-without ``overlap`` for all codes before it goes on, else for a chunk's codes before it expands that chunk.
+Each rank runs its segments one after another, and its messages follow each other on its link. Without ``overlap`` a
+rank waits for all codes of a layer before it continues. With ``overlap`` it waits for a chunk's codes before it expands
+that chunk.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from testbed.device.spec import Device
 
 
 def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wire) -> float:
-    """Seconds from the common start to the last rank's end. ranks, devices: each rank's costs and speed."""
+    """Seconds from the common start to the end of the last rank. ranks, devices: costs and device of each rank."""
 
-    def seconds(slots: Sequence[SegmentCost]) -> np.ndarray:
-        return np.array([slot.seconds(device) for slot, device in zip(slots, devices, strict=True)])
+    def seconds(segments: Sequence[SegmentCost]) -> np.ndarray:
+        return np.array([segment.seconds(device) for segment, device in zip(segments, devices, strict=True)])
 
     split, overlap = ranks[0].split, ranks[0].optimizations.overlap
     exchange_s = wire.exchange_s if split.world > 1 else 0.0
@@ -51,10 +52,10 @@ def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wir
 
 
 def _gathered(ready: np.ndarray, link: np.ndarray, message_s: np.ndarray) -> np.ndarray:
-    """When each rank has everybody's message and has sent its own to all.
+    """When each rank has received the messages of all others and has sent its own to all of them.
 
-    ready: when its own message is there; link: when its link is free; message_s: its message's time on a link. Messages
-    come in the order in which they are sent.
+    ready: when each rank's message is packed. link: when its link is free. message_s: the time of its message on a
+    link. Messages arrive in the order in which they are sent.
     """
     begin, ends, ranks = np.maximum(ready, link), link, np.arange(len(link))
     for sender in np.argsort(begin, kind="stable"):

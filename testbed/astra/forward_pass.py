@@ -1,7 +1,7 @@
-"""One rank's forward pass of ASTRA: which segment runs when, and what is under way meanwhile.
+"""One rank's forward pass of ASTRA: the order of its segments and messages.
 
-Shape suffixes: P own tokens, Q own rows (the class copy first), D hidden, C class copies, G groups; B batch, H heads,
-K a head's width.
+Shape suffixes: P own tokens, Q own rows (class or anchor copies first), D hidden, C class copies, I indices of a token;
+B batch, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 
 class ForwardPass:
-    """Made for one pass: segments on the rank's clock, messages through its group."""
+    """One pass. Its segments run on the rank's clock, and its messages go through the rank's group."""
 
     def __init__(self, shard: AstraShard, costs: Costs, group: Group, clock: DeviceClock):
         self.shard, self.split, self.costs, self.group, self.clock = shard, shard.split, costs, group, clock
         self.codes: list[list[Tensor]] = [[] for _ in shard.blocks]
-        self.encoded: list[Encoded] = []  # of the next layer, by chunk
+        self.encoded: list[Encoded] = []  # the next layer's input, by chunk
         self.messages: list[Handle | Tensor] = []
 
     def run(self, inputs: Tensor) -> Output:
-        """Inputs of the model to what this rank holds at the end."""
+        """The model's inputs in, what this rank holds at the end out."""
         shard, split = self.shard, self.split
         x_QD = self._segment("compute", self.costs.embed(), partial(shard.rows.embed, inputs))
         rows = [x_QD[first:end] for first, end in split.chunk_rows]
@@ -48,12 +48,12 @@ class ForwardPass:
         classes = split.shape.class_tokens
         class_sum = self._sum_classes(last, x_QD[:classes], mixed_QD[:classes])
         tokens_PD = self._finish(last, x_QD[classes:], mixed_QD[classes:])[split.copies :]
-        logits = self._answer(class_sum, tokens_PD)
+        logits = self._logits(class_sum, tokens_PD)
         codes = torch.stack([torch.cat(chunks) for chunks in self.codes]) if split.world > 1 else None
         return Output(tokens_PD, split.start, logits, codes)
 
     def _attend(self, layer: int, rows: list[Tensor]) -> Tensor:
-        """Own rows' attention [Q, D] to each other and to what has been received, before the output projection."""
+        """Own rows' attention [Q, D] to each other and to the received tokens, before the output projection."""
         shard, costs = self.shard, self.costs
         local = partial(shard.local, layer, rows, self.encoded)
         q_BHQK, part = self._segment("compute", costs.local(), local)
@@ -72,18 +72,18 @@ class ForwardPass:
         return self._segment("compute", self.costs.finish(len(x_QD)), partial(self.shard.finish, layer, x_QD, mixed_QD))
 
     def _send(self, layer: int, chunk: int, x_QD: Tensor) -> None:
-        """Encode a chunk's tokens; their indices leave at once."""
+        """Quantize a chunk's tokens and send their indices to all other ranks."""
         if self.split.world == 1:
             return
         encode = partial(self.shard.encode, layer, chunk, x_QD)
         encoded = self._segment("encode", self.costs.encode(chunk), encode)
         self.encoded.append(encoded)
-        self.codes[layer].append(encoded.codes_PG)
+        self.codes[layer].append(encoded.codes_PI)
         gather = self.group.all_gather_async if self.costs.optimizations.overlap else self.group.all_gather
         self.messages.append(gather(encoded.message, self.costs.message_bytes(chunk)))
 
     def _sum_classes(self, last: int, x_CD: Tensor, mixed_CD: Tensor) -> Handle | Tensor | None:
-        """Finish the class copy before the other rows, and begin to sum all copies; None where the model has none."""
+        """Finish the class copy before the other rows and start the sum over ranks; None without a class token."""
         if not self.split.shape.class_tokens:
             return None
         class_D = self._finish(last, x_CD, mixed_CD)[0]
@@ -94,18 +94,18 @@ class ForwardPass:
             handle.wait()
         return handle
 
-    def _answer(self, class_sum: Handle | Tensor | None, tokens_PD: Tensor) -> Tensor | None:
-        """Logits, on ranks that have them."""
+    def _logits(self, class_sum: Handle | Tensor | None, tokens_PD: Tensor) -> Tensor | None:
+        """The model's output, on every rank of a ViT and on the last rank of a causal model."""
         if class_sum is not None:
-            answered_D = _arrived(class_sum) / self.split.world
+            x_D = _arrived(class_sum) / self.split.world
         elif self.split.rank == self.split.world - 1:
-            answered_D = tokens_PD[-1]
+            x_D = tokens_PD[-1]
         else:
             return None
-        return self._segment("compute", self.costs.head(), partial(self.shard.rows.answer, answered_D))
+        return self._segment("compute", self.costs.head(), partial(self.shard.rows.logits, x_D))
 
-    def _segment(self, kind: str, slot: SegmentCost, segment: Callable[[], T]) -> T:
-        return self.clock.run(kind, slot.macs, segment, slot.moved_bytes)
+    def _segment(self, kind: str, cost: SegmentCost, segment: Callable[[], T]) -> T:
+        return self.clock.run(kind, cost.macs, segment, cost.moved_bytes)
 
 
 def _arrived(result: Handle | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One rank's rows of a plain model: what embeds them, what they see of each other, and how they become the answer.
+"""The rows that one rank computes: their embedding, the mask among them, and the model's output from them.
 
 Shape suffixes: Q own rows, P own tokens, D hidden, V vocabulary.
 """
@@ -16,23 +16,23 @@ from testbed.models.vit import VisionTransformer
 
 
 class Rows(ABC):
-    """See Split for which rows they are."""
+    """The rows of one rank. ``Split`` says which ones."""
 
     model: VisionTransformer | Decoder
-    visible: Tensor | None  # [Q, Q], who of the own rows sees whom; None: all see all
-    positions: int | Tensor  # of own rows among the tokens: the first one's, or all [Q] where they have a gap
+    visible: Tensor | None  # [Q, Q], True where an own row sees another; None: every row sees every row
+    positions: int | Tensor  # of own rows in the sequence: the first one's, or all [Q] where there is a gap
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
-        """Own rows [Q, D]."""
+        """Own rows [Q, D] of the model's input."""
 
     @abstractmethod
-    def answer(self, x_D: Tensor) -> Tensor:
+    def logits(self, x_D: Tensor) -> Tensor:
         """Logits of a normalized row: the class copies' mean, or the last token."""
 
 
 class VitRows(Rows):
-    """Content tokens, and a copy of the class token in front of them."""
+    """A Vision Transformer's rows: a copy of the class token, then own content tokens."""
 
     model: VisionTransformer
     visible = None
@@ -46,12 +46,12 @@ class VitRows(Rows):
         content = self.model.embed_content(inputs, start, start + self.split.shares[self.split.rank])
         return torch.cat([self.model.embed_class(), content], dim=1)[0]
 
-    def answer(self, x_D: Tensor) -> Tensor:
+    def logits(self, x_D: Tensor) -> Tensor:
         return self.model.classify(x_D[None])[0]
 
 
 class DecoderRows(Rows):
-    """Tokens of a text, each of which sees those before it."""
+    """A causal model's rows: copies of the anchor tokens, then own tokens. Each row sees itself and earlier rows."""
 
     model: Decoder
 
@@ -67,10 +67,10 @@ class DecoderRows(Rows):
         own = self.model.embed(inputs, start, start + self.split.shares[self.split.rank])
         return torch.cat([self.model.embed(inputs, 0, self.split.copies), own], dim=1)[0]
 
-    def answer(self, x_D: Tensor) -> Tensor:
+    def logits(self, x_D: Tensor) -> Tensor:
         return self.model.logits(x_D[None])[0]
 
 
 def rows_of(model: VisionTransformer | Decoder, split: Split) -> Rows:
-    """The kind of the model."""
+    """The rows of one rank, for this kind of model."""
     return VitRows(model, split) if isinstance(model, VisionTransformer) else DecoderRows(model, split)

@@ -1,33 +1,32 @@
-"""Codeword tables: keys and values of received tokens by summing rows, in place of decoding, norm and projection.
+"""Lookup tables of codewords: keys and values of received tokens as sums of rows that are computed ahead.
 
-A quantized token is G codewords side by side, so whatever is linear in it is a sum of G rows that can be computed ahead
-(docs/paper.md, section 4.1; the same idea as distance tables of product quantization: Jegou et al. 2011). LayerNorm and
-RMSNorm are linear but for one number per token, its reciprocal deviation, and that follows from two more numbers per
-codeword, its sum and its sum of squares. The mean that LayerNorm takes away is linear: the rows are of weights from
-which it has been taken away already. A turn of tokens (opq.py) is linear and keeps squares: the weights, and those
-of the sum, are turned once. So the result is exact, but for rounding; that of a turn's matrix weighs more where a mean
-leaves little to deviate, as of two numbers that are nearly equal. Levels are another matter: squares of sums of
-codewords are not sums of their squares.
+A quantized token consists of G codewords, one for each group. Anything linear in the token is therefore a sum of G
+rows, one for each codeword, and each codeword's row can be computed before any token arrives (docs/paper.md, section
+4.1; product quantization sums distances in the same way: Jegou et al. 2011).
 
-Keys and values of 768 received tokens, D = 768, K = 1024, one thread of a 2-core AMD EPYC (AVX2) that others used too,
-medians of 11 in ms, both ways in one process; decoding and projecting took 23 to 25 for every G:
+The norm before the projection is linear except for one factor per token, the reciprocal of its deviation. It follows
+from the token's sum and sum of squares, which are sums over its codewords too. LayerNorm also subtracts the mean,
+which is linear, so it is subtracted from the weights. A rotation before quantization (opq.py) is linear and preserves
+sums of squares, so it is applied to the weights. The result is therefore exact except for rounding. With a rotation,
+the rounding error is larger where LayerNorm leaves little deviation, as with two nearly equal numbers. Residual
+stages do not allow tables: the sum of squares of a sum of codewords is not the sum of their sums of squares.
 
-    G          1     8    16    32
-    float32   1.6   4.3   7.7  14.2
-    bfloat16  1.2   3.1   5.5   9.6
-    float16   1.2   2.6   4.7   9.2
+Keys and values of 768 received tokens, D = 768, K = 1024, float32, one thread of a shared 2-core AMD EPYC (AVX2),
+medians of 11 in ms. Decoding and projection, in the same process, took 23 to 25 for every G:
 
-Rows are summed by one ``embedding_bag``: adding them in place, group after group, takes twice as long from G = 8 on,
-and gathering all before the sum twelve times.
+    G        1    8   16    32
+    tables 1.6  4.3  7.7  14.2
 
-Shape suffixes: P received tokens, D hidden, G groups, K codewords, d = D / G, W key and value widths together, J
-key/value heads, k head width.
+The rows are summed by one ``embedding_bag``. In-place addition, group after group, takes twice as long from G = 8 on.
+A gather of all rows before one sum takes twelve times as long.
+
+Shape suffixes: P received tokens, D hidden, G groups, K codewords, N = G * K rows, d = D / G, W key and value widths
+together, J key/value heads, k head width.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -47,8 +46,7 @@ from testbed.models.vit import VisionTransformer
 from testbed.models.weights import save_tensors
 
 RECIPE = 1  # to be raised with every change that alters tables, so that older cache files are not used
-SUMMING = 1e-6  # of the sum of its terms' sizes: what the order of a sum may change
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SUM_TOLERANCE = 1e-6  # of the sum of the terms' magnitudes: what the order of a sum may change
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,19 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Projection:
-    """A block's first norm and its key and value matrices as one: (x @ weight.T) / deviation + bias.
+    """A block's first norm and its key and value projections as one: (x @ weight.T) / deviation + bias.
 
-    summing_D: weights of a token's sum.
+    sum_weight_D: the weights that give the sum of a token's numbers: ones, rotated as the token is.
     """
 
     weight_WD: Tensor
-    summing_D: Tensor
+    sum_weight_D: Tensor
     bias_W: Tensor | None
     deviation: Deviation
 
     @classmethod
     def of(cls, block: Block | DecoderBlock, rotation_DD: Tensor | None = None) -> Projection:
-        """rotation_DD: by which tokens have been turned. Raises ValueError for other norms than LayerNorm, RMSNorm."""
+        """rotation_DD: the tokens' rotation. Raises ValueError for a norm other than LayerNorm or RMSNorm."""
         norm, linears = block.norm1, (block.attn.k, block.attn.v)
         if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):
             raise ValueError(f"the block's first norm is {type(norm).__name__}; expected LayerNorm or RMSNorm")
@@ -92,27 +90,25 @@ class Projection:
         bias_W = torch.cat(biases).double()
         if centered and norm.bias is not None:
             bias_W += plain_WD @ norm.bias.double()
-        summing_D = torch.ones_like(weight_WD[0])
+        sum_weight_D = torch.ones_like(weight_WD[0])
         if rotation_DD is not None:
-            weight_WD, summing_D = (rows @ rotation_DD.double().T for rows in (weight_WD, summing_D))
+            weight_WD, sum_weight_D = (weight @ rotation_DD.double().T for weight in (weight_WD, sum_weight_D))
         eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
         deviation = Deviation(centered, eps)
-        return cls(weight_WD.float(), summing_D, bias_W.float() if bias_W.any() else None, deviation)
+        return cls(weight_WD.float(), sum_weight_D, bias_W.float() if bias_W.any() else None, deviation)
 
     def rows(self, codebooks_GKd: Tensor) -> Tensor:
-        """Each codeword times its part of the matrix, [G, K, W], float32."""
+        """Each codeword times its group's part of the weights, [G, K, W], float32."""
         groups, _, width = codebooks_GKd.shape
         return codebooks_GKd @ self.weight_WD.unflatten(1, (groups, width)).permute(1, 2, 0)
 
 
-class CodewordTables:
-    """The tables of one block and one layer's codebooks [G, K, d], made, or loaded from ``cache_dir`` if it has them.
+class LookupTable:
+    """The table of one block and one layer's codebooks [G, K, d]; made, or loaded from ``cache_dir`` if it is there.
 
-    dtype: float32, or bfloat16 or float16, which halve memory and traffic; sums are then in float32, and the numbers
-    in the table and their sum are rounded. ``bytes`` is their size, and ``made_s`` the seconds that making or loading
-    took. Files are mapped, so processes share them. rotation_DD: by which tokens were turned before quantization; what
-    the tables give has been turned back. Raises ValueError for codebooks of another width, a norm that is neither
-    LayerNorm nor RMSNorm, another dtype, and for float16 if a sum of rows could exceed it.
+    rotation_DD: the tokens' rotation before quantization; the keys and values are those of the tokens rotated back.
+    Files are mapped, so that processes share them. Raises ValueError for codebooks of another width and for a norm
+    other than LayerNorm or RMSNorm, ConfigError for groups or a codebook size that do not exist.
     """
 
     @torch.no_grad()
@@ -120,141 +116,101 @@ class CodewordTables:
         self,
         block: Block | DecoderBlock,
         codebooks_GKd: Tensor,
-        dtype: torch.dtype = torch.float32,
-        cache_dir: Path | None = None,
         rotation_DD: Tensor | None = None,
+        cache_dir: Path | None = None,
     ):
-        started = time.perf_counter()
         self.groups, self.codebook_size, group_width = codebooks_GKd.shape
         self.hidden = self.groups * group_width
         check_quantizer(self.hidden, self.groups, self.codebook_size)
         if self.hidden != block.attn.k.weight.shape[1]:
             raise ValueError(f"codebooks are of width {self.hidden}; expected {block.attn.k.weight.shape[1]}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
         projection = Projection.of(block, rotation_DD)
         self._bias_W, self._deviation = projection.bias_W, projection.deviation
         self._key_width = len(block.attn.k.weight)
         self._attn: Attention = block.attn
-        if cache_dir is None:
-            tables = _make(projection, codebooks_GKd, dtype)
-        else:
-            tables = _cached(projection, codebooks_GKd, dtype, cache_dir)
-        self.rows_NW, self._moments_N2 = tables["rows"], tables["moments"]
+        table = _make(projection, codebooks_GKd) if cache_dir is None else _cached(projection, codebooks_GKd, cache_dir)
+        self.rows_NW, self.moments_N2 = table["rows"], table["moments"]
         self._first_G = torch.arange(self.groups) * self.codebook_size
-        self.made_s = time.perf_counter() - started
-
-    @property
-    def bytes(self) -> int:
-        """Of the rows and of the codewords' sums."""
-        return self.rows_NW.nbytes + self._moments_N2.nbytes
 
     @torch.no_grad()
-    def pre_rope_keys_values(self, codes_PG: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys before any rotation, and values, each float32 [1, J, P, k], of the tokens with indices [P, G], int64.
+    def keys_values(self, codes_PG: Tensor, start: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """What ``block.attn.keys_values(block.norm1(decoded[None]), start)`` returns, each float32 [1, J, P, k].
 
-        Raises ValueError for another number of groups.
+        codes_PG: indices, int64. start: the position of the first token, or of each token [P]; models without rotary
+        embeddings ignore it. Raises ValueError for another number of groups.
         """
         if codes_PG.dim() != 2 or codes_PG.shape[1] != self.groups:
             raise ValueError(f"codes are {list(codes_PG.shape)}; expected [tokens, {self.groups}]")
         rows_PG = codes_PG + self._first_G
-        scale_P = self._deviation.reciprocal(F.embedding(rows_PG, self._moments_N2).sum(1), self.hidden)
-        out_PW = F.embedding_bag(rows_PG, self.rows_NW, mode="sum").float().mul_(scale_P[:, None])
+        scale_P = self._deviation.reciprocal(F.embedding(rows_PG, self.moments_N2).sum(1), self.hidden)
+        out_PW = F.embedding_bag(rows_PG, self.rows_NW, mode="sum").mul_(scale_P[:, None])
         if self._bias_W is not None:
             out_PW += self._bias_W
         out_BPJk = out_PW[None].split([self._key_width, out_PW.shape[1] - self._key_width], dim=-1)
         k_BJPk, v_BJPk = (x.unflatten(-1, (self._attn.key_value_heads, -1)).transpose(1, 2) for x in out_BPJk)
-        return k_BJPk, v_BJPk
-
-    def keys_values(self, codes_PG: Tensor, start: int | Tensor = 0) -> tuple[Tensor, Tensor]:
-        """What ``block.attn.keys_values(block.norm1(decoded[None]), start)`` gives, each float32 [1, J, P, k].
-
-        start: the position of the first token, or of each [P]; models without rotation do not use it.
-        """
-        k_BJPk, v_BJPk = self.pre_rope_keys_values(codes_PG)
         return self._attn.apply_rotary(k_BJPk, start), v_BJPk
 
-    def additions(self, tokens: int) -> int:
-        """Additions of numbers for so many tokens, where projecting takes D multiply-accumulates for each G here."""
-        return tokens * self.groups * self.rows_NW.shape[1]
+
+def table_bytes(codewords: int, width: int) -> int:
+    """Bytes of a table: for each codeword a row of ``width`` float32 numbers, and two float64 moments."""
+    return codewords * (width * torch.float32.itemsize + 2 * torch.float64.itemsize)
 
 
-def table_bytes(block: Block | DecoderBlock, codebooks_GKd: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """``CodewordTables.bytes`` before they are made."""
-    width = len(block.attn.k.weight) + len(block.attn.v.weight)
-    return rows_bytes(codebooks_GKd.shape[0] * codebooks_GKd.shape[1], width, dtype)
+def lookup_tables(
+    model: VisionTransformer | Decoder, quantizer: Quantizer, cache_dir: Path | None = None
+) -> list[LookupTable]:
+    """The table of each layer.
 
-
-def rows_bytes(codewords: int, width: int, dtype: torch.dtype = torch.float32) -> int:
-    """Of a row of ``width`` numbers and two sums for each codeword."""
-    return codewords * (width * dtype.itemsize + 2 * torch.float64.itemsize)
-
-
-def tables_for(
-    model: VisionTransformer | Decoder,
-    quantizer: Quantizer,
-    dtype: torch.dtype = torch.float32,
-    cache_dir: Path | None = None,
-) -> list[CodewordTables]:
-    """The tables of each layer.
-
-    Raises ValueError for another number of layers, or several num_quantizers, and what CodewordTables raises.
+    Raises ValueError for another number of layers, for several residual stages, and what LookupTable raises.
     """
     blocks = list(cast(Iterable[Block | DecoderBlock], model.blocks))
     if len(blocks) != quantizer.layers:
         raise ValueError(f"the quantizer has {quantizer.layers} layers; expected the model's {len(blocks)}")
     if quantizer.num_quantizers > 1:
-        raise ValueError(f"the codebooks have {quantizer.num_quantizers} num_quantizers; tables allow 1")
-    turns = [None] * len(blocks) if quantizer.rotation_LDD is None else quantizer.rotation_LDD
-    return [
-        CodewordTables(block, books_GKd, dtype, cache_dir, rotation_DD)
-        for block, books_GKd, rotation_DD in zip(blocks, quantizer.codebooks_LIKd, turns, strict=True)
-    ]
+        raise ValueError(f"num_quantizers is {quantizer.num_quantizers}; lookup tables allow 1")
+    rotations = [None] * len(blocks) if quantizer.rotation_LDD is None else quantizer.rotation_LDD
+    layers = zip(blocks, quantizer.codebooks_LIKd, rotations, strict=True)
+    return [LookupTable(block, codebooks_GKd, rotation_DD, cache_dir) for block, codebooks_GKd, rotation_DD in layers]
 
 
-def _make(projection: Projection, codebooks_GKd: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """rows [G*K, W] of ``dtype``, and moments [G*K, 2], float64: sum and sum of squares of each codeword."""
+def _make(projection: Projection, codebooks_GKd: Tensor) -> dict[str, Tensor]:
+    """rows [N, W], float32, and moments [N, 2], float64: the sum and the sum of squares of each codeword."""
     rows_GKW = projection.rows(codebooks_GKd)
-    largest = float(rows_GKW.abs().amax((1, 2)).sum())
-    if dtype == torch.float16 and largest > torch.finfo(dtype).max:
-        allowed = f"{torch.finfo(dtype).max:g}, which float16 holds; take bfloat16 or float32"
-        raise ValueError(f"a sum of rows of the codeword table may reach {largest:g}; allowed: up to {allowed}")
-    books_GKd = codebooks_GKd.double()
-    sums_GK1 = books_GKd @ projection.summing_D.unflatten(0, (len(books_GKd), -1))[..., None]
-    moments_GK2 = torch.cat([sums_GK1, books_GKd.square().sum(-1, keepdim=True)], dim=-1)
-    return {"rows": rows_GKW.flatten(0, 1).to(dtype), "moments": moments_GK2.flatten(0, 1)}
+    codewords_GKd = codebooks_GKd.double()
+    sums_GK1 = codewords_GKd @ projection.sum_weight_D.unflatten(0, (len(codewords_GKd), -1))[..., None]
+    moments_GK2 = torch.cat([sums_GK1, codewords_GKd.square().sum(-1, keepdim=True)], dim=-1)
+    return {"rows": rows_GKW.flatten(0, 1), "moments": moments_GK2.flatten(0, 1)}
 
 
-def _cached(projection: Projection, codebooks_GKd: Tensor, dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
+def _cached(projection: Projection, codebooks_GKd: Tensor, folder: Path) -> dict[str, Tensor]:
     """As ``_make``, from a file named by a hash of all that the rows depend on; a damaged file is replaced."""
-    digest = hashlib.sha256(f"{RECIPE} {dtype} {list(codebooks_GKd.shape)}".encode())
-    for tensor in (projection.weight_WD, projection.summing_D, codebooks_GKd):
+    digest = hashlib.sha256(f"{RECIPE} {list(codebooks_GKd.shape)}".encode())
+    for tensor in (projection.weight_WD, projection.sum_weight_D, codebooks_GKd):
         digest.update(tensor.contiguous().numpy().data)
-    path = folder / f"tables-{digest.hexdigest()[:16]}.safetensors"
+    path = folder / f"lut-{digest.hexdigest()[:16]}.safetensors"
     if path.exists():
         try:
-            tables = load_file(path)
-            _spot_check(tables, projection, codebooks_GKd, dtype)
-            return tables
+            table = load_file(path)
+            _spot_check(table, projection, codebooks_GKd)
+            return table
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            warnings.warn(f"{path} is damaged ({error}); making the codeword table again", stacklevel=3)
-    save_tensors(_make(projection, codebooks_GKd, dtype), path)
-    return load_file(path)  # the mapped file: the memory of what was made is free again
+            warnings.warn(f"{path} is damaged ({error}); making the lookup table again", stacklevel=3)
+    save_tensors(_make(projection, codebooks_GKd), path)
+    return load_file(path)  # mapped, which frees the memory of the table that was made
 
 
-def _spot_check(tables: dict[str, Tensor], projection: Projection, codebooks_GKd: Tensor, dtype: torch.dtype) -> None:
-    """Compare each group's first and last row with one made now, so that a page lost in a crash does not go unseen."""
+def _spot_check(table: dict[str, Tensor], projection: Projection, codebooks_GKd: Tensor) -> None:
+    """Compare each group's first and last row with a new one, to detect a page that a crash lost. ValueError."""
     size = codebooks_GKd.shape[1]
     few_GKd = codebooks_GKd[:, [0, size - 1]]
-    few = _make(projection, few_GKd, dtype)
-    # products of two rows and of a thousand are summed in another order
+    # products of two rows and of a thousand rows are summed in different orders
     terms = float(replace(projection, weight_WD=projection.weight_WD.abs()).rows(few_GKd.abs()).max())
     few_N = (torch.arange(len(codebooks_GKd))[:, None] * size + torch.tensor([0, size - 1])).flatten()
-    for name, expected in few.items():
-        found, shape = tables[name], (len(codebooks_GKd) * size, expected.shape[1])
+    for name, expected in _make(projection, few_GKd).items():
+        found, shape = table[name], (len(codebooks_GKd) * size, expected.shape[1])
         if found.dtype != expected.dtype or found.shape != shape:
             raise ValueError(f"{name} are {found.dtype} {list(found.shape)}; expected {expected.dtype} {list(shape)}")
-        found = found[few_N]
-        tolerance = 4 * torch.finfo(dtype).eps * float(expected.abs().max()) + SUMMING * terms
-        if not torch.allclose(found.float(), expected.float(), rtol=0, atol=max(tolerance, 1e-6)):
+        rounding = 4 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+        tolerance = max(rounding + SUM_TOLERANCE * terms, 1e-6)
+        if not torch.allclose(found[few_N].float(), expected.float(), rtol=0, atol=tolerance):
             raise ValueError(f"{name} have other numbers")

@@ -1,13 +1,13 @@
-"""Optimizations of ASTRA beyond its paper: the same outputs and the same bits in less time (docs/paper.md).
+"""Optimizations of ASTRA beyond its paper: the same outputs and the same bits in less time (docs/paper.md, section 4).
 
     lut       keys and values of received tokens are sums of rows of lookup tables (lookup_tables.py)
-    dedup     received tokens with equal codewords are attended to once, for one group (codeword_attention.py)
-    overlap   codes travel while the device attends to its own rows, and both parts are merged (partial_attention.py);
-              the class copies are averaged while the last layer's other rows are computed
-    chunksN   own rows in N chunks: one chunk's codes travel while the next one's MLP computes (as TokenWeave does,
-              arXiv 2505.11329); needs overlap
+    dedup     received tokens with equal codewords are attended to once; for one group (codeword_attention.py)
+    overlap   codes travel while the device attends to its own rows, and the partial attentions are merged
+              (partial_attention.py); the class copies are averaged while the last layer's other rows are computed
+    chunksN   own rows are cut into N chunks: one chunk's codes travel while the next chunk's MLP runs (as in
+              TokenWeave, arXiv 2505.11329); needs overlap
 
-They are written joined by +. ``paper`` is none of them.
+A combination is written with +, for example ``lut+overlap``. ``paper`` means none of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SWITCHES = ("lut", "dedup", "overlap")
 
 @dataclass(frozen=True)
 class Optimizations:
-    """A combination of them. chunks: 1 where own rows are not divided."""
+    """A combination of optimizations. chunks: 1 where own rows are not cut."""
 
     lut: bool = False
     dedup: bool = False
@@ -35,7 +35,10 @@ class Optimizations:
 
     @classmethod
     def parse(cls, text: str) -> Optimizations:
-        """Raises ConfigError (key ``astra.optimizations``) for anything but PAPER or words joined by +, each once."""
+        """The combination that ``text`` names: PAPER, or words joined by +, each once.
+
+        Raises ConfigError (key ``astra.optimizations``) for any other text.
+        """
         words = [] if text == PAPER else text.split("+")
         counts = [int(found[1]) for word in words if (found := re.fullmatch(r"chunks(\d\d?)", word))]
         known = [word for word in SWITCHES if word in words]
@@ -49,7 +52,7 @@ class Optimizations:
     def precomputes(self) -> bool:
         """Whether keys and values of codewords are computed before tokens arrive.
 
-        Codewords must then be of the residual stream, and a token must be one codeword a group.
+        This needs codebooks of the residual stream and one residual stage.
         """
         return self.lut or self.dedup
 
@@ -60,7 +63,7 @@ class Optimizations:
 
 
 def candidates(groups: int, rotary: bool) -> Iterator[Optimizations]:
-    """The combinations that ``auto`` chooses from; of equally fast ones it takes the first."""
+    """The combinations from which ``auto`` chooses; of equally fast ones it takes the first."""
     for chunks in (1, 2, 4, 8):
         for dedup in (False, True) if groups == 1 and not rotary else (False,):
             for lut in (True, False):

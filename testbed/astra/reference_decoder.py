@@ -1,4 +1,4 @@
-"""The reference for ASTRA's decoder on real links: its simulation, with the codes that were sent."""
+"""The reference for a distributed decoder under ASTRA: its one-process simulation with the codes that were sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from testbed.astra.quantized import Quantized
+from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.quantizer import Quantizer
 from testbed.astra.reference_vit import Simulated, count_ties
 from testbed.astra.training.decoder import AstraDecoder
@@ -17,9 +17,9 @@ from testbed.models.llama import Llama
 
 
 class SentCodes(VectorQuantizer):
-    """Quantizes a single sequence by given codes where there are any, and counts in how many its own differ.
+    """Quantizes one sequence with given codes and counts how many of them differ from its own choice.
 
-    Raises ValueError where a given code is no near tie.
+    codes_LQI: None to use its own codes. Raises ValueError for a given code whose codeword is not about as near.
     """
 
     def __init__(self, quantizer: Quantizer, codes_LQI: Tensor | None):
@@ -41,17 +41,17 @@ class SentCodes(VectorQuantizer):
 def simulate_decoder(
     model: Llama | Gpt2,
     quantizer: Quantizer,
+    spec: CodebookSpec,
     ids_BT: Tensor,
     shares: Sequence[int],
     codes_LQI: Tensor | None,
-    quantized: Quantized,
-    anchor_tokens: int,
 ) -> Simulated:
-    """One pass of ``len(shares)`` devices over a prompt [1, T]: hidden [T, D], logits [V] for the token after it.
+    """The prefill of a prompt [1, T] on ``len(shares)`` devices: hidden [T, D], logits [V] of the next token.
 
-    codes_LQI: indices that a distributed run sent; see ``simulate``, also for what is raised.
+    spec: of the quantizer's codebooks. codes_LQI: indices that a distributed run sent; see ``simulate``, also for
+    errors.
     """
     sent = SentCodes(quantizer, codes_LQI)
-    student = AstraDecoder(model, ids_BT.shape[1], sent, quantized, anchor_tokens).eval()
+    student = AstraDecoder(model, ids_BT.shape[1], sent, spec.quantized, spec.anchor_tokens).eval()
     done = student(ids_BT, shares, keep_states=True)
     return Simulated(model.norm(done.states[-1])[0], done.logits[0, -1], sent.ties)

@@ -1,9 +1,9 @@
 """Mixed-precision attention of N devices in one process, by masks (ASTRA, arXiv 2505.19342; docs/paper.md, sections 1.2
 and 1.6).
 
-A query attends to the rows of its own device at full precision, and to other devices' content rows through their
-quantized embeddings, in one softmax. The N copies of the class token come first in the sequence; each is seen by its
-own device only. This is the reference that a distributed run is checked against, so it shares no code with it.
+A query attends to the rows of its own device at full precision and to other devices' content rows quantized, in one
+softmax. The N copies of the class token come first in the sequence; each is seen by its own device only. Distributed
+runs are verified against this reference, so it shares no code with them.
 
 Shape suffixes: B batch, S = N + T sequence, T content tokens, N devices, D hidden, H heads, K head width, L layers,
 I indices of a token.
@@ -23,12 +23,12 @@ from testbed.astra.quantizer import Quantizer
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 
-TIE = 1e-4  # of the mean squared norm: distances that rounding on another machine may order differently
+TIE = 1e-4  # of the mean squared norm: difference of distances that rounding may explain
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """Normalized last states of the content tokens [T, D], logits [classes], and how many near ties fell otherwise."""
+    """Normalized last states of the content tokens [T, D], logits [classes], and how many near ties differ."""
 
     hidden: Tensor
     logits: Tensor
@@ -37,14 +37,14 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Masks:
-    """Who sees what, each [S, S] (query, key): ``exact`` at full precision, ``visible`` at all."""
+    """Attention masks [S, S] (query, key), True where visible: ``exact`` at full precision, ``visible`` at all."""
 
     exact: Tensor
     visible: Tensor
 
 
 def block_masks(shares: Sequence[int]) -> Masks:
-    """The masks of devices that own ``shares`` content tokens each, with a class token each in front of all content."""
+    """The masks of devices with ``shares`` content tokens and one class copy each; class copies come first."""
     devices = torch.arange(len(shares))
     owner_S = torch.cat([devices, devices.repeat_interleave(torch.tensor(list(shares)))])
     exact_SS = owner_S[:, None] == owner_S[None, :]
@@ -55,7 +55,7 @@ def block_masks(shares: Sequence[int]) -> Masks:
 def mixed_attention(block: Block, x_BSD: Tensor, quantized_BSD: Tensor, masks: Masks) -> Tensor:
     """Attention's weighted sum [B, S, D], before the output projection.
 
-    x_BSD, quantized_BSD: the layer's input, before its norm, and what other devices know of it.
+    x_BSD: the layer's input before its norm. quantized_BSD: the same rows as other devices receive them.
     """
     h_BSD = block.norm1(x_BSD)
     q_BHSK = block.attn.query(h_BSD)
@@ -75,12 +75,15 @@ def simulate(
     shares: Sequence[int],
     codes: Tensor | None = None,
 ) -> Simulated:
-    """One inference of ``len(shares)`` devices. A single device sends nothing and needs no quantizer.
+    """One inference on ``len(shares)`` devices. A single device sends nothing and needs no quantizer.
 
-    inputs: pixels [1, 3, height, width]. shares: content tokens of each device, in order; together the model's tokens.
-    codes: indices [L, T, I] that a distributed run sent. They are used in place of our own, because a token between two
-    codewords may fall either way by rounding. Raises ValueError, naming layer and token, where a given codeword is
-    farther than the nearest by more than ``TIE`` times the group's mean squared norm: that is no rounding.
+    inputs: pixels [1, 3, height, width]. shares: content tokens of each device, in order; their sum is the model's
+    tokens. codes: indices [L, T, I] that a distributed run sent. They replace the simulation's own choice, because
+    rounding may decide between two codewords that are about equally near.
+
+    Raises ValueError, with layer and token, for a sent codeword that is farther than the nearest one by more than
+    ``TIE`` times the group's mean squared norm, which rounding cannot explain. Also for shares that do not cover the
+    tokens, and for several devices without a quantizer.
     """
     world, tokens = len(shares), model.shape.tokens
     if sum(shares) != tokens or min(shares) < 1:
@@ -104,13 +107,11 @@ def simulate(
 
 
 def count_ties(quantizer: Quantizer, layer: int, x_TD: Tensor, own_TI: Tensor, given_TI: Tensor) -> int:
-    """How many given codes differ from ours; ValueError if one differs by more than rounding."""
+    """How many given codes differ from the own ones. Raises ValueError where rounding cannot explain it."""
     if torch.equal(own_TI, given_TI):
         return 0
-    allowed_I = TIE * x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0).repeat(
-        quantizer.num_quantizers
-    )
-    relative_TI = quantizer.excess(layer, x_TD, given_TI) / allowed_I
+    norms_G = x_TD.unflatten(1, (quantizer.groups, -1)).square().sum(-1).mean(0)
+    relative_TI = quantizer.excess(layer, x_TD, given_TI) / (TIE * norms_G.repeat(quantizer.num_quantizers))
     if (relative_TI > 1).any():
         token, index = (int(i) for i in (relative_TI > 1).nonzero()[0])
         raise ValueError(

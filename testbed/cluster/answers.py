@@ -1,4 +1,4 @@
-"""What the ranks answered to one call, and whom to blame if some failed."""
+"""The ranks' answers to one call, and which ranks are at fault if some failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class Answers:
-    """Results and faults of one call by rank."""
+    """Results and faults of one call, by rank."""
 
     def __init__(self, phase: str, world: int):
         self.phase, self.world = phase, world
@@ -23,16 +23,16 @@ class Answers:
 
     @property
     def seen(self) -> set[int]:
-        """Ranks that have answered, well or not."""
+        """Ranks that have answered, with a result or a fault."""
         return {*self._results, *self._dead, *self._faults}
 
     @property
     def failed(self) -> bool:
-        """Whether any rank has failed."""
+        """Whether some rank has failed."""
         return bool(self._dead or self._faults)
 
     def take(self, rank: int, ref: Any) -> None:
-        """Take a finished call's result or fault."""
+        """Store the result or the fault of a finished call."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -44,7 +44,7 @@ class Answers:
             self._faults[rank] = error.cause
 
     def results(self, timeout_s: float) -> list[Any]:
-        """All results by rank; CommError or ClusterError (see ``Cluster.call_each``) unless every rank gave one."""
+        """All results, by rank. CommError or ClusterError (see ``Cluster.call_each``) unless every rank has one."""
         late = sorted(set(range(self.world)) - self.seen)
         if self._dead:
             why = ": the kernel ended processes for lack of memory" if memory_kills() > self._memory_kills else ""
@@ -64,7 +64,7 @@ class Answers:
 
 
 def memory_kills() -> int:
-    """How many processes the kernel has ended for lack of memory since it started; 0 where it does not tell."""
+    """Number of processes that the kernel has killed for lack of memory since boot; 0 where it does not say."""
     try:
         counters = dict(line.split() for line in VMSTAT.read_text().splitlines())
     except OSError:
@@ -73,16 +73,16 @@ def memory_kills() -> int:
 
 
 def blame(faults: dict[int, CommError]) -> tuple[str, list[int]]:
-    """(what happened, ranks at fault) from the ranks' reports: those are at fault whom most reports name.
+    """(what happened, ranks at fault) from the ranks' reports. The ranks that most reports name are at fault.
 
-    A rank that has lost its own link misses everybody, while everybody else misses it.
+    A rank that has lost its own link reports all others, and all others report it.
     """
     named = Counter(rank for fault in faults.values() for rank in fault.ranks)
     most = max(named.values(), default=0)
-    guilty = sorted(rank for rank, count in named.items() if count == most)
-    reports = [fault for fault in faults.values() if set(guilty) & set(fault.ranks)] or list(faults.values())
-    best = min(reports, key=lambda fault: len(fault.ranks))  # the report that names no others, if there is one
-    return str(best), guilty
+    at_fault = sorted(rank for rank, count in named.items() if count == most)
+    reports = [fault for fault in faults.values() if set(at_fault) & set(fault.ranks)] or list(faults.values())
+    best = min(reports, key=lambda fault: len(fault.ranks))  # the report that names the fewest other ranks
+    return str(best), at_fault
 
 
 def _listed(ranks: list[int]) -> str:

@@ -1,4 +1,7 @@
-"""A Ray node on every device and an actor pinned to each; the driver runs beside the head, off the data network."""
+"""A Ray node on every device and an actor pinned to each node.
+
+The driver and Ray's head node run on the control host, which is not part of the data network.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +31,24 @@ from testbed.network.sandbox import adopt_orphans, descendants, end_descendants,
 PORT = 6379
 OBJECT_STORE_BYTES = 100_000_000
 START_TIMEOUT_S = 60.0
-WATCH_S = 1.0  # how often a call that is under way looks after Ray's processes
+WATCH_S = 1.0  # between two checks of Ray's processes while a call waits
 
 
 @functools.cache
 def ray_token() -> str:
-    """What this run's Ray processes show each other. One for all its clusters: Ray reads it once a process."""
+    """The token by which this run's Ray processes recognize each other.
+
+    All clusters of a run share it, because Ray reads it only once in a process.
+    """
     return secrets.token_hex(32)
 
 
 def ray_environment(threads: int, loopback: bool) -> dict[str, str]:
-    """Environment of every Ray process of a run. Without a token of ours Ray would keep one in the home folder."""
+    """The environment of every Ray process of a run. Without this token, Ray would store one in the home folder."""
     return {
         **os.environ,
         "RAY_TMPDIR": str(scratch()),
-        "RAY_memory_monitor_refresh_ms": "0",  # it would end actors when unrelated programs use memory
+        "RAY_memory_monitor_refresh_ms": "0",  # it would kill actors when other programs use memory
         "RAY_worker_niceness": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_AUTH_MODE": "token",
@@ -54,42 +61,40 @@ def ray_environment(threads: int, loopback: bool) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """SIGTERM and SIGINT take effect at the end.
-
-    Inside ``ray.init`` an exception from a signal handler may be lost, and Ray would install a handler of its own,
-    which ends the process without cleaning up.
-    """
-    import ray._private.utils
-
-    ray._private.utils.set_sigterm_handler = lambda handler: None
-    asked: list[int] = []
+    """Hold SIGTERM and SIGINT back until the block ends, then deliver the first one that came."""
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
-        signal.signal(number, lambda received, _frame: asked.append(received))
+        signal.signal(number, lambda number, _frame: received.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if asked:
-            os.kill(os.getpid(), asked[0])
+        if received:
+            os.kill(os.getpid(), received[0])
 
 
 class Cluster:
-    """One actor per device of a network. A context manager; leaving it ends Ray and every process of it.
+    """One actor per device of a network. A context manager: leaving it ends Ray and all of its processes.
 
-    grace_s: how long the other ranks may still take to answer after one has failed.
+    grace_s: seconds that the other ranks have left to answer after one has failed.
     """
 
     def __init__(self, network: Network, devices: int, grace_s: float):
         self.network, self.devices, self.grace_s = network, devices, grace_s
         self.threads = max(1, (os.cpu_count() or 1) // devices)
         self._nodes: list[tuple[str, int | None, psutil.Process]] = []  # name, rank, process
+        # Ray is started from a thread of its own, for two reasons. Only in the main thread does Ray replace our handler
+        # of SIGTERM by one that ends the process without cleaning up. And an exception from a signal handler, which
+        # runs in the main thread, cannot be lost inside ``ray.init``. The thread lives as long as the cluster: the
+        # kernel kills Ray's processes when the thread that started them ends (PR_SET_PDEATHSIG).
+        self._ray_thread = ThreadPoolExecutor(1, thread_name_prefix="ray-init")
 
     def __enter__(self) -> Cluster:
         loopback = self.network.name == "loopback"
         self._environment = ray_environment(self.threads, loopback)
-        os.environ.update(self._environment)  # before Ray is imported: it reads them then
+        os.environ.update(self._environment)  # before the first import of Ray, which reads them
         adopt_orphans()  # Ray's daemons detach themselves
         self._before = descendants()
         with contextlib.ExitStack() as failed:
@@ -104,7 +109,7 @@ class Cluster:
         if not loopback:
             self._start_nodes()
         with _signals_deferred():
-            self._connect(loopback)
+            self._ray_thread.submit(self._connect, loopback).result()
         self._nodes = [*self._find_nodes(loopback)]
         actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(DeviceWorker)
         self.workers = [
@@ -120,12 +125,13 @@ class Cluster:
 
         ray.shutdown()
         end_descendants(keep=self._before)
-        for session in scratch().glob("ray*/session_*"):  # logs and sockets: the head's, and those of each host
+        self._ray_thread.shutdown()
+        for session in scratch().glob("ray*/session_*"):  # logs and sockets of the head and of each host
             if not session.is_symlink():
                 shutil.rmtree(session, ignore_errors=True)
 
     def _connect(self, loopback: bool) -> None:
-        """Make this process Ray's driver; on loopback that also starts the only node."""
+        """Make this process Ray's driver. On loopback, this also starts the only node."""
         import ray
 
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -144,9 +150,9 @@ class Cluster:
         )
 
     def _start_nodes(self) -> None:
-        """The head on the control host, then a node on each device, all at once."""
+        """Start the head on the control host, then the nodes of all devices in parallel."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--log-color=false"]
-        # Nobody reads logs from afar or asks for more nodes: processes for that would take cores from the devices.
+        # Nobody reads remote logs or requests more nodes. Processes for that would compete with the devices for cores.
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false"]
         head = [*command, "--head", f"--port={PORT}", f"--node-ip-address={self.network.control_ip}"]
         head += ["--num-cpus=0", "--include-dashboard=false", "--no-monitor"]
@@ -166,16 +172,14 @@ class Cluster:
                 raise ClusterError(f"the Ray node of device {rank} did not start: {logs[rank].read_text()[-400:]!r}")
 
     def _find_nodes(self, loopback: bool) -> Iterator[tuple[str, int | None, psutil.Process]]:
-        """Ray's processes that must live as long as the cluster."""
+        """(name, rank, process) of Ray's processes that must live as long as the cluster."""
         for process in descendants() - self._before:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name() == "gcs_server":
                     yield "head", None, process
                 elif process.name() == "raylet":
-                    words = " ".join(process.cmdline())
-                    ranks = [
-                        r for r, ip in enumerate(self.network.device_control_ips) if f"node_ip_address={ip} " in words
-                    ]
+                    command, addresses = " ".join(process.cmdline()), self.network.device_control_ips
+                    ranks = [rank for rank, ip in enumerate(addresses) if f"node_ip_address={ip} " in command]
                     if loopback or not ranks:
                         yield "head's node", None, process
                     else:
@@ -186,10 +190,11 @@ class Cluster:
         return self.call_each(name, [args] * self.devices, timeout_s=timeout_s, phase=phase)
 
     def call_each(self, name: str, args: list[tuple[Any, ...]], *, timeout_s: float, phase: str) -> list[Any]:
-        """``call`` with arguments of its own for each rank.
+        """``call`` with separate arguments for each rank.
 
-        Raises CommError if a collective failed and all ranks still answer, else ClusterError; both name the phase and
-        the ranks at fault. At the latest after ``timeout_s``; once a rank has failed, the others have ``grace_s`` left.
+        Raises CommError if a collective failed and all ranks still answer, else ClusterError. Both name the phase and
+        the ranks at fault. The call ends after ``timeout_s`` at the latest. Once a rank has failed, the others have
+        ``grace_s`` left.
         """
         import ray
 
@@ -210,7 +215,7 @@ class Cluster:
         return answers.results(timeout_s)
 
     def _check_nodes(self, phase: str) -> None:
-        """ClusterError if a process of Ray is gone; its own detection takes up to a minute, and then ends us."""
+        """ClusterError if a process of Ray has died. Ray itself needs up to a minute to notice that."""
         for name, rank, process in self._nodes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise ClusterError(f"{phase}: the Ray {name} died", [] if rank is None else [rank])

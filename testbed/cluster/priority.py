@@ -1,4 +1,4 @@
-"""Real-time priority: an emulated device wakes when its slot ends, not when its neighbors yield the core."""
+"""Real-time priority: an emulated device wakes on time, not when another process yields the core."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ NORMAL, REALTIME = "normal", "real-time"
 
 @contextlib.contextmanager
 def realtime() -> Iterator[str]:
-    """All threads of this process run at real-time priority inside; yields REALTIME, or NORMAL where that is refused.
+    """Run all threads of this process at real-time priority. Yields REALTIME, or NORMAL where the system refuses.
 
-    For work that mostly sleeps. Arithmetic at this priority would keep the kernel from moving packets.
+    Meant for work that mostly sleeps: arithmetic at this priority would keep the kernel from forwarding packets.
     """
     try:
         _all_threads(os.SCHED_RR, 1)
         reached = REALTIME
-    except (AttributeError, OSError):  # no such thing on this system, or no right to it
+    except (AttributeError, OSError):  # not available on this system, or not permitted
         reached = NORMAL
     try:
         yield reached
@@ -28,7 +28,7 @@ def realtime() -> Iterator[str]:
 
 
 def attainable_priority() -> str:
-    """What ``realtime`` reaches for processes of this user."""
+    """The priority that ``realtime`` reaches for processes of this user."""
     with realtime() as reached:
         return reached
 

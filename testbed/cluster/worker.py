@@ -1,40 +1,38 @@
-"""The actor on each device: holds the model's shard, runs forward passes, times them itself.
+"""The actor on each device: it holds its shard of the model, runs forward passes and times them itself.
 
-Remote calls are never timed. The driver asks for N passes; the actor synchronizes with its peers over the data network,
-times each pass and returns the figures.
+No remote call is timed. The driver asks for N passes. The actors start each pass together over the data network, time
+it, and return the figures.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from testbed.astra.codebooks import load_codebooks
+from testbed.cluster.microbenchmarks import time_operation
 from testbed.cluster.priority import realtime
+from testbed.cluster.synchronized_start import start_together
 from testbed.comm.connect import connect, listen
 from testbed.comm.group import Group
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.device.clock import DeviceClock
 from testbed.device.spec import Device
-from testbed.errors import CommError
 from testbed.methods import load_method
-from testbed.methods.base import Method
+from testbed.methods.base import CodebookMethod, Method
 from testbed.models.weights import Choice, load_model
 from testbed.network.sandbox import prctl
 from testbed.output import Output
 
 PR_SET_TIMERSLACK = 29
-# Passes begin together this long after a barrier: the link is idle again and its bucket is full.
-START_LINE_S = 5e-3
 
 
 @dataclass
@@ -56,24 +54,24 @@ class ForwardTiming:
 
 
 class DeviceWorker:
-    """One emulated device. Plain Python: the cluster turns it into a Ray actor."""
+    """One emulated device. A plain class, which the cluster turns into a Ray actor."""
 
     def __init__(self, rank: int, world: int, threads: int):
         self.rank, self.world = rank, world
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        prctl(PR_SET_TIMERSLACK, 1)  # nanoseconds: sleeps end when they should, not up to 50 us later
+        prctl(PR_SET_TIMERSLACK, 1)  # nanoseconds; by default, sleeps end up to 50 us late
         self._group: Group | None = None
         self._loaded: dict[str, tuple[Method, Any, DeviceClock]] = {}
 
     def node_ip(self) -> str:
-        """The address of the Ray node that this actor really runs on."""
+        """The address of the Ray node on which this actor runs."""
         import ray.util
 
         return ray.util.get_node_ip_address()
 
     def listen(self, address: str) -> tuple[str, int]:
-        """Listen on the data network; fails unless this process is on the host that owns ``address``."""
+        """Listen on the data network. Fails unless this process runs on the host that owns ``address``."""
         if self._group is not None:
             self._group.close()
             self._group = None
@@ -81,23 +79,23 @@ class DeviceWorker:
         return self._listener.getsockname()
 
     def connect(self, addresses: list[tuple[str, int]], token: bytes, timeout_s: float) -> None:
-        """Join the group over direct TCP. CommError names ranks that never come."""
+        """Join the group over direct TCP. CommError names the ranks that do not join in time."""
         self._group = connect(self.rank, addresses, self._listener, token, timeout_s)
 
     def connect_gloo(self, interface_address: str, store: str, timeout_s: float) -> None:
-        """Join the group over gloo instead, with a file store that all ranks share."""
+        """Join the group over gloo, with a file store that all ranks share."""
         from testbed.comm.gloo import GlooGroup
 
         self._listener.close()
         self._group = GlooGroup(self.rank, self.world, interface_address, store, timeout_s)
 
     def set_links(self, links: RankLinks) -> None:
-        """The data links now are like this."""
+        """Send as these links require from now on."""
         if isinstance(self._group, TcpGroup):
             self._group.set_links(links)
 
     def load(self, choice: Choice[Any], tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
-        """Load the model (weights mapped from files that all actors share) and keep the input."""
+        """Load the model and keep the input. Weights are mapped from files, so all actors share their memory."""
         self._model = load_model(choice, tokens, *weights)
         self._inputs = inputs
         self._loaded.clear()
@@ -105,29 +103,29 @@ class DeviceWorker:
     def prepare(
         self, key: str, name: str, speeds: Sequence[float], settings: dict[str, Any], codebooks: Path | None
     ) -> None:
-        """Build a method's shard of the model; later calls name it by ``key``."""
+        """Build this rank's shard of a method. Later calls refer to it by ``key``."""
         method = load_method(name, speeds, **settings)
-        if codebooks is not None:
+        if isinstance(method, CodebookMethod) and codebooks is not None:
             method.attach(*load_codebooks(codebooks), cache=codebooks.parent)
         self._loaded[key] = method, method.shard(self._model, self.rank, self.world), DeviceClock()
 
     def verify(self, key: str) -> tuple[Output, ForwardTiming]:
-        """One pass with real arithmetic, recorded for replay. Returns what this rank holds at the end."""
+        """One pass with real arithmetic, recorded for replay. Returns this rank's output and timing."""
         method, shard, clock = self._loaded[key]
         clock.mode = "execute"
-        self._start_line()
+        start_together(self._connected())
         return self._one_pass(method, shard, clock, record=True)
 
     def measure(
         self, key: str, mode: str, device: Device, time_scale: float, repeats: int, warmups: int
     ) -> list[ForwardTiming]:
-        """``repeats`` timed passes after ``warmups`` that do not count."""
+        """Timings of ``repeats`` passes, after ``warmups`` passes that are not returned."""
         method, shard, clock = self._loaded[key]
         clock.mode, clock.device, clock.time_scale = mode, device, time_scale
         passes = []
         with realtime() if mode == "replay" else contextlib.nullcontext():
             for _ in range(warmups + repeats):
-                self._start_line()
+                start_together(self._connected())
                 passes.append(self._one_pass(method, shard, clock)[1])
         return passes[warmups:]
 
@@ -158,21 +156,6 @@ class DeviceWorker:
             late_s=clock.late_s,
         )
 
-    def _start_line(self) -> None:
-        """All ranks leave at one instant, which rank 0 sets: the emulated hosts share this machine's clock."""
-        group = self._connected()
-        group.barrier()
-        if self.rank == 0:
-            start = time.monotonic() + START_LINE_S
-            for peer in range(1, self.world):
-                group.send(torch.tensor([start], dtype=torch.float64), peer)
-        else:
-            start = group.recv([1], torch.float64, 0).item()
-        ahead_s = start - time.monotonic()
-        if not ahead_s <= 2 * START_LINE_S:
-            raise CommError(f"rank 0 set a start {ahead_s:g} s ahead; expected {START_LINE_S:g} s at most", [0])
-        time.sleep(max(0.0, ahead_s))
-
     def _connected(self) -> Group:
         if self._group is None:
             raise RuntimeError(f"rank {self.rank} is not connected")
@@ -181,60 +164,13 @@ class DeviceWorker:
     def time_operation(
         self, operation: str, payload_bytes: int, repeats: int, peers: Sequence[int] = ()
     ) -> list[tuple[float, float]]:
-        """Time one operation alone: (begin, end) of each repeat. payload_bytes: what each rank contributes.
-
-        one_way, both_ways: between ranks 0 and 1, 2 and 3, ... at once; a last rank without a partner only waits.
-        incast_all: all others to rank 0, at once; incast_ordered: the same, each when rank 0 asks for it.
-        exchange: with these peers both ways, all at once.
-        """
-        group = self._connected()
-        local = torch.zeros(payload_bytes, dtype=torch.uint8)
-        partner, others = self.rank ^ 1, range(1, self.world)
-        from_peers = dict.fromkeys(peers, payload_bytes)
-        run: dict[str, Callable[[], object]] = {
-            "all_gather": lambda: group.all_gather(local, [payload_bytes] * self.world),
-            "all_reduce": lambda: group.all_reduce(local.view(torch.float32)),
-            "nothing": lambda: None,
-            "one_way": lambda: (
-                group.recv([payload_bytes], torch.uint8, partner) if self.rank % 2 else group.send(local, partner)
-            ),
-            "both_ways": lambda: group.sendrecv(local, partner, [payload_bytes], torch.uint8, partner),
-            "incast_all": lambda: (
-                group.exchange_async({0: local}, {}, senders=len(others))
-                if self.rank
-                else group.exchange_async({}, dict.fromkeys(others, payload_bytes))
-            ).wait(),
-            "incast_ordered": lambda: _answer(group, local) if self.rank else _ask(group, others, payload_bytes),
-            "exchange": lambda: group.exchange_async(dict.fromkeys(peers, local), from_peers).wait(),
-        }
-        if operation in ("one_way", "both_ways") and partner >= self.world:
-            operation = "nothing"
-        times = []
-        with realtime():
-            for _ in range(repeats):
-                self._start_line()
-                begin = time.monotonic()
-                run[operation]()
-                times.append((begin, time.monotonic()))
-        return times
+        """(begin, end) of each repeat of one communication operation: ``testbed.cluster.microbenchmarks``."""
+        return time_operation(self._connected(), operation, payload_bytes, repeats, peers)
 
     def retransmits(self) -> int:
-        """Segments that this rank's data connections have sent twice; 0 on transports that do not tell."""
+        """TCP segments that this rank's data connections have retransmitted; 0 on transports without the counter."""
         return self._group.retransmits() if isinstance(self._group, TcpGroup) else 0
 
     def congestion_control(self) -> list[str]:
-        """What decides how fast this rank's data connections send; empty on transports that do not tell."""
+        """The TCP congestion controls of this rank's data connections; empty on transports that have none."""
         return self._group.congestion_control() if isinstance(self._group, TcpGroup) else []
-
-
-def _ask(group: Group, peers: Iterable[int], payload_bytes: int) -> None:
-    """Receive from one peer after another, each when the one before is done."""
-    for peer in peers:
-        group.send(torch.zeros(1, dtype=torch.uint8), peer)
-        group.recv([payload_bytes], torch.uint8, peer)
-
-
-def _answer(group: Group, local: Tensor) -> None:
-    """Send to rank 0 when it asks."""
-    group.recv([1], torch.uint8, 0)
-    group.send(local, 0)

@@ -1,1 +1,1 @@
-"""Collectives over the data network. This package knows bytes and links, not what the tensors mean."""
+"""Collectives over the data network. This package knows bytes and links, not the meaning of tensors."""

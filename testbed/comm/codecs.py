@@ -1,22 +1,22 @@
-"""Number formats for activations on the wire: a float32 tensor -> bytes, as many as its size says -> float32.
+"""Communication codecs for activations: a float32 tensor becomes a message of known length, and float32 again.
 
-Scalar codecs that any method can use (docs/baselines.md, section 5), as opposed to ASTRA's learned codebooks. A
-tensor is coded as one run of n numbers:
+These scalar codecs work with any method (docs/baselines.md, section 5), unlike ASTRA's learned codebooks. A tensor is
+encoded as one sequence of n numbers:
 
-    codec  bytes            ratio  what is sent
+    codec  bytes            ratio  content of a message
     fp32   4n               1      the numbers themselves
     fp16   2n               2      IEEE half precision
-    int8   n + 2*ceil(n/32) 3.76   whole multiples of a scale, one bfloat16 scale for 32 numbers
-    int4   n/2 + 2*...      7.11   the same with 15 levels, two in a byte
-    topk   5n/8             6.4    the eighth that is largest in magnitude, as float32 and a position of one byte
+    int8   n + 2*ceil(n/32) 3.76   integer multiples of a scale, one bfloat16 scale for each block of 32 numbers
+    int4   n/2 + 2*...      7.11   the same with 15 quantization levels, two numbers in a byte
+    topk   5n/8             6.4    the n/8 numbers of largest magnitude, each as float32 and a position of one byte
 
-int8 and int4 are the blocks of 32 that llama.cpp calls Q8_0 and Q4_0, with two differences: the scale is a bfloat16,
-whose range is float32's, rounded up so that nothing is clipped; and int4 is symmetric (-7 to 7). topk chooses within
-blocks of 256, so that a position takes one byte and blocks are independent.
+int8 and int4 use the blocks of 32 numbers of llama.cpp's Q8_0 and Q4_0, with two differences. The scale is a bfloat16,
+which has the range of float32, and it is rounded up so that no number is clipped. int4 is symmetric (-7 to 7). topk
+selects within blocks of 256 numbers, so a position takes one byte and blocks are independent.
 
-Speed, GB/s of float32 that is encoded and decoded, for 256 x 768 numbers: fp16 5.4 and 10.1, int8 1.7 and 6.8, int4
-1.3 and 3.6, topk 0.28 and 4.1; one thread of a 2-core AMD EPYC (AVX2) that others used too, torch 2.13, CPU time,
-medians of 40. Whole tensors at once: in chunks that fit the core's own cache, calls cost more than memory.
+Speed in GB/s of float32 (encode, decode) for 256 x 768 numbers: fp16 5.4, 10.1; int8 1.7, 6.8; int4 1.3, 3.6; topk
+0.28, 4.1. Measured on one thread of a shared 2-core AMD EPYC (AVX2) with torch 2.13, CPU time, medians of 40. A tensor
+is encoded as a whole: in chunks that fit the core's cache, the calls would cost more than the memory accesses.
 
 Suffixes: N numbers, B blocks, K numbers of a block.
 """
@@ -33,14 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 32  # numbers with one scale
-LARGEST = 2.0**127  # in magnitude, for int8 and int4: the multiple of a rounded-up scale must be finite too
-TINY = 2.0**-126  # the least scale: smaller ones are subnormal, and so is half of it, the error that it causes
+LARGEST = 2.0**127  # magnitude limit of int8 and int4: multiples of a rounded-up scale must be finite too
+TINY = 2.0**-126  # the smallest scale; smaller ones would be subnormal, as is half of it, the error that it causes
 SCALE_ROUNDING = 2.0**-7  # a bfloat16 keeps 8 bits, so rounding up adds less than this share
 SPARSE_BLOCK, KEPT_SHARE = 256, 8  # topk keeps one number in 8
 
 
 class Codec(ABC):
-    """One number format, without state. Tensors are float32 on the CPU, messages uint8 [encoded_bytes(numel)]."""
+    """A stateless codec. Tensors are float32 on the CPU, messages are uint8 [encoded_bytes(numel)]."""
 
     name: ClassVar[str]
     lossy: ClassVar[bool] = True
@@ -51,10 +51,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """A tensor of any shape -> its message. ValueError where a number is NaN or beyond what the codec can hold."""
+        """The message of a tensor of any shape. ValueError if a number is NaN or outside the codec's range."""
 
     def decode(self, message: Tensor, shape: Sequence[int]) -> Tensor:
-        """The message of a tensor of this shape -> float32. ValueError for a message of another length or type."""
+        """The float32 tensor of this shape that a message encodes. ValueError for a wrong length or dtype."""
         expected = self.encoded_bytes(math.prod(shape))
         if message.dtype != torch.uint8 or message.shape != (expected,):
             found = f"{message.dtype} {list(message.shape)}"
@@ -63,7 +63,7 @@ class Codec(ABC):
 
     @abstractmethod
     def error_bound(self, x: Tensor) -> Tensor:
-        """For each number of ``x`` the largest |decode(encode(x)) - x| there can be; the shape of ``x``."""
+        """Upper bound of |decode(encode(x)) - x| for each number of ``x``, in the shape of ``x``."""
 
     @abstractmethod
     def _decode(self, message: Tensor, numel: int) -> Tensor: ...
@@ -78,7 +78,7 @@ class Codec(ABC):
 
 
 class Fp32(Codec):
-    """The numbers as they are, in the machine's byte order; any bit pattern, NaN too. No copy is made."""
+    """The numbers themselves in the machine's byte order, with any bit pattern including NaN. No copy is made."""
 
     name: ClassVar[str] = "fp32"
     lossy: ClassVar[bool] = False
@@ -90,7 +90,7 @@ class Fp32(Codec):
         return x.reshape(-1).view(torch.uint8)
 
     def error_bound(self, x: Tensor) -> Tensor:
-        """Nothing is lost."""
+        """Zero: the codec is lossless."""
         return torch.zeros_like(x)
 
     def _decode(self, message: Tensor, numel: int) -> Tensor:
@@ -98,7 +98,7 @@ class Fp32(Codec):
 
 
 class Fp16(Codec):
-    """Half precision: 11 significant bits, magnitudes up to 65504; beyond, the tensor is refused."""
+    """Half precision: 11 significant bits, magnitudes up to 65504. Tensors with larger numbers are refused."""
 
     name: ClassVar[str] = "fp16"
 
@@ -110,7 +110,7 @@ class Fp16(Codec):
         return x.reshape(-1).half().view(torch.uint8)
 
     def error_bound(self, x: Tensor) -> Tensor:
-        """Half a unit in the last place: 2^-11 of the number, at least half the smallest subnormal, 2^-25."""
+        """Half a unit in the last place: 2^-11 of the number, or half the smallest subnormal (2^-25) if larger."""
         return (x.abs() * 2.0**-11).clamp(min=2.0**-25)
 
     def _decode(self, message: Tensor, numel: int) -> Tensor:
@@ -118,9 +118,9 @@ class Fp16(Codec):
 
 
 class BlockInteger(Codec):
-    """Integers from -levels to levels in blocks of 32 with a scale each; magnitudes up to 2^127, else refused.
+    """Integers from -levels to levels in blocks of 32 numbers with one scale each; magnitudes up to 2^127.
 
-    A message is all scales, then all integers; ``_pack`` and ``_unpack`` say how integers become bytes.
+    A message has all scales, then all integers. ``_pack`` and ``_unpack`` convert integers to bytes and back.
     """
 
     levels: ClassVar[int]
@@ -143,9 +143,9 @@ class BlockInteger(Codec):
         return torch.cat([scales, self._pack(levels_BK.view(-1)[:count])])
 
     def error_bound(self, x: Tensor) -> Tensor:
-        """Half a step of the number's block: largest magnitude / levels, up to 2^-7 more as scales are rounded up.
+        """Half a step of the number's block. A step is largest magnitude / levels, and up to 2^-7 more by rounding up.
 
-        At least 2^-127, half the smallest scale. The products' own rounding is within 1e-4 of a step.
+        The bound is at least 2^-127, half the smallest scale. The products' own rounding is within 1e-4 of a step.
         """
         count = x.numel()
         padded_BK = F.pad(x.reshape(-1), (0, -count % BLOCK)).view(-1, BLOCK)
@@ -173,7 +173,7 @@ class BlockInteger(Codec):
 
 
 class Int8(BlockInteger):
-    """255 levels, one byte each."""
+    """255 quantization levels, one byte for each number."""
 
     name: ClassVar[str] = "int8"
     levels: ClassVar[int] = 127
@@ -189,7 +189,10 @@ class Int8(BlockInteger):
 
 
 class Int4(BlockInteger):
-    """15 levels; byte i holds integer i below and integer i + n/2 above, so that whole arrays are combined."""
+    """15 quantization levels, two numbers in a byte.
+
+    Byte i holds integer i in its lower half and integer i + n/2 in its upper half, so whole arrays are combined.
+    """
 
     name: ClassVar[str] = "int4"
     levels: ClassVar[int] = 7
@@ -210,9 +213,10 @@ class Int4(BlockInteger):
 
 
 class TopK(Codec):
-    """Of every 256 numbers the 32 largest in magnitude, exactly; the others become 0. NaN and infinity are refused.
+    """Keeps the 32 numbers of largest magnitude in every block of 256, exactly. The others become 0.
 
-    A last block of m numbers keeps m / 8, rounded up. A message is all values, then all positions.
+    NaN and infinity are refused. A last block of m numbers keeps m / 8, rounded up. A message has all values, then all
+    positions.
     """
 
     name: ClassVar[str] = "topk"
@@ -231,7 +235,7 @@ class TopK(Codec):
         return torch.cat([*(value.view(torch.uint8) for value in values), *positions])
 
     def error_bound(self, x: Tensor) -> Tensor:
-        """What is dropped is at most the smallest magnitude that its block keeps; what is kept is exact."""
+        """The smallest magnitude that the number's block keeps: dropped numbers are not larger, kept ones are exact."""
         bounds = [
             part_BK.abs().topk(self._kept(part_BK.shape[1]), dim=1).values[:, -1:].expand_as(part_BK).reshape(-1)
             for part_BK in self._parts(x.reshape(-1))
@@ -259,7 +263,7 @@ class TopK(Codec):
 
     @staticmethod
     def _parts(x_N: Tensor) -> list[Tensor]:
-        """Views of the whole blocks, and of the last one if it is shorter."""
+        """Views of all full blocks, and of the last block if it is shorter."""
         whole = x_N.numel() - x_N.numel() % SPARSE_BLOCK
         parts = [x_N[:whole].view(-1, SPARSE_BLOCK), x_N[whole:].view(1, -1)]
         return [part for part in parts if part.numel()] or [x_N.view(1, 0)]
@@ -273,5 +277,5 @@ def _blocks(numel: int, size: int) -> int:
 
 
 def _aligned(message: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bytes as numbers of this type; copied, as messages follow each other in one buffer, at any address."""
+    """The bytes as numbers of this dtype. Copied, because a message may begin at any address of a larger buffer."""
     return message.clone().view(dtype)

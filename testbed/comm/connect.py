@@ -1,9 +1,9 @@
-"""How ranks find each other: each listens on its data address, and opens a connection to every other rank.
+"""How ranks connect: each listens on its data address and opens a connection to every other rank.
 
-A connection carries messages one way only, so two ranks have two. What flows back on it is acknowledgements, and as
-these are all that its receiving end sends, that end can be given priority on the link. Behind a queue of data they
-would be late, and two directions of one link would take turns instead of both being full (Zhang, Shenker, Clark,
-SIGCOMM 1991). An ordinary Linux host has fq_codel for this.
+A connection carries messages in one direction only, so two ranks have two connections. The receiving end sends nothing
+but acknowledgements, so that end gets priority on the link. Without priority, acknowledgements would wait behind a
+queue of data, and the two directions of a link would alternate instead of both being full (Zhang, Shenker, Clark,
+SIGCOMM 1991). On an ordinary Linux host, fq_codel solves this problem.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
 
 LOW_DELAY = 0x10  # IPTOS_LOWDELAY: the first band of pfifo_fast, also in hosts that forward
-STRANGERS_WAITING = 64  # connections beyond the ranks' own whose greeting is awaited; then the oldest is closed
+STRANGERS_WAITING = 64  # foreign connections whose greeting is awaited; beyond that, the oldest one is closed
 STRANGERS_NAMED = 3
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket on a free port of one address of the data network; ValueError if that means all addresses."""
+    """A listening socket on a free port of one data address. ValueError for an address that means all addresses."""
     if ip_address(address).is_unspecified:
-        raise ValueError(f"{address} means all addresses; data ports listen on the one of their own network only")
+        raise ValueError(f"{address} means all addresses; a data port listens on its own network only")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen()
@@ -39,10 +39,11 @@ def listen(address: str) -> socket.socket:
 def connect(
     rank: int, addresses: list[tuple[str, int]], listener: socket.socket, token: bytes, timeout_s: float = 30.0
 ) -> TcpGroup:
-    """Connect this rank with all others and return the group; closes the listener.
+    """Connect this rank with all others, close the listener, and return the group.
 
     addresses: (data address, port) of each rank's listener. token: 16 random bytes that mark this run's connections.
-    Raises CommError that names the ranks that never came, and where strangers came from.
+    timeout_s: seconds for all connections together. CommError names the ranks that did not join, and the addresses of
+    foreign connections.
     """
     world, deadline = len(addresses), time.monotonic() + timeout_s
     to: dict[int, socket.socket] = {}
@@ -53,7 +54,7 @@ def connect(
                 to[peer] = _open(addresses[peer], listener.getsockname()[0], peer, deadline, pack_greeting(token, rank))
         strangers = _accept(listener, source, set(to), token, deadline)
         if missing := sorted(set(to) - set(source)):
-            others = f"; turned away {', '.join(strangers)}: not of this run" if strangers else ""
+            others = f"; refused {', '.join(strangers)}, not of this run" if strangers else ""
             raise CommError(f"rank {rank} waited {timeout_s:g} s for ranks {missing} to join{others}", missing)
     except BaseException:
         for connection in (*to.values(), *source.values()):
@@ -66,14 +67,14 @@ def connect(
 
 @dataclass
 class _Newcomer:
-    """A connection whose greeting has not come in full."""
+    """A connection whose greeting is incomplete."""
 
     connection: socket.socket
     address: str
     greeting: bytes = b""
 
     def read(self) -> bool:
-        """Read on; True once there is nothing to wait for: the greeting is whole or its sender gone."""
+        """Read more bytes. True once the greeting is complete or its sender is gone."""
         try:
             part = self.connection.recv(GREETING_BYTES - len(self.greeting))
         except OSError:
@@ -85,12 +86,13 @@ class _Newcomer:
 def _accept(
     listener: socket.socket, source: dict[int, socket.socket], peers: set[int], token: bytes, deadline: float
 ) -> Iterable[str]:
-    """Put the connection of each of ``peers`` into ``source``, as far as they come before the deadline.
+    """Put the connection of each of ``peers`` into ``source`` if it arrives before the deadline.
 
-    A connection that is not of this run, or claims a rank that has joined, is closed and the wait goes on. All
-    greetings are awaited at once, so one that says nothing holds nobody up. Returns the last strangers' addresses.
+    A connection that does not belong to this run, or claims a rank that has joined already, is closed. All greetings
+    are awaited in parallel, so a silent connection delays no other. Returns the addresses of the last foreign
+    connections.
     """
-    newcomers: dict[socket.socket, _Newcomer] = {}  # who waits longest comes first
+    newcomers: dict[socket.socket, _Newcomer] = {}  # the oldest one first
     strangers: deque[str] = deque(maxlen=STRANGERS_NAMED)
 
     def reject(newcomer: _Newcomer) -> None:
@@ -111,7 +113,7 @@ def _accept(
                 else:
                     source[peer] = connection
             if listener in readable:
-                with contextlib.suppress(OSError):  # gone again
+                with contextlib.suppress(OSError):  # its sender is gone already
                     connection, (host, port) = listener.accept()
                     connection.setblocking(False)
                     connection.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOW_DELAY)
@@ -140,12 +142,12 @@ def _open(address: tuple[str, int], source: str, peer: int, deadline: float, gre
 
 
 def _use_cubic(connection: socket.socket) -> None:
-    """Choose CUBIC where the system lets this user choose; elsewhere the connection keeps the system's default.
+    """Choose CUBIC where the system permits it; elsewhere the connection keeps the system's default.
 
-    The default may be BBR, which leaves a tenth of a shaped two-way link unused and differs from machine to machine.
-    CUBIC is Linux's own default (RFC 9438). A user without root may take only what
-    net.ipv4.tcp_allowed_congestion_control lists, and a kernel may lack CUBIC. ``TcpGroup.congestion_control`` reads
-    back what is in force.
+    The default differs between machines. It may be BBR, which leaves a tenth of a shaped two-way link unused. CUBIC is
+    the default of Linux itself (RFC 9438). A user without root may choose only what
+    net.ipv4.tcp_allowed_congestion_control lists, and a kernel may lack CUBIC. ``TcpGroup.congestion_control`` returns
+    what is in force.
     """
     if hasattr(socket, "TCP_CONGESTION"):
         with contextlib.suppress(OSError):

@@ -1,16 +1,17 @@
-"""Messages between ranks: several out, one after another, and several in, at once, in one thread.
+"""Messages between ranks. One thread sends them one after another and receives from all peers at the same time.
 
-The emulated devices share few cores, and each wake-up costs about as much as a packet, so a rank sleeps until enough
-has come to be worth it (SO_RCVLOWAT), and hands the kernel only what the link takes in the next moment
-(TCP_NOTSENT_LOWAT): bytes for the next peer must not compete with bytes for this one.
+The emulated devices share few cores, and a wake-up costs about as much as a packet. A rank therefore sleeps until
+enough bytes have arrived (SO_RCVLOWAT). It hands the kernel only the bytes that the link sends next
+(TCP_NOTSENT_LOWAT), so bytes for the next peer do not compete with bytes for the current one.
 
-Operations may be queued while another is under way: their messages leave behind its own and are received as they come,
-so that the link does not rest between them. All ranks queue them in the same order.
+Operations may be queued while another one runs. Their messages leave after its own and are received as they arrive, so
+the link does not idle between operations. All ranks queue operations in the same order.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import socket
 import time
@@ -24,22 +25,24 @@ from testbed.comm.routes import RankLinks, Route
 from testbed.device.traffic import Traffic
 from testbed.errors import CommError
 
-# Of the link's time. A message to each peer that is shorter needs no rounds: who runs ahead takes little of anybody's
-# link. Four devices gather 10 KB each at 10 Mbps in 1.07 times the ideal so, in 1.08 with rounds; 4 ms were too little.
+# A message that the link carries in this time goes without rounds, because a rank that runs ahead then occupies others'
+# links only briefly. Four devices that gather 10 KB each at 10 Mbps take 1.07 times the ideal without rounds and 1.08
+# with rounds. A limit of 4 ms was too low.
 BRIEF_S = 30e-3
-ONE_WAKE_S = 4e-3  # messages that are done in this time leave at once, when the last of them should
-AHEAD_S = 2e-3  # of the link's time: what is handed to the kernel beyond what it has sent, and read at once
-AHEAD_BYTES = (1 << 13, 1 << 18)  # the least and the most of it
-# Unacknowledged bytes of a connection. Acknowledgements for the peers queue behind them on the same link: more
-# delays those and starves the other direction, less stalls this one.
+# Messages that the link carries in this time leave together, after one wake-up, when the last of them may leave.
+ONE_WAKE_S = 4e-3
+AHEAD_S = 2e-3  # seconds of the link: bytes in the kernel beyond those sent, and bytes that one read waits for
+AHEAD_BYTES = (1 << 13, 1 << 18)  # minimum and maximum of these bytes
+# Unacknowledged bytes of a connection, in seconds of the link. Acknowledgements for the peers queue behind these bytes
+# on the same link. A larger buffer delays them and starves the other direction; a smaller one stalls this direction.
 SEND_BUFFER_S = 10e-3
 SEND_BUFFER_BYTES = (1 << 15, 1 << 18)
 READY = "ready"
-ALONE = ("send", "barrier", READY)  # operations in which a rank may be the only one that sends
+POINT_TO_POINT = ("send", "barrier", READY)  # operations in which this rank may be the only sender
 
 
 class Exchange:
-    """One rank's connections to its peers. CommError names a peer that is gone, late or breaks the protocol."""
+    """One rank's connections to its peers. CommError names a peer that is gone, is late or breaks the protocol."""
 
     def __init__(
         self,
@@ -54,15 +57,15 @@ class Exchange:
         self._sent = dict.fromkeys(to, 0)  # sequence numbers
         self._seen = dict.fromkeys(source, 0)
         self._queued: deque[Operation] = deque()
-        self._lanes: dict[Pacing, deque[Outgoing]] = {}  # messages that queue at the same link, one after another
+        self._outgoing: dict[Pacing, deque[Outgoing]] = {}  # by link, in sending order
         self._incoming: dict[socket.socket, deque[Incoming]] = {}
-        self._carried_on = False  # whether a thread is in ``finish``
-        self._bell, self._listener = socket.socketpair()  # rung when an operation is queued by another thread
-        for connection in (*to.values(), *source.values(), self._bell, self._listener):
+        self._finishing = False  # whether a thread is in ``finish``
+        self._waker, self._woken = socket.socketpair()  # wakes that thread when another one queues an operation
+        for connection in (*to.values(), *source.values(), self._waker, self._woken):
             connection.setblocking(False)
 
     def set_links(self, links: RankLinks) -> None:
-        """From now on bytes are handed to the kernel as these routes say."""
+        """Send over these routes from now on."""
         self._routes, self._slowest_bps = links.routes, links.slowest_bps
         self._ahead_bytes: dict[int, int] = {}
         for peer, connection in self._to.items():
@@ -74,129 +77,132 @@ class Exchange:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, ahead_bytes)
 
     def is_brief(self, payload_bytes: int) -> bool:
-        """Whether the slowest route carries this much in so short a time that who sends when does not matter."""
+        """Whether the slowest route carries this message so quickly that it needs no rounds."""
         return _fits(payload_bytes, BRIEF_S, self._slowest_bps)
 
     def run(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1) -> Timing:
-        """Send the messages in this order while receiving all of ``receives``; over when both are done.
+        """Send the messages in this order while receiving all of ``receives``. Return when both are complete.
 
-        Messages that queue at different links go side by side. In an operation of all ranks, what this rank sends over
-        a link that others use too counts as often as there are such ranks, since they send alike.
+        Messages that queue at different links are sent in parallel. In a collective, all ranks send alike, so a message
+        is paced as if each of the contending senders sent one like it.
 
-        sends: peer -> payload, in sending order; receives: peer -> buffer of exactly the expected payload. senders: see
+        sends: peer -> payload, in sending order. receives: peer -> buffer of exactly the expected payload. senders: see
         ``Group.exchange_async``.
         """
         return self.finish(self.queue(name, sends, receives, senders))
 
-    def run_in_turn(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
-        """``run``, but a message that is not brief leaves when its receiver says that it has what came before.
+    def run_when_ready(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
+        """``run``, except that a message that is not brief waits until its receiver is ready for it (rendezvous).
 
-        So no two of them share a receiver's link while another rests, however late or unlike the senders are.
+        A receiver is ready when it has all earlier messages. So two senders never share one receiver's link while
+        another link idles, however late the senders are and however unequal their messages.
         """
         ready = Operation(READY, self._nothing_for(receives), self._nothing_for(sends))
         if not ready.messages:
             return [self.run(name, sends, receives)]
-        ready.volume = sum(map(len, (*sends.values(), *receives.values())))  # for as much the others may have to wait
+        ready.volume = sum(map(len, (*sends.values(), *receives.values())))  # the peers may be busy with as many bytes
         self._queued.append(ready)
         return [self.finish(ready), self.run(name, sends, receives)]
 
     def queue(
         self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1
     ) -> Operation:
-        """As ``run``, but returns at once: the thread that is in ``finish``, now or later, carries it on."""
+        """As ``run``, but return immediately. The thread that is in ``finish``, now or later, does the work."""
         operation = Operation(name, sends, receives, senders)
         self._queued.append(operation)
-        if self._carried_on:
-            with contextlib.suppress(BlockingIOError):  # it has been rung often enough
-                self._bell.send(b"!")
+        if self._finishing:
+            with contextlib.suppress(BlockingIOError):  # the buffer is full of earlier wake-ups
+                self._waker.send(b"!")
         return operation
 
     def finish(self, operation: Operation) -> Timing:
-        """Carry on with all queued operations until this one is done. In one thread at a time, in queueing order."""
+        """Work on all queued operations until this one is complete. One thread at a time, in queueing order."""
         now = time.monotonic()
-        # All senders may share one link for a while, and both ends of it.
+        # At worst, all senders share one link in both directions.
         deadline = now + self.timeout_s + 16 * (len(self._to) + 1) * operation.volume / self._slowest_bps
-        self._carried_on = True
+        self._finishing = True
         while True:
-            self._take_up(now)
+            self._start_queued(now)
             full = self._send(now)
             if not operation.messages and now >= operation.done_s:
-                self._carried_on = False
+                self._finishing = False
                 return Timing(operation.begin_s, operation.first_s or operation.begin_s, operation.done_s)
             if now > deadline:
                 self._time_out(operation)
             wake = deadline if operation.messages else operation.done_s
-            wake = min([wake, *(lane[0].release_s for lane in self._lanes.values() if lane[0].release_s > now)])
-            readable, _, _ = select.select([*self._incoming, self._listener], full, [], max(0.0, wake - now))
+            heads = (messages[0] for messages in self._outgoing.values())
+            wake = min([wake, *(message.release_s for message in heads if message.release_s > now)])
+            readable, _, _ = select.select([*self._incoming, self._woken], full, [], max(0.0, wake - now))
             now = time.monotonic()
             for connection in readable:
-                if connection is self._listener:
+                if connection is self._woken:
                     connection.recv(PACKET_BYTES)
                 else:
                     self._receive(self._incoming[connection][0], now)
 
     def close(self) -> None:
-        """Close what is ours; the connections belong to the caller."""
-        self._bell.close()
-        self._listener.close()
+        """Close the wake-up sockets. The connections belong to the caller."""
+        self._waker.close()
+        self._woken.close()
 
-    def _take_up(self, now: float) -> None:
-        """Line up the messages of what has been queued."""
+    def _start_queued(self, now: float) -> None:
+        """Append the messages of all queued operations to those of their links and connections."""
         while self._queued:
             operation = self._queued.popleft()
-            lanes: dict[Pacing, list[Outgoing]] = {}
+            by_link: dict[Pacing, list[Outgoing]] = {}
             for peer, payload in operation.sends.items():
                 header = pack_header(operation.name, self.rank, self._sent[peer], len(payload))
                 message = Outgoing(operation, peer, self._to[peer], header, payload, now)
-                lanes.setdefault(self._routes[peer].pacing, []).append(message)
+                by_link.setdefault(self._routes[peer].pacing, []).append(message)
                 self._sent[peer] += 1
                 self.traffic.sent_bytes += len(payload)
             for peer, payload in operation.receives.items():
                 self._expect(Incoming(operation, peer, self._source[peer], payload))
                 self.traffic.received_bytes += len(payload)
-            for pacing, messages in lanes.items():
+            for pacing, messages in by_link.items():
                 left, rate_bps = sum(message.left for message in messages), self._route(messages[0]).rate_bps
                 if _fits(left, ONE_WAKE_S, rate_bps):
-                    # One wake-up for all: the last of them arrives when it would have if each had waited for its ready.
+                    # One wake-up for all. The last one arrives as if each had waited for its own release time.
                     release_s = self._release_s(messages[0], left, now)
                     for message in messages:
                         message.released, message.release_s = message.left, release_s
-                self._lanes.setdefault(pacing, deque()).extend(messages)
+                self._outgoing.setdefault(pacing, deque()).extend(messages)
 
     def _nothing_for(self, messages: dict[int, memoryview]) -> dict[int, memoryview]:
-        """An empty message for each that is not brief. Both ends know its length, so they agree on that."""
+        """An empty message for each message that is not brief. Both ends know the length, so they agree."""
         return {peer: NOTHING for peer, payload in messages.items() if not self.is_brief(len(payload))}
 
     def _route(self, message: Outgoing) -> Route:
         return self._routes[message.peer]
 
     def _release_s(self, message: Outgoing, size: int, now: float) -> float:
-        """When so many bytes of a message, and of others behind it, may be handed over; ranks that send alike count."""
+        """When ``size`` bytes of this message and of those after it may leave, with those of contending senders."""
         route = self._route(message)
-        contending_senders = message.operation.senders if message.operation.name in ALONE else route.contending_senders
-        return route.pacing.release(size * contending_senders, now, message.ready_s)
+        operation = message.operation
+        senders = operation.senders if operation.name in POINT_TO_POINT else route.contending_senders
+        return route.pacing.release(size * senders, now, message.ready_s)
 
     def _expect(self, message: Incoming) -> None:
-        """Receive it after what else is to come on its connection."""
-        line = self._incoming.setdefault(message.connection, deque())
-        line.append(message)
-        if len(line) == 1:
+        """Receive this message after the earlier ones on its connection."""
+        messages = self._incoming.setdefault(message.connection, deque())
+        messages.append(message)
+        if len(messages) == 1:
             message.listen()
 
     def _send(self, now: float) -> list[socket.socket]:
-        """Hand over all that the pacing lets go. Returns the connections on which the kernel takes no more now."""
+        """Hand the kernel all bytes that pacing releases. Returns the connections whose send buffer is full."""
         full = []
-        for pacing, lane in list(self._lanes.items()):
-            if connection := self._send_lane(lane, now):
+        for pacing, messages in list(self._outgoing.items()):
+            if connection := self._send_over_link(messages, now):
                 full.append(connection)
-            if not lane:
-                del self._lanes[pacing]
+            if not messages:
+                del self._outgoing[pacing]
         return full
 
-    def _send_lane(self, lane: deque[Outgoing], now: float) -> socket.socket | None:
-        """``_send`` for what queues at one link."""
-        while lane:
-            message = lane[0]
+    def _send_over_link(self, messages: deque[Outgoing], now: float) -> socket.socket | None:
+        """``_send`` for the messages that queue at one link."""
+        while messages:
+            message = messages[0]
             if not message.released:
                 message.released = min(self._route(message).pacing.chunk_bytes, message.left)
                 message.release_s = self._release_s(message, message.released, now)
@@ -210,12 +216,12 @@ class Exchange:
                 reason = f"rank {message.peer} is gone: {message.operation.name} to it: {error.strerror}"
                 raise CommError(reason, [message.peer]) from error
             if not message.parts:
-                lane.popleft()
+                messages.popleft()
                 message.operation.end_message(now)
         return None
 
     def _receive(self, message: Incoming, now: float) -> None:
-        """Read what has come of the next message of its connection."""
+        """Read the bytes that have arrived of the first message of its connection."""
         before, peer, operation = message.got, message.peer, message.operation
         while message.got < message.size:
             try:
@@ -240,29 +246,29 @@ class Exchange:
             message.payload[:] = message.front[HEADER_BYTES:]
         self._seen[peer] += 1
         operation.end_message(now)
-        line = self._incoming[message.connection]
-        line.popleft()
-        if line:
-            line[0].listen()
+        messages = self._incoming[message.connection]
+        messages.popleft()
+        if messages:
+            messages[0].listen()
         else:
             del self._incoming[message.connection]
 
     def _time_out(self, operation: Operation) -> None:
-        """CommError: of a peer that sent something else, or naming all that are missing."""
-        for line in list(self._incoming.values()):
-            self._receive(line[0], time.monotonic())  # a wrong message may be too short to have woken this rank
-        lines = (*self._lanes.values(), *self._incoming.values())
-        missing = sorted({message.peer for line in lines for message in line if message.operation is operation})
+        """CommError that names a peer with a wrong message, or else all missing peers."""
+        for messages in list(self._incoming.values()):
+            self._receive(messages[0], time.monotonic())  # a wrong message may be too short to wake this rank
+        waiting = itertools.chain(*self._outgoing.values(), *self._incoming.values())
+        missing = sorted({message.peer for message in waiting if message.operation is operation})
         reason = f"rank {self.rank} waited {self.timeout_s:g} s in {operation.name} for ranks {missing}"
         raise CommError(reason, missing)
 
 
 def _fits(size: int, seconds: float, rate_bps: float) -> bool:
-    """Whether a link carries so many bytes in this time."""
+    """Whether a link carries ``size`` bytes in this time."""
     return 8 * size <= seconds * rate_bps
 
 
 def _clamped(rate_bps: float, seconds: float, limits: tuple[int, int]) -> int:
-    """Bytes of so much time at a rate, within limits."""
-    least, most = limits
-    return int(min(max(rate_bps / 8 * seconds, least), most))
+    """Bytes that a link carries in this time, within (minimum, maximum)."""
+    minimum, maximum = limits
+    return int(min(max(rate_bps / 8 * seconds, minimum), maximum))

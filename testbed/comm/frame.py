@@ -1,6 +1,6 @@
 """The 16-byte header in front of every message between two ranks, and the 20-byte greeting of a connection.
 
-Nothing from a peer is trusted: magic, operation, source, sequence number and length must all be what the receiver
+Nothing from a peer is trusted. Magic, operation, source, sequence number and length must all equal what the receiver
 expects at this point of the program, so a length can never make it allocate memory.
 """
 
@@ -24,7 +24,7 @@ def pack_header(operation: str, source: int, sequence: int, payload_bytes: int) 
 
 
 def check_header(header: bytes, operation: str, source: int, sequence: int, payload_bytes: int) -> None:
-    """Raise CommError naming the peer unless the header is exactly the expected one."""
+    """Raise CommError that names the peer unless the header is exactly the expected one."""
     if header == pack_header(operation, source, sequence, payload_bytes):
         return
     if len(header) != HEADER_BYTES or header[:2] != _MAGIC or header[2] >= len(OPERATIONS):
@@ -43,7 +43,7 @@ def pack_greeting(token: bytes, rank: int) -> bytes:
 
 
 def read_greeting(greeting: bytes, token: bytes) -> int | None:
-    """The rank that the peer says it is; None if the connection is not of this run."""
+    """The rank that the peer claims; None if the connection does not belong to this run."""
     if len(greeting) != GREETING_BYTES:
         return None
     got, rank = _GREETING.unpack(greeting)

@@ -1,11 +1,11 @@
-"""The collectives that methods may use, and what is counted of them.
+"""The collectives that methods may use, and the traffic that they count.
 
-A ``Group`` is one rank's view of N ranks. Tensors are contiguous CPU tensors; collectives work along dimension 0,
-where ranks may hold different numbers of rows. ``payload_bytes`` count what the method asked to move, without frame
-or packet headers.
+A ``Group`` is one rank's view of N ranks. Tensors are contiguous CPU tensors. Collectives work along dimension 0, where
+ranks may have different numbers of rows. ``Group.traffic`` counts payload: the bytes that the method sends, without
+frame and packet headers.
 
-Blocked time is split in two: ``wait_s`` until the first byte of the operation has come (a peer was still busy, or the
-link's latency), ``wire_s`` from then on. For an asynchronous operation only the time blocked in ``Handle.wait`` counts.
+Blocked time has two parts: ``wait_s`` until the first byte of the operation arrives (a peer is still busy, or the
+link's latency), and ``wire_s`` from then on. Of an asynchronous operation, only the time in ``Handle.wait`` counts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from testbed.device.traffic import Traffic
 
 
 def even_shares(total: int, world: int) -> list[int]:
-    """``total`` items over ``world`` ranks, as evenly as whole items allow; the first ranks get one more."""
+    """``total`` items over ``world`` ranks, as evenly as whole items allow. The first ranks get the extra items."""
     share, rest = divmod(total, world)
     return [share + (rank < rest) for rank in range(world)]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Monotonic times of one finished operation: when it began, when its first byte came, when it was done."""
+    """Monotonic times of one finished operation: its begin, the arrival of its first byte, and its end."""
 
     begin_s: float
     first_s: float
@@ -37,7 +37,7 @@ class Timing:
 
 
 class Handle:
-    """An operation under way. ``wait`` gives its result and books the time that the caller was blocked."""
+    """An operation in progress. ``wait`` returns its result and counts the time for which it blocks the caller."""
 
     def __init__(self, future: Future[tuple[Tensor, list[Timing]]], group: Group):
         self._future, self._group = future, group
@@ -48,7 +48,7 @@ class Handle:
 
 
 class Group(ABC):
-    """N ranks that exchange tensors. Errors are CommError and name the missing or misbehaving ranks."""
+    """N ranks that exchange tensors. Errors are CommError, which names the missing or misbehaving ranks."""
 
     rank: int
     world: int
@@ -64,33 +64,34 @@ class Group(ABC):
 
     @abstractmethod
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
-        """``all_gather`` that goes on while the caller computes. ``local`` must stay unchanged until ``wait``.
+        """``all_gather`` in the background. ``local`` must stay unchanged until ``wait``.
 
-        Several may be under way; they go one after another.
+        Several may be in progress. They run one after another.
         """
 
     @abstractmethod
     def share_sum_async(self, local: Tensor) -> Handle:
-        """Sum over ranks that goes on while the caller computes: each sums its share of dimension 0, then all gather.
+        """Sum over ranks in the background: each rank sums its share of dimension 0, then all ranks gather the sums.
 
-        Fewer rounds than ``all_reduce``: for what is small. ``local`` must stay unchanged until ``wait``.
+        It has fewer rounds than ``all_reduce``, which suits small tensors. ``local`` must stay unchanged until
+        ``wait``.
         """
 
     @abstractmethod
     def all_reduce(self, local: Tensor) -> Tensor:
-        """Sum over ranks by a ring, as a new tensor of the same shape; equal on all ranks bit for bit."""
+        """Ring all-reduce (sum) into a new tensor of the same shape. The result is bitwise equal on all ranks."""
 
     @abstractmethod
     def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
-        """Sum over ranks of [sum(rows), ...]; this rank gets its own [rows[rank], ...] of it."""
+        """Sum of [sum(rows), ...] over ranks. This rank gets its own [rows[rank], ...] of the sum."""
 
     @abstractmethod
     def all_to_all(self, local: Tensor, rows: Sequence[int], received_rows: Sequence[int]) -> Tensor:
-        """Send ``rows[r]`` rows of ``local`` to each rank r; returns what came, [sum(received_rows), ...]."""
+        """Send ``rows[r]`` rows of ``local`` to each rank r. Returns the received [sum(received_rows), ...]."""
 
     @abstractmethod
     def send(self, tensor: Tensor, peer: int) -> None:
-        """Send to one peer; returns when the bytes have been handed to the network."""
+        """Send to one peer. Returns when the kernel has all bytes."""
 
     @abstractmethod
     def recv(self, shape: Sequence[int], dtype: torch.dtype, peer: int) -> Tensor:
@@ -104,21 +105,21 @@ class Group(ABC):
     def exchange_async(
         self, sends: Mapping[int, Tensor], received_bytes: Mapping[int, int], senders: int = 1
     ) -> Handle:
-        """Send messages to some peers, in this order, and receive from some, while the caller computes.
+        """Send messages to some peers, in this order, and receive from some, in the background.
 
         sends: uint8 message for each peer, unchanged until ``wait``. received_bytes: length of each peer's message.
-        senders: ranks, this one included, that send a peer as much at once: what its idle link lets through for free,
-        they pay for together.
-        The handle gives what came as one uint8 tensor, in the order of ``received_bytes``.
+        senders: number of ranks, this one included, that send a message of this size to the same peer at this time.
+        Together they are charged for the burst credit of the peer's link. The handle returns the received bytes as one
+        uint8 tensor, in the order of ``received_bytes``.
         """
 
     @abstractmethod
     def barrier(self) -> None:
-        """Return when all ranks have come here. Not counted as payload."""
+        """Return when all ranks have called this. Not counted as payload."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close all connections. Safe to call twice."""
+        """Close all connections. May be called twice."""
 
     @abstractmethod
     def _finish_async(self, future: Future[tuple[Tensor, list[Timing]]]) -> Tensor: ...

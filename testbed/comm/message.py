@@ -1,4 +1,4 @@
-"""Messages on their way: what has left and what has come of each, and the operation that they belong to."""
+"""Messages in transit: the bytes of each that have left or arrived, and the operation that it belongs to."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from testbed.comm.frame import HEADER_BYTES
 
 SMALL_BYTES = 1 << 14  # payloads up to this travel in one buffer with their header
 PACKET_BYTES = 1448
-NOTHING = memoryview(bytearray())  # all that an empty message carries
+NOTHING = memoryview(bytearray())  # the payload of an empty message
 
 
 class Operation:
-    """Messages that belong together. sends: peer -> payload, in sending order; receives: peer -> buffer.
+    """The messages of one operation. sends: peer -> payload, in sending order; receives: peer -> buffer.
 
-    senders: ranks that send such messages to the same peers, as far as this one has been told.
+    senders: ranks that send such messages to the same peers, this one included, as far as the caller has said.
     """
 
     def __init__(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1):
         self.name, self.sends, self.receives, self.senders = name, sends, receives, senders
         self.volume = sum(map(len, (*sends.values(), *receives.values())))
-        self.messages = len(sends) + len(receives)  # that are not done
+        self.messages = len(sends) + len(receives)  # that are not complete
         self.begin_s = self.done_s = time.monotonic()
         self.first_s = self.arrived_s = 0.0
 
     def end_message(self, now: float) -> None:
-        """One more has gone or come."""
+        """Count one message as complete."""
         self.messages -= 1
         self.done_s = max(now, self.arrived_s)
 
 
 class Outgoing:
-    """A message on its way out. From ``release_s`` on, ``released`` of its bytes may be handed to the kernel.
+    """A message being sent. From ``release_s`` on, the kernel may get ``released`` of its bytes.
 
-    ready_s: since when it has waited for its turn.
+    ready_s: when it began to wait for the messages before it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Outgoing:
         self.ready_s, self.released, self.release_s = ready_s, 0, 0.0
 
     def advance(self, sent: int) -> None:
-        """Forget what the kernel has taken."""
+        """Drop the bytes that the kernel has accepted."""
         self.left -= sent
         self.released -= sent
         self.parts[0] = self.parts[0][sent:]
@@ -72,14 +72,14 @@ class Incoming:
         self.got = 0
 
     def target(self) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer for the next bytes."""
         return self.front[self.got :] if self.got < len(self.front) else self.payload[self.got - HEADER_BYTES :]
 
     def listen(self) -> None:
-        """Wake up for its first packet: that tells waiting from wire."""
+        """Wake up at its first packet, which separates waiting time from wire time."""
         wake_at(self.connection, min(self.size, PACKET_BYTES))
 
 
 def wake_at(connection: socket.socket, size: int) -> None:
-    """Count a connection as readable once this much has come (or it is closed)."""
+    """Treat a connection as readable once ``size`` bytes have arrived or it is closed."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)

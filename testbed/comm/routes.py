@@ -1,4 +1,4 @@
-"""What a rank knows of the links between it and the others: how fast they are, and when bytes may be handed to them."""
+"""What a rank knows of the links to its peers: how fast they are, and when they may get bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from testbed.comm.schedule import PAIRWISE, Subnets
 
 @dataclass(frozen=True)
 class Route:
-    """The way of one rank's bytes to a peer, by its slowest link, which is where they queue.
+    """The route from one rank to a peer, described by its slowest link, where bytes queue.
 
-    pacing: of that link. Peers that lie behind the same one share the object, and messages to them go one after
-    another. rate_bps: of that link. contending_senders: ranks whose messages cross it in an all-gather, this one
-    included.
+    pacing: of that link. Peers behind the same link share the object, and messages to them go one after another.
+    rate_bps: of that link. contending_senders: ranks whose messages cross it in an all-gather, this one included.
     """
 
     pacing: Pacing
@@ -25,9 +24,10 @@ class Route:
 
 @dataclass(frozen=True)
 class RankLinks:
-    """One rank's routes by peer, how the ranks gather (testbed.comm.schedule), and the ranks of each subnet.
+    """One rank's routes by peer, the all-gather algorithm (testbed.comm.schedule), and the ranks of each subnet.
 
-    slowest_bps: the least rate of any rank's routes. Ranks decide by it what goes in rounds, so all have the same.
+    slowest_bps: the lowest rate of all routes of all ranks. It decides which messages go in rounds, so all ranks must
+    have the same value.
     """
 
     routes: Mapping[int, Route]
@@ -37,6 +37,6 @@ class RankLinks:
 
     @classmethod
     def one(cls, rank: int, world: int, pacing: Pacing, rate_bps: float, algorithm: str = PAIRWISE) -> RankLinks:
-        """A single link towards all others."""
+        """Routes that all share this rank's only link."""
         route = Route(pacing, rate_bps)
         return cls({peer: route for peer in range(world) if peer != rank}, rate_bps, algorithm)

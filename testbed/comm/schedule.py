@@ -1,16 +1,18 @@
-"""Who sends whose block to whom, and in which order: all-gathers as data.
+"""All-gather schedules as data: who sends whose block to whom, and in which order.
 
-Ranks carry a schedule out (testbed.comm.tcp), and the cost model counts what each link has to carry in it
-(topologies.link_graph), so the two cannot disagree. Whatever the schedule, each rank receives every other rank's block
-exactly once: the payload that methods' formulas count is the same, and so is the result, bit for bit.
+The ranks execute a schedule (testbed.comm.tcp), and the cost model counts the load of each link from the same schedule
+(topologies.link_graph), so the two cannot disagree. In every schedule, each rank receives every other rank's block
+exactly once. The payload that the methods' formulas count is therefore the same, and the result is the same bit for
+bit.
 
-    pairwise      a stage for each distance: to rank + 1, rank + 2, ... (Thakur, Rabenseifner, Gropp 2005). For a switch
-                  with equal links: at any time each link carries one sender's block.
-    direct       everything in one stage. For links of their own between each two devices.
-    ring          blocks go round by neighbors, both ways, half as many stages as devices; the block of the device
-                  opposite comes in halves, one from each side. For direct links between neighbors only.
-    hierarchical  a block crosses to another subnet once, to one device there, which hands it on; each of a subnet's
-                  devices does so for its share of the blocks. For subnets joined by a slow trunk.
+    pairwise      One stage for each distance: to rank + 1, rank + 2, ... (Thakur, Rabenseifner, Gropp 2005). For a
+                  switch with equal links: at any time, each link carries one sender's block.
+    direct        All transfers in one stage. For a full mesh of links.
+    ring          Blocks travel around the ring in both directions, in half as many stages as devices. With an even
+                  number of devices, the opposite device's block arrives in two halves, one from each side. For links
+                  between neighbors only.
+    hierarchical  Each block enters another subnet once, at one device, which forwards it to the others there. The
+                  devices of a subnet share this work. For subnets joined by a slow trunk.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from functools import cache
 
 Subnets = tuple[tuple[int, ...], ...]
 
-AUTO = "auto"  # as it suits the links: topologies.link_graph
+AUTO = "auto"  # the algorithm that suits the links: topologies.link_graph
 PAIRWISE, DIRECT, RING, HIERARCHICAL = ALL_GATHERS = ("pairwise", "direct", "ring", "hierarchical")
 WHOLE, FIRST_HALF, SECOND_HALF = range(3)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """``owner``'s block, or a half of it, on one of its ways: from ``source`` to ``target``."""
+    """One transfer of ``owner``'s block, or of a half of it, from ``source`` to ``target``."""
 
     source: int
     target: int
@@ -42,7 +44,7 @@ class Transfer:
 
     @property
     def share(self) -> float:
-        """Of the block."""
+        """Share of the block that this transfer moves."""
         return 1.0 if self.part == WHOLE else 0.5
 
 
@@ -51,9 +53,9 @@ Stage = tuple[Transfer, ...]
 
 @cache
 def all_gather(algorithm: str, world: int, subnets: Subnets = ()) -> tuple[Stage, ...]:
-    """The stages of an all-gather; a stage needs only what earlier ones have brought.
+    """The stages of an all-gather. A stage sends only blocks that its senders have from earlier stages.
 
-    subnets: the ranks of each subnet, for ``hierarchical``. In a stage no rank has two transfers to the same peer.
+    subnets: the ranks of each subnet, for ``hierarchical``. In a stage, no rank has two transfers to the same peer.
     """
     if algorithm == HIERARCHICAL:
         return tuple(_hierarchical(subnets))
@@ -65,7 +67,7 @@ def all_gather(algorithm: str, world: int, subnets: Subnets = ()) -> tuple[Stage
 
 @cache
 def stages_of(rank: int, algorithm: str, world: int, subnets: Subnets = ()) -> list[tuple[Stage, Stage]]:
-    """(what a rank sends, what it receives) in each stage of an all-gather that it takes part in."""
+    """(transfers that a rank sends, transfers that it receives) for each stage in which it takes part."""
     found = []
     for stage in all_gather(algorithm, world, subnets):
         sent = tuple(transfer for transfer in stage if transfer.source == rank)
@@ -76,11 +78,14 @@ def stages_of(rank: int, algorithm: str, world: int, subnets: Subnets = ()) -> l
 
 
 def traffic(kind: str, algorithm: str, world: int, subnets: Subnets = ()) -> Sequence[Stage]:
-    """The stages of one of the ways in which methods communicate, for the cost model; all blocks are alike.
+    """The stages of one communication pattern of methods, for the cost model. All blocks have the same size.
 
-    gather: an all-gather. pairs: each rank something else for each other, as reduce-scatter and all-to-all do. ring: to
-    the right-hand neighbor. both_ways: to both neighbors, until each block has been everywhere. root: pairs, of which
-    only those to rank 0, then its block to all. chain: from each rank to the next, one after another.
+    gather     an all-gather
+    pairs      a different message from each rank to each other rank, as in reduce-scatter and all-to-all
+    ring       to the right neighbor
+    both_ways  to both neighbors, until every rank has every block
+    root       a message from each rank to rank 0, then rank 0's block to all
+    chain      from each rank to the next, one after another
     """
     ranks = range(world)
     if kind == "gather":
@@ -111,35 +116,37 @@ def _ring(world: int) -> Iterator[Stage]:
 
     for step in range(1, both + 1):
         yield to_right(step, WHOLE) + to_left(step, WHOLE)
-    if world == 2:  # both neighbors are one
+    if world == 2:  # both neighbors are the same rank
         yield to_right(1, WHOLE)
     elif world % 2 == 0:
         yield to_right(world // 2, FIRST_HALF) + to_left(world // 2, SECOND_HALF)
 
 
 def _hierarchical(subnets: Subnets) -> Iterator[Stage]:
-    held: dict[int, list[int]] = {rank: [] for subnet in subnets for rank in subnet}
+    received: dict[int, list[int]] = {rank: [] for subnet in subnets for rank in subnet}
     first: list[Transfer] = []
     for subnet in subnets:
         for other in subnets:
             for place, rank in enumerate(subnet if other is not subnet else ()):
                 receiver = other[place % len(other)]
                 first.append(Transfer(rank, receiver, rank))
-                held[receiver].append(rank)
+                received[receiver].append(rank)
     for step in range(1, max(map(len, subnets), default=0)):
-        first += [Transfer(rank, mate, rank) for rank, mate in _mates(subnets, step)]
+        first += [Transfer(rank, peer, rank) for rank, peer in _subnet_peers(subnets, step)]
     yield tuple(first)
-    for wave in range(max(map(len, held.values()), default=0)):
+    for wave in range(max(map(len, received.values()), default=0)):
         for step in range(1, max(map(len, subnets))):
             stage = [
-                Transfer(rank, mate, held[rank][wave]) for rank, mate in _mates(subnets, step) if wave < len(held[rank])
+                Transfer(rank, peer, received[rank][wave])
+                for rank, peer in _subnet_peers(subnets, step)
+                if wave < len(received[rank])
             ]
             if stage:
                 yield tuple(stage)
 
 
-def _mates(subnets: Subnets, step: int) -> Iterator[tuple[int, int]]:
-    """(rank, the one that is ``step`` further in its subnet), where the subnet is large enough."""
+def _subnet_peers(subnets: Subnets, step: int) -> Iterator[tuple[int, int]]:
+    """(rank, the rank ``step`` places further in its subnet), for every subnet of more than ``step`` ranks."""
     for subnet in subnets:
         for place, rank in enumerate(subnet if step < len(subnet) else ()):
             yield rank, subnet[(place + step) % len(subnet)]

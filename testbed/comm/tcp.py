@@ -1,11 +1,11 @@
-"""Collectives over direct TCP connections between each two ranks.
+"""Collectives over direct TCP connections between all pairs of ranks.
 
-Order matters on a star of equal links: if everybody sends to rank 0 first, its link is shared by N-1 senders while
-the others idle (incast, 1.2 to 1.8 times the ideal). Here rank n sends to n+1, n+2, ... in turn while it receives
-from n-1, n-2, ..., so at any time each link carries one sender's data. Large messages go in rounds, a round for each
-distance (pairwise exchange, Thakur et al. 2005). A rank that ran ahead would take half of somebody's link, and leave
-another idle, so a message waits until its receiver says that it is ready (rendezvous). Small ones, which a link carries
-in a moment, go all at once. Sums go round a ring. Other topologies have other ways to gather: testbed.comm.schedule.
+The sending order matters on a star of equal links. If all ranks send to rank 0 first, N-1 senders share its link while
+the other links idle (incast, 1.2 to 1.8 times the ideal). Here, rank n sends to n+1, n+2, ... while it receives from
+n-1, n-2, ..., so at any time each link carries one sender's data. Large messages go in rounds, one round for each
+distance (pairwise exchange, Thakur et al. 2005). A rank that ran ahead would share one receiver's link and leave
+another link idle, so a large message waits until its receiver is ready (rendezvous). Small messages go without rounds.
+All-reduce is a ring. Other topologies have other all-gather algorithms: testbed.comm.schedule.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from testbed.comm.routes import RankLinks
 from testbed.comm.schedule import DIRECT, PAIRWISE, stages_of
 from testbed.device.traffic import Traffic
 
-Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: what is sent, and where what comes goes
+Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: payload to send, buffer to receive into
 CONGESTION_BYTES = 16  # TCP_CA_NAME_MAX: the longest name of a congestion control in Linux
-TOTAL_RETRANS = slice(100, 104)  # in Linux's struct tcp_info: 8 bytes of flags, then the 24th 32-bit number
+TOTAL_RETRANS = slice(100, 104)  # tcpi_total_retrans in Linux's struct tcp_info: 8 bytes of flags, 24th 32-bit number
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's own memory as bytes. The tensor must be contiguous and on the CPU."""
+    """The memory of a contiguous CPU tensor as bytes, without a copy."""
     return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else NOTHING
 
 
@@ -43,10 +43,10 @@ def _views(tensors: dict[int, Tensor]) -> dict[int, memoryview]:
 
 
 class TcpGroup(Group):
-    """Ranks connected by TCP (see testbed.comm.connect for how the connections come to be).
+    """Ranks connected by TCP. ``testbed.comm.connect`` makes the connections.
 
-    to, source: connections that carry messages to and from each other rank. timeout_s: the longest an operation may
-    take beyond what its bytes need on the link; a CommError then names the ranks that are missing.
+    to, source: the connections that carry messages to and from each other rank. timeout_s: seconds that an operation
+    may take beyond the time of its bytes on the link; after that, a CommError names the missing ranks.
     """
 
     def __init__(
@@ -61,21 +61,22 @@ class TcpGroup(Group):
         self.traffic = Traffic()
         self._connections = (*to.values(), *source.values())
         self._wire = Exchange(rank, to, source, timeout_s, self.traffic)
-        self._others = [(rank + step) % world for step in range(1, world)]  # in sending order: the next one first
+        self._others = [(rank + step) % world for step in range(1, world)]  # in sending order
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, list[Timing]]] | None = None
-        self._stepwise: Future[tuple[Tensor, list[Timing]]] | None = None  # the last that has messages yet to queue
+        # The last operation that queues its messages in several steps.
+        self._multi_step: Future[tuple[Tensor, list[Timing]]] | None = None
         self.set_links(RankLinks.one(rank, world, Unpaced(), float("inf")))
 
     def set_links(self, links: RankLinks) -> None:
-        """From now on bytes go, and ranks gather, as these links say."""
+        """Send over these routes, and gather with their algorithm, from now on."""
         self._links = links
         self._wire.set_links(links)
 
     def all_gather(self, local: Tensor, rows: Sequence[int]) -> Tensor:
-        self._settle()
+        self._complete_pending()
         result, timings = self._gather(local, rows)
-        self._book(*timings)
+        self._count_blocked(*timings)
         return result
 
     def all_gather_async(self, local: Tensor, rows: Sequence[int]) -> Handle:
@@ -90,7 +91,7 @@ class TcpGroup(Group):
         return self._submit(lambda: self._share_sum(parts, rows))
 
     def all_reduce(self, local: Tensor) -> Tensor:
-        self._settle()
+        self._complete_pending()
         total = local.clone()
         flat = total.view(-1)
         chunks = list(flat.split(even_shares(flat.numel(), self.world)))
@@ -107,33 +108,34 @@ class TcpGroup(Group):
         return total
 
     def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
-        self._settle()
+        self._complete_pending()
         total, timings = self._reduce(local.contiguous().split(list(rows)))
-        self._book(*timings)
+        self._count_blocked(*timings)
         return total
 
     def all_to_all(self, local: Tensor, rows: Sequence[int], received_rows: Sequence[int]) -> Tensor:
-        self._settle()
+        self._complete_pending()
         parts = local.contiguous().split(list(rows))
         result = local.new_empty((sum(received_rows), *local.shape[1:]))
-        slots = result.split(list(received_rows))
-        slots[self.rank].copy_(parts[self.rank])
+        received = result.split(list(received_rows))
+        received[self.rank].copy_(parts[self.rank])
         sends = {peer: parts[peer] for peer in self._others}
-        self._book(*self._rounds("all_to_all", _views(sends), _views({peer: slots[peer] for peer in self._others})))
+        receives = {peer: received[peer] for peer in self._others}
+        self._count_blocked(*self._rounds("all_to_all", _views(sends), _views(receives)))
         return result
 
     def send(self, tensor: Tensor, peer: int) -> None:
-        self._settle()
+        self._complete_pending()
         self._exchange("send", {peer: tensor.contiguous()}, {})
 
     def recv(self, shape: Sequence[int], dtype: torch.dtype, peer: int) -> Tensor:
-        self._settle()
+        self._complete_pending()
         result = torch.empty(tuple(shape), dtype=dtype)
         self._exchange("send", {}, {peer: result})
         return result
 
     def sendrecv(self, tensor: Tensor, to: int, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
-        self._settle()
+        self._complete_pending()
         result = torch.empty(tuple(shape), dtype=dtype)
         self._exchange("send", {to: tensor.contiguous()}, {source: result})
         return result
@@ -148,7 +150,7 @@ class TcpGroup(Group):
         return self._queue("send", outgoing, incoming, result, senders)
 
     def barrier(self) -> None:
-        self._settle()
+        self._complete_pending()
         distance = 1
         while distance < self.world:  # dissemination barrier (Hensgen et al. 1988): log2 N rounds
             to, source = (self.rank + distance) % self.world, (self.rank - distance) % self.world
@@ -156,14 +158,14 @@ class TcpGroup(Group):
             distance *= 2
 
     def retransmits(self) -> int:
-        """Segments sent twice on these connections so far; 0 where the system does not tell."""
+        """TCP segments retransmitted on these connections so far; 0 where the system has no counter."""
         if not hasattr(socket, "TCP_INFO"):
             return 0
         infos = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS.stop) for c in self._connections)
         return sum(int.from_bytes(info[TOTAL_RETRANS], sys.byteorder) for info in infos)
 
     def congestion_control(self) -> list[str]:
-        """The congestion controls in force on these connections, each once; empty where the system does not tell."""
+        """The congestion controls in force on these connections, each once; empty where the system has no name."""
         if not hasattr(socket, "TCP_CONGESTION"):
             return []
         names = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_BYTES) for c in self._connections)
@@ -181,7 +183,7 @@ class TcpGroup(Group):
         return result, self._run_gather(stages)
 
     def _stages(self, local: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[Stage]]:
-        """Of an all-gather: the result with the own rows in it, and what is sent and received to fill the rest."""
+        """The result of an all-gather, filled with the own rows only, and the stages that fill the rest."""
         result = local.new_empty((sum(rows), *local.shape[1:]))
         result.split(list(rows))[self.rank].copy_(local)
         whole, ends = as_bytes(result), [0, *itertools.accumulate(rows)]
@@ -219,26 +221,29 @@ class TcpGroup(Group):
         result: Tensor,
         senders: int = 1,
     ) -> Handle:
-        """Messages that leave behind those under way, if these are all queued; ``receives`` fill ``result``."""
-        if self._stepwise is not None and not self._stepwise.done():
+        """Queue messages behind those in progress. If some of these are not queued yet, wait for them first.
+
+        ``receives`` are parts of ``result``.
+        """
+        if self._multi_step is not None and not self._multi_step.done():
             return self._submit(lambda: (result, [self._wire.run(operation, sends, receives, senders)]))
         queued = self._wire.queue(operation, sends, receives, senders)
         self._pending = self._thread().submit(lambda: (result, [self._wire.finish(queued)]))
         return Handle(self._pending, self)
 
     def _submit(self, operation: Callable[[], tuple[Tensor, list[Timing]]]) -> Handle:
-        """An operation that queues its messages when those before it are done."""
-        self._pending = self._stepwise = self._thread().submit(operation)
+        """Run an operation that queues its messages after the earlier operations are complete."""
+        self._pending = self._multi_step = self._thread().submit(operation)
         return Handle(self._pending, self)
 
     def _thread(self) -> ThreadPoolExecutor:
-        """The one that carries asynchronous operations on, in order."""
+        """The thread that runs asynchronous operations in order."""
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="comm")
         return self._worker
 
     def _rounds(self, operation: str, sends: dict[int, memoryview], receives: dict[int, memoryview]) -> list[Timing]:
-        """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, at once or in rounds."""
+        """Send ``sends[r]`` to each other rank r and fill ``receives[r]`` from it, in one step or in rounds."""
         direct = self._links.all_gather == DIRECT
         if direct or self._wire.is_brief(max(map(len, (*sends.values(), *receives.values())), default=0)):
             return [self._wire.run(operation, sends, receives)]
@@ -256,27 +261,27 @@ class TcpGroup(Group):
     def _run_rounds(self, operation: str, stages: list[Stage]) -> list[Timing]:
         if len(stages) == 1:
             return [self._wire.run(operation, *stages[0])]
-        return [timing for stage in stages for timing in self._wire.run_in_turn(operation, *stage)]
+        return [timing for stage in stages for timing in self._wire.run_when_ready(operation, *stage)]
 
     def _exchange(self, operation: str, sends: dict[int, Tensor], receives: dict[int, Tensor]) -> None:
-        self._book(self._wire.run(operation, _views(sends), _views(receives)))
+        self._count_blocked(self._wire.run(operation, _views(sends), _views(receives)))
 
-    def _settle(self) -> None:
-        """Operations keep their order on the wire: those that are still under way end first."""
+    def _complete_pending(self) -> None:
+        """Wait for the operations in progress, so that operations keep their order on the wire."""
         if self._pending is not None:
             self._pending.exception()
 
     def _finish_async(self, future: Future[tuple[Tensor, list[Timing]]]) -> Tensor:
         begin = time.monotonic()
         result, timings = future.result()
-        for timing in timings:  # only what lies after ``begin`` was waited for
+        for timing in timings:  # the caller was blocked only after ``begin``
             done = max(begin, timing.done_s)
-            self._book(Timing(max(begin, timing.begin_s), min(max(begin, timing.first_s), done), done))
+            self._count_blocked(Timing(max(begin, timing.begin_s), min(max(begin, timing.first_s), done), done))
         if future is self._pending:
             self._pending = None
         return result
 
-    def _book(self, *timings: Timing) -> None:
+    def _count_blocked(self, *timings: Timing) -> None:
         for timing in timings:
             self.traffic.wait_s += timing.first_s - timing.begin_s
             self.traffic.wire_s += timing.done_s - timing.first_s

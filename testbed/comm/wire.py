@@ -1,4 +1,4 @@
-"""What the cost model takes a link for: bits over a rate, as papers have it, or also what messages really take."""
+"""The cost model's link: bits over a rate, as in papers, or also the overheads of real messages."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from testbed.comm.frame import HEADER_BYTES
 from testbed.comm.pacing import PAYLOAD_SHARE, wire_bytes
 
-# What an exchange takes beyond what is on the link, in hosts and on the air; here 0.3 to 1.2 ms.
+# Seconds that hosts add to an exchange beyond its time on the link; measured on emulated links: 0.3 to 1.2 ms.
 EXCHANGE_S = 0.5e-3
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Every device's link.
+    """The link of every device.
 
-    packets: whether packets have headers, and messages too. exchange_s: what comes on top of each exchange in which
-    everybody has a message from each other device; it delays what waits for it, and keeps no link busy.
+    packets: whether packets and messages have headers. exchange_s: seconds added to each exchange in which every device
+    receives a message from every other one. They delay the receivers and keep no link busy.
     """
 
     bits_per_s: float
@@ -24,9 +24,9 @@ class Wire:
     exchange_s: float = 0.0
 
     def bulk_s(self, bits: float) -> float:
-        """Seconds of bits that fill their packets."""
+        """Seconds for bits that fill their packets."""
         return bits / (self.bits_per_s * (PAYLOAD_SHARE if self.packets else 1.0))
 
     def message_s(self, payload_bytes: int) -> float:
-        """Seconds of one message, however short."""
+        """Seconds for one message of any length."""
         return 8 * (wire_bytes(HEADER_BYTES + payload_bytes) if self.packets else payload_bytes) / self.bits_per_s

@@ -1,1 +1,1 @@
-"""The configuration: its schema, its rules, and how conf/ and the command line become one checked object."""
+"""The configuration: its schema, its rules, and the functions that turn conf/ and a command line into one object."""

@@ -1,4 +1,4 @@
-"""What a configuration says, taken together: keys that are fine by themselves may not fit each other."""
+"""Checks of keys against each other: values that are allowed alone may not be allowed together."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ from topologies.link_graph import MOST_DEVICES
 
 
 def check_links(config: Config) -> None:
-    """ConfigError where topology, collective, queues, transport and backend do not go together."""
+    """Raise ConfigError if topology, all-gather, queues, transport and backend do not fit each other."""
     if max(config.devices) > MOST_DEVICES:
         raise ConfigError("devices", max(config.devices), f"must be from 1 to {MOST_DEVICES} with emulated links")
     topology, all_gather = config.topology, config.all_gather
     if config.transport == "gloo" and all_gather != AUTO:
-        raise ConfigError(
-            "all_gather", all_gather, f"must be {AUTO} with transport=gloo, which gathers in a way of its own"
-        )
+        raise ConfigError("all_gather", all_gather, f"must be {AUTO} with transport=gloo, which has its own all-gather")
     for devices in config.devices:
         graph = topology.graph(devices)
         if all_gather == HIERARCHICAL and devices > 1 and len(graph.subnets) < 2:
-            allowed = f"needs devices behind two switches at least; topology={topology.name} has none such"
+            allowed = f"needs devices at two or more switches; topology={topology.name} has fewer"
             raise ConfigError("all_gather", all_gather, allowed)
         if config.network.backend == "loopback" and not graph.is_star:
-            allowed = "needs network=mininet: loopback paces one link of each device, as topology=star"
+            allowed = "needs network=mininet; loopback emulates one link for each device, as in topology=star"
             raise ConfigError("topology", topology.name, allowed)
         if not graph.switches:
-            _check_queues(config, f"it is of switches' ports, and topology={topology.name} has no switch")
+            _check_queues(config, f"queues belong to switch ports, and topology={topology.name} has no switch")
     if isinstance(config, FidelityConfig) and "tclink" in config.shapers:
         _check_queues(config, "shaper tclink has a queue of its own")
 
 
 def _check_queues(config: Config, reason: str) -> None:
-    """ConfigError unless queues have their usual length."""
+    """Raise ConfigError unless all queues have the default length."""
     lengths = {"queue_kb": [config.queue_kb]} if isinstance(config, LatencyConfig) else {}
     lengths |= {"queues_kb": config.queues_kb} if isinstance(config, FidelityConfig) else {}
     for key, queues in lengths.items():
@@ -47,10 +45,10 @@ def _check_queues(config: Config, reason: str) -> None:
 
 
 def check_methods(config: LatencyConfig) -> None:
-    """ConfigError where values that are fine by themselves do not go together; asks every method about every split.
+    """Raise ConfigError if methods, model, devices, tokens and partition do not fit each other.
 
-    A variant that fits some of the numbers of devices and tokens, or of the shares, is fine: its other points are
-    skipped.
+    Every method checks every point. A variant is accepted if it fits at least one combination of devices, tokens and
+    partition. Its other points are skipped when the run begins.
     """
     if max(config.devices) > max(config.tokens):
         raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
@@ -61,7 +59,7 @@ def check_methods(config: LatencyConfig) -> None:
         if sizes.hidden % sizes.heads:
             raise ConfigError(f"{key}.heads", sizes.heads, f"must divide {key}.hidden={sizes.hidden}")
 
-    # Brings torch, which takes a second: after everything that can do without.
+    # This imports torch, which takes a second. The checks above do not need it.
     from testbed.methods import load_method, method_names
 
     check_mix(config)
@@ -69,23 +67,23 @@ def check_methods(config: LatencyConfig) -> None:
         for name in config.methods:
             if not load_method(name).causal:
                 allowed = ", ".join(each for each in method_names() if load_method(each).causal)
-                reason = f"is for Vision Transformers; of model={config.model.name} allowed: {allowed}"
+                reason = f"supports Vision Transformers only; with model={config.model.name} allowed: {allowed}"
                 raise ConfigError("methods", name, reason)
     shapes = [config.model.shape(tokens) for tokens in config.tokens]
     for name, settings in config.variants():
         worlds = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]
-        splits, faults = list(itertools.product(shapes, worlds)), []
-        for shape, (world, speeds) in splits:
+        combinations, faults = list(itertools.product(shapes, worlds)), []
+        for shape, (world, speeds) in combinations:
             try:
                 load_method(name, speeds, **settings).check(shape, world)
             except ConfigError as fault:
                 faults.append(fault)
-        if len(faults) == len(splits):
+        if len(faults) == len(combinations):
             raise faults[0]
 
 
 def check_together(config: Config) -> None:
-    """ConfigError for a value that this kind of experiment, or another value, has no use for."""
+    """Raise ConfigError for a value that this runner, or another value, does not support."""
     if isinstance(config, FidelityConfig) and min(config.devices) < 2:
         raise ConfigError(
             "devices", min(config.devices), "must be whole numbers >= 2: one device has no link to measure"
@@ -95,9 +93,9 @@ def check_together(config: Config) -> None:
     if config.emulates and config.network.backend == ANALYTIC:
         if config.runner != "latency":
             raise ConfigError(
-                "network", ANALYTIC, f"must be another one: runner {config.runner} measures, it is no model"
+                "network", ANALYTIC, f"must be a backend with links: runner {config.runner} measures them"
             )
         if isinstance(config, LatencyConfig) and config.compute_mode != "auto":
             raise ConfigError(
-                "compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}: nothing is run"
+                "compute_mode", config.compute_mode, f"must be auto for network={ANALYTIC}, which runs nothing"
             )

@@ -1,4 +1,4 @@
-"""Unequal devices: the profiles that ``device_mix`` names, what each rank plays, and how work is shared out."""
+"""Heterogeneous devices: the profiles that ``device_mix`` names, the device of each rank, and the ranks' speeds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from testbed.results.schema import BASELINE
 
 
 def load_profiles(device_mix: str) -> dict[str, DeviceProfile]:
-    """The profiles that ``device_mix`` names, names in conf/device/ joined by +. Raises ConfigError.
+    """Read the profiles that ``device_mix`` names: names in conf/device/ joined by +.
 
-    Their values are not checked.
+    Their values are not checked here. Raises ConfigError for an unknown name or a file that is not a profile.
     """
     profiles = {}
     for name in device_mix.split("+") if device_mix else []:
@@ -24,29 +24,29 @@ def load_profiles(device_mix: str) -> dict[str, DeviceProfile]:
             raise ConfigError("device_mix", name, nearest(name, choices("device")))
         text = (CONF / "device" / f"{name}.yaml").read_text()
         if "${" in text:
-            raise ConfigError("device_mix", name, "must be a profile that is written out: ${...} is not filled in")
+            raise ConfigError("device_mix", name, "must be a profile without ${...}; references are not resolved")
         try:
             merged = OmegaConf.merge(OmegaConf.structured(DeviceProfile), OmegaConf.create(text))
             profiles[name] = OmegaConf.to_object(merged)
-        except Exception as error:  # of OmegaConf and of its YAML parser
+        except Exception as error:  # OmegaConf and its YAML parser raise many kinds
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError("device_mix", name, f"must be a profile of a device: {reason}") from None
     return profiles
 
 
 def check_mix(config: LatencyConfig) -> None:
-    """ConfigError for a mix of more devices than there are, and for shares by speed where all are equally fast."""
+    """Raise ConfigError for a mix of more devices than the run has, and for partition=speed with equal speeds."""
     most = max(config.devices)
     if len(config.device_mix.split("+")) > most:
-        raise ConfigError("device_mix", config.device_mix, f"must name {most} devices at most, as many as there are")
+        raise ConfigError("device_mix", config.device_mix, f"must name at most {most} devices, as many as the run has")
     if "speed" in config.partition and len({profile.emulated().macs_per_s for profile in config.profiles.values()}) < 2:
-        raise ConfigError("partition", "speed", "must be equal, or mix must name devices of several speeds")
+        raise ConfigError("partition", "speed", "must be equal, or device_mix must name devices of different speeds")
 
 
 def emulated_devices(config: LatencyConfig, method: str, count: int) -> list[Device]:
-    """What each of ``count`` ranks plays: the devices of the mix in its order, from the first again after the last.
+    """The emulated device of each of ``count`` ranks: those of ``device_mix`` in its order, repeated as needed.
 
-    The baseline runs on one device: the fastest.
+    The baseline runs on one device, the fastest one.
     """
     if method == BASELINE or not config.device_mix:
         return [config.emulated_device()] * count
@@ -55,12 +55,12 @@ def emulated_devices(config: LatencyConfig, method: str, count: int) -> list[Dev
 
 
 def share_speeds(config: LatencyConfig, method: str, count: int) -> list[tuple[float, ...]]:
-    """``Method.speeds`` for each value of ``config.partition``; the fastest rank's is 1.
+    """``Method.speeds`` for each value of ``config.partition``: relative speeds by rank, or () for an equal partition.
 
-    The baseline runs on one device and has no speeds.
+    The fastest rank has speed 1. The baseline runs on one device and has no speeds.
     """
     if method == BASELINE:
         return [()]
     speeds = [device.macs_per_s for device in emulated_devices(config, method, count)]
     relative = tuple(speed / max(speeds) for speed in speeds)
-    return [relative if shares == "speed" else () for shares in config.partition]
+    return [relative if partition == "speed" else () for partition in config.partition]

@@ -1,4 +1,4 @@
-"""What a value of the configuration may be: rules that stand beside the fields of testbed/config/schema.py."""
+"""Dataclass fields that carry the rule for their values, for testbed/config/schema.py; and the choices of a group."""
 
 from __future__ import annotations
 
@@ -15,46 +15,49 @@ CONF = ROOT / "conf"
 
 
 def choices(group: str) -> list[str]:
-    """The names that ``group=NAME`` takes: the files of conf/GROUP/ and, as FOLDER/NAME, of folders in it."""
+    """The names that ``group=NAME`` accepts: files of conf/GROUP/, and files of its folders as FOLDER/NAME."""
     folder = CONF / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def ruled(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Any:
-    """A field whose value (each item, for a list) must pass ``test``; ``allowed`` says so in words, with the unit."""
+def checked(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> Any:
+    """A field whose value must pass ``test``. If the value is a list, each item must.
+
+    allowed: the same rule in words, with the unit. Messages and docs/configuration.md quote it.
+    """
     return field(metadata={"allowed": allowed, "test": test})
 
 
 def section() -> Any:
-    """A field whose parts have rules of their own."""
+    """A field that is a dataclass itself. Its fields have their own rules."""
     return field()
 
 
-def positive(value: float) -> bool:
-    """Finite and above zero."""
+def is_positive(value: float) -> bool:
+    """Whether the value is finite and above zero."""
     return 0 < value < math.inf
 
 
-def link_rate(mbps: float) -> bool:
-    """A rate that times and queues can be computed of: 1 kbit/s to 1 Tbit/s."""
+def is_link_rate(mbps: float) -> bool:
+    """Whether times and queue lengths can be computed for this rate: 1 kbit/s to 1 Tbit/s."""
     return 1e-3 <= mbps <= 1e6
 
 
-def scale(value: Any) -> bool:
-    """A time_scale: AUTO, or how many times slower than real everything runs."""
+def is_time_scale(value: Any) -> bool:
+    """Whether the value is a time scale: AUTO, or the factor by which everything runs slower."""
     return value == AUTO or (isinstance(value, float) and 0.1 <= value <= 1000)
 
 
 def count() -> Any:
-    """A whole number from 1 to a million: what is beyond is a slip, and formulas would leave the range of numbers."""
-    return ruled("a whole number from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
+    """A field for a whole number from 1 to a million. Larger numbers are typing errors and would overflow formulas."""
+    return checked("a whole number from 1 to 1000000", lambda value: 1 <= value <= 1_000_000)
 
 
 def one_of(*names: str) -> Any:
-    """One of a few words."""
-    return ruled(f"one of {', '.join(names)}", lambda value: value in names)
+    """A field for one of these words."""
+    return checked(f"one of {', '.join(names)}", lambda value: value in names)
 
 
-def named(group: str) -> Any:
-    """The name of a file in conf/GROUP/."""
-    return ruled(f"a name in conf/{group}/", lambda value: value in choices(group))
+def name_in(group: str) -> Any:
+    """A field for the name of a file in conf/GROUP/."""
+    return checked(f"a name in conf/{group}/", lambda value: value in choices(group))

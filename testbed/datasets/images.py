@@ -1,10 +1,10 @@
-"""Labeled pictures for training: Fashion-MNIST, CIFAR-100, and folders of class folders, as batches of tensors.
+"""Labeled images for training: Fashion-MNIST, CIFAR-100, and folders in ImageNet's layout, as batches of tensors.
 
 Fashion-MNIST (Xiao et al., arXiv 1708.07747) comes with the Debian package dataset-fashion-mnist. CIFAR-100
-(Krizhevsky 2009) is read in its binary version, from a local folder; the version for Python is a pickle, which can run
-any program when it is opened, and is refused. Grey pictures become three equal channels, as the models take RGB.
+(Krizhevsky, 2009) is read from a local folder in its binary version. Its Python version is a pickle, which can run any
+code when it is opened, and is never opened. A gray image becomes three equal channels, because the models take RGB.
 
-Shape suffixes: N pictures, B batch, C channels, H rows, W columns.
+Shape suffixes: N images, B batch, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from testbed.errors import EnvironmentFault
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FIX = "on Debian: apt-get install dataset-fashion-mnist"
 CIFAR_FIX = "unpack cifar-100-binary.tar.gz (www.cs.toronto.edu/~kriz/cifar.html) there"
-VALIDATION_SHARE = 0.1  # of the training pictures
-SPLIT_SEED = 20250519  # fixed, so that no experiment validates on pictures that another trained on
+VALIDATION_SHARE = 0.1  # of the training images
+SPLIT_SEED = 20250519  # fixed, so that no experiment validates on images that another one trained on
 CROP_PADDING = 2  # pixels
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-DECODERS = 4  # threads; PIL decodes without the interpreter's lock
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+DECODER_THREADS = 4  # PIL decodes without the interpreter's lock
 
 
 class Source(Protocol):
@@ -45,13 +45,13 @@ class Source(Protocol):
         ...
 
     def read(self, indices: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] of the pictures ``indices``."""
+        """The images ``indices`` [B], uint8 [B, C, H, W]."""
         ...
 
 
 @dataclass(frozen=True)
 class Memory:
-    """All pictures in memory, uint8 [N, C, H, W]; labels [N], int64."""
+    """Images in memory, uint8 [N, C, H, W]; labels [N], int64."""
 
     pixels: Tensor
     labels: Tensor
@@ -62,33 +62,36 @@ class Memory:
 
 @dataclass(frozen=True)
 class Files:
-    """Picture files, decoded when they are read: the largest center square, scaled to ``side`` pixels."""
+    """Image files, decoded when they are read: the largest center square, scaled to ``side`` x ``side`` pixels."""
 
     paths: list[Path]
     labels: Tensor
     side: int
 
     def read(self, indices: Tensor) -> Tensor:
-        with ThreadPoolExecutor(DECODERS) as pool:
+        with ThreadPoolExecutor(DECODER_THREADS) as pool:
             return torch.stack(list(pool.map(self._decode, indices.tolist())))
 
     def _decode(self, index: int) -> Tensor:
         try:
-            with Image.open(self.paths[index]) as picture:
-                width, height = picture.size
+            with Image.open(self.paths[index]) as image:
+                width, height = image.size
                 short = min(width, height)
                 left, top = (width - short) / 2, (height - short) / 2
                 box = (left, top, left + short, top + short)
                 size = (self.side, self.side)
-                scaled = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC, box, reducing_gap=3)
+                scaled = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box, reducing_gap=3)
         except (OSError, SyntaxError, ValueError) as error:  # whatever PIL's decoders raise
-            raise EnvironmentFault(f"{self.paths[index]}: not a whole picture ({error}); replace the file") from error
+            raise EnvironmentFault(f"{self.paths[index]}: not a complete image ({error}); replace the file") from error
         return torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class Images:
-    """Some pictures of a source, as model input: normalized, three channels, ``side`` x ``side`` pixels."""
+    """Some images of a source as model input: normalized, three channels, ``side`` x ``side`` pixels.
+
+    members: indices of these images in the source. mean, std: of each channel, for values from 0 to 1.
+    """
 
     source: Source
     members: Tensor
@@ -100,9 +103,9 @@ class Images:
         return len(self.members)
 
     def batch(self, indices: Tensor, augmented: bool = False) -> tuple[Tensor, Tensor]:
-        """(pixels [B, 3, side, side], labels [B]) of the pictures ``indices`` among these.
+        """(pixels [B, 3, side, side], labels [B]) of the images at ``indices`` [B] of ``members``.
 
-        augmented: random crop and mirror, by the global random generator.
+        augmented: random crop and flip, from torch's global random generator.
         """
         chosen = self.members[indices]
         pixels_BCHW = self.source.read(chosen)
@@ -115,13 +118,13 @@ class Images:
         return x_BCHW.expand(-1, 3, -1, -1), self.source.labels[chosen]
 
     def part(self, positions: Tensor) -> Images:
-        """Only the pictures at these positions."""
+        """Only the images at these positions of ``members``."""
         return replace(self, members=self.members[positions])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and validation pictures of a data set's training part, and its test part, which is for reports only."""
+    """Training and validation images from the training part of a data set, and its test part, for reports only."""
 
     train: Images
     validation: Images
@@ -130,19 +133,22 @@ class Splits:
 
 
 def augment(pixels_BCHW: Tensor) -> Tensor:
-    """Each picture moved by up to ``CROP_PADDING`` pixels over black, and mirrored with even odds."""
+    """Each image shifted by up to ``CROP_PADDING`` pixels with black padding, and flipped with probability 1/2."""
     batch, _, height, width = pixels_BCHW.shape
     padded = F.pad(pixels_BCHW, [CROP_PADDING] * 4)
     top_B, left_B = torch.randint(2 * CROP_PADDING + 1, (2, batch))
     columns_BW = left_B[:, None] + torch.arange(width)
     columns_BW = torch.where(torch.rand(batch, 1) < 0.5, columns_BW.flip(1), columns_BW)
     rows_BH = top_B[:, None] + torch.arange(height)
-    picture_B11 = torch.arange(batch)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[picture_B11, rows_BH[:, :, None], columns_BW[:, None]].permute(0, 3, 1, 2)
+    image_B11 = torch.arange(batch)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image_B11, rows_BH[:, :, None], columns_BW[:, None]].permute(0, 3, 1, 2)
 
 
 def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
-    """70,000 gray 28 x 28 pictures of 10 classes. Raises EnvironmentFault if a file is missing or damaged."""
+    """70,000 gray images of 28 x 28 pixels, 10 classes.
+
+    side: pixels to which images are scaled. Raises EnvironmentFault if a file is missing or damaged.
+    """
     parts = []
     for name, count in (("train", 60_000), ("t10k", 10_000)):
         pixels = _idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
@@ -152,28 +158,30 @@ def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
 
 
 def cifar100(folder: Path, side: int = 32) -> Splits:
-    """60,000 color 32 x 32 pictures of 100 classes, from train.bin and test.bin of the binary version.
+    """60,000 color images of 32 x 32 pixels, 100 classes, from train.bin and test.bin of the binary version.
 
-    Raises EnvironmentFault if they are missing or damaged, or only the pickled version is there.
+    side: pixels to which images are scaled. Raises EnvironmentFault if the files are missing or damaged, or if only the
+    pickled version is there.
     """
     parts = []
     for name, count in (("train", 50_000), ("test", 10_000)):
         path, size = folder / f"{name}.bin", count * (2 + 3 * 32 * 32)
         if not path.is_file() and (folder / name).is_file():
-            raise EnvironmentFault(f"{folder / name}: pickles are not opened, they can run any program; {CIFAR_FIX}")
+            raise EnvironmentFault(f"{folder / name}: pickles are not opened, they can run any code; {CIFAR_FIX}")
         found = path.stat().st_size if path.is_file() else "no file"
         if found != size:
             raise EnvironmentFault(f"{path}: expected {size} bytes, found {found}; {CIFAR_FIX}")
-        # a record: coarse class, fine class, then 1024 red, green and blue values, row by row
+        # A record: coarse class, fine class, then 1024 red, 1024 green and 1024 blue values, row by row.
         records = torch.from_numpy(np.fromfile(path, np.uint8).reshape(count, -1))
         parts.append(Memory(records[:, 2:].unflatten(1, (3, 32, 32)), records[:, 1].long()))
     return _in_memory(*parts, side=side, classes=100)
 
 
 def image_folder(folder: Path, side: int = 224) -> Splits:
-    """ImageNet's layout: ``folder``/train/CLASS/*.jpg and ``folder``/val/CLASS/*.jpg, the latter as test.
+    """ImageNet's layout: ``folder``/train/CLASS/*.jpg, and ``folder``/val/CLASS/*.jpg as the test part.
 
-    Images are normalized by ImageNet's channels. Raises EnvironmentFault if a part is missing or has other classes.
+    side: pixels to which images are scaled. Channels are normalized by ImageNet's mean and standard deviation. Raises
+    EnvironmentFault if a part is missing or the parts have different classes.
     """
     classes: list[str] = []
     sources = []
@@ -187,17 +195,17 @@ def image_folder(folder: Path, side: int = 224) -> Splits:
             )
         classes = found
         files = [
-            [path for path in sorted((part / c).iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES] for c in found
+            [path for path in sorted((part / c).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES] for c in found
         ]
         if empty := [c for c, paths in zip(found, files, strict=True) if not paths]:
-            raise EnvironmentFault(f"{part / empty[0]}: expected pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+            raise EnvironmentFault(f"{part / empty[0]}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files]))
         sources.append(Files([path for paths in files for path in paths], labels, side))
     return _split(*sources, mean=CHANNEL_MEAN, std=CHANNEL_STD, side=side, classes=len(classes))
 
 
 def _in_memory(train: Memory, test: Memory, side: int, classes: int) -> Splits:
-    """The splits, normalized by the channels of all training pictures."""
+    """The splits, normalized by the mean and standard deviation of each channel over all training images."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for values in train.pixels.unbind(1):
@@ -208,7 +216,7 @@ def _in_memory(train: Memory, test: Memory, side: int, classes: int) -> Splits:
 
 
 def _split(train: Source, test: Source, mean: Sequence[float], std: Sequence[float], side: int, classes: int) -> Splits:
-    """Validation pictures are drawn from the training part, always the same."""
+    """The splits; validation images are drawn from the training part with a fixed seed."""
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     held_out = round(VALIDATION_SHARE * len(order))
     everything = Images(train, order, tuple(mean), tuple(std), side)

@@ -1,4 +1,4 @@
-"""How well a language model predicts text: negative log likelihood of each window, and the perplexity of them all.
+"""How well a language model predicts text: negative log-likelihood of each window, and perplexity of all windows.
 
 Shape suffixes: N windows, S tokens, V vocabulary.
 """
@@ -17,11 +17,11 @@ from torch import Tensor
 def window_nll(
     logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor, progress: Callable[[int, int], None] | None = None
 ) -> Tensor:
-    """Mean negative log likelihood of each window's tokens but the first, in nats a token, [N], float64.
+    """Mean negative log-likelihood of each window's tokens except the first, in nats per token: [N], float64.
 
-    logits_of: ids [1, S] -> logits [1, S, V]: a model, or a method's simulation of it. One window at a time, as logits
-    are large; ``progress(done, total)`` is called after each. The windows, all of one length, are what a bootstrap
-    draws from.
+    logits_of: ids [1, S] -> logits [1, S, V], a model or a method's simulation of it. Logits are large, so windows are
+    processed one by one. progress(done, total): called after each window. All windows have the same length; a bootstrap
+    resamples windows.
     """
     nll_N = torch.empty(len(windows_NS), dtype=torch.float64)
     for index, ids_S in enumerate(windows_NS):
@@ -33,5 +33,5 @@ def window_nll(
 
 
 def perplexity(nll_N: Tensor) -> float:
-    """exp of the mean over windows of one length, which is the mean over all predicted tokens."""
+    """exp of the mean over windows of equal length, which is the mean over all predicted tokens. nll_N: in nats."""
     return math.exp(nll_N.mean().item())

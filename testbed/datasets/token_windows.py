@@ -1,7 +1,8 @@
-"""Token windows for language modeling: a corpus through a tokenizer, cut into pieces of one length.
+"""Token windows for language modeling: a tokenized corpus, split into windows of equal length.
 
-Documents are joined by an empty line and cut without regard to where they end, as is usual for perplexity. Shape
-suffixes: N windows, S tokens of a window.
+Documents are joined by an empty line. Windows may cross the borders of documents, as is usual for perplexity.
+
+Shape suffixes: N windows, B batch, S tokens of a window.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from testbed.datasets.corpora import corpus_named, documents
 from testbed.errors import ConfigError
 from testbed.models.weights import save_tensors
 
-RECIPE = 1  # to be raised with every change that alters the tokens, so that older cache files are not used
+RECIPE = 1  # raise it with every change of the tokens, so that older cache files are not used
 BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True)
 class NextTokens:
-    """Windows [N, S] as examples to train on: of each, the first S - 1 tokens, and the ones that follow them."""
+    """Windows [N, S] as training examples: the first S - 1 tokens of each, and the tokens that follow them."""
 
     windows_NS: Tensor
 
@@ -36,7 +37,7 @@ class NextTokens:
         return len(self.windows_NS)
 
     def batch(self, indices: Tensor, augmented: bool = False) -> tuple[Tensor, Tensor]:
-        """(tokens, next tokens), each [B, S - 1]. There is no way to vary a text: ``augmented`` changes nothing."""
+        """(tokens, next tokens), each [B, S - 1]. augmented: has no effect, because texts are not augmented."""
         chosen_BS = self.windows_NS[indices]
         return chosen_BS[:, :-1], chosen_BS[:, 1:]
 
@@ -50,16 +51,16 @@ def windows(
     split: str = "held_out",
     folder: Path | None = None,
 ) -> Tensor:
-    """Windows [N, S] of ``length`` tokens that do not overlap, int64; ``count`` of them, or all.
+    """Windows [N, S] of ``length`` tokens that do not overlap, int64. count: how many; None for all.
 
-    name: of a corpus (corpora.py); some need a ``folder``. split: ``train`` or ``held_out``. Drawn without a seed, from
-    all over the corpus: fewer windows are the first ones of more. The corpus is tokenized once, into ``cache_dir``.
+    name: of a corpus (corpora.py); some need a ``folder``. split: ``train`` or ``held_out``. Windows are in a fixed
+    random order, so fewer windows are the first ones of more. The corpus is tokenized once and cached in ``cache_dir``.
 
-    Raises ConfigError (``data.name``, ``data.split``, ``data.folder``, ``data.length``, ``data.windows``) for what
-    cannot be, EnvironmentFault if a package is missing; both say what to do.
+    Raises ConfigError (``data.name``, ``data.split``, ``data.folder``, ``data.length``, ``data.windows``) for values
+    that the corpus does not allow, EnvironmentFault if a package is missing. Both say what to do.
     """
     if length < 2:
-        raise ConfigError("data.length", length, "must be 2 or more: a token and the one to predict")
+        raise ConfigError("data.length", length, "must be 2 or more: a token and the next one")
     stream = _stream(name, tokenizer, split, folder, cache_dir)
     available = len(stream) // length
     if not available:
@@ -72,7 +73,7 @@ def windows(
 
 
 def _stream(name: str, tokenizer: Tokenizer, split: str, folder: Path | None, cache_dir: Path) -> Tensor:
-    """All tokens of one split, int32, from the cache if it has them."""
+    """All tokens of one split, int32, from the cache if they are there."""
     files = corpus_named(name, split).locate(split, folder, cache_dir)
     source = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     vocabulary = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
@@ -85,7 +86,7 @@ def _stream(name: str, tokenizer: Tokenizer, split: str, folder: Path | None, ca
             warnings.warn(f"{path} is damaged ({error}); tokenizing {name} again", stacklevel=3)
     ids: list[int] = []
     for _, text in documents(name, split, files):
-        # one at a time: a batch would start threads, which do not survive a fork
+        # One document at a time: a batch would start threads, which do not survive a fork.
         ids += tokenizer.encode(text + BETWEEN, add_special_tokens=False).ids
     save_tensors({"ids": torch.tensor(ids, dtype=torch.int32)}, path, {"recipe": recipe})
     return load_file(path)["ids"]

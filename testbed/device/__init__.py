@@ -1,1 +1,1 @@
-"""One emulated device: its speed, its clock, its share of the work, what it counts."""
+"""One emulated device: its speed, its clock, its share of the work, and its traffic counters."""

@@ -1,16 +1,18 @@
-"""The device's clock: how long a segment of computation takes on the device that is emulated.
+"""The device's clock: how long a segment of computation takes on the emulated device.
 
-Two cores cannot compute for eight devices at once, so computation runs in slots of the emulated device's time:
+Two cores cannot compute for eight devices in real time. The clock therefore gives each segment its emulated compute
+time, in one of three modes:
 
-execute  as fast as this machine goes (real hardware, and the pass that verifies a method);
-hold     compute, then wait out the slot that the device profile gives; an overrun is counted and spoils the point;
-replay   wait out the slot and return the output that the verifying pass recorded: the code path and the bytes on the
-         wire are the real ones, only the arithmetic is skipped.
+execute  Compute as fast as this machine can: on real hardware, and in the pass that verifies a method.
+hold     Compute, then wait until the emulated compute time is over. An overrun is counted and degrades the point.
+replay   Wait for the emulated compute time and return the output that the verifying pass recorded. The code path and
+         the bytes on the wire are real; only the arithmetic is skipped.
 
-``time_scale`` k stretches every slot by k (links are slowed by k elsewhere; results are divided by k).
+``time_scale`` k multiplies every emulated compute time by k. Links are slower by the same factor, and results are
+divided by it.
 
-A slot is what the profile's arithmetic or its memory needs, whichever is more (the roofline of Williams et al. 2009):
-looking up rows of a table multiplies nothing, but it is not free.
+The emulated compute time is the time of a segment's arithmetic or of its memory traffic, whichever is longer (roofline
+model, Williams et al. 2009). So a table lookup takes time although it multiplies nothing.
 """
 
 from __future__ import annotations
@@ -26,22 +28,23 @@ from testbed.device.traffic import Traffic
 T = TypeVar("T")
 KINDS = ("compute", "encode", "decode")
 
-# Segments between which no message was awaited are one stretch of computation, with at most this between them. It is
-# what handing a message over takes this machine, where several emulated devices share a core.
+# Consecutive segments form one busy period if no message was awaited between them and the gap is shorter than this. The
+# gap covers the time to hand over a message where several emulated devices share a core.
 ADJACENT_S = 2e-3
-# A virtual machine's core takes 0.1 to 0.3 ms to wake up, which a pass of dozens of slots would add up: the last of a
-# slot is awaited awake. On 2 cores four devices then end slots of 5 ms 0.01 to 0.02 ms late, where it was 0.11 to 0.14.
-AWAKE_S = 150e-6
-# A stretch that ends later than this beyond its slots has overrun.
+# The clock sleeps, then spins for the last part of a segment. A core of a virtual machine takes 0.1 to 0.3 ms to wake
+# up, which would add up over the dozens of segments of a pass. With spinning, four devices on 2 cores end segments of
+# 5 ms 0.01 to 0.02 ms late; without it, 0.11 to 0.14 ms.
+SPIN_S = 150e-6
+# A busy period overruns if it ends later than its emulated compute time by more than 0.5 ms plus 5%.
 TOLERANCE_S, TOLERANCE_SHARE = 0.5e-3, 0.05
 
 
 class DeviceClock:
-    """Runs segments of one rank's forward pass in the chosen mode.
+    """Runs the segments of one rank's forward pass in the chosen mode.
 
-    device: the emulated one. After ``finish``, ``seconds`` holds the time per kind of segment, ``macs`` and
-    ``moved_bytes`` the segments' sums, ``overruns`` the number of stretches of computation that ended clearly later
-    than their slots, and ``late_s`` by how much all of them together did.
+    device: the emulated device. After ``finish``: ``seconds`` has the time for each kind of segment, ``macs`` and
+    ``moved_bytes`` are sums over segments, ``overruns`` is the number of busy periods that overran their emulated
+    compute time, and ``late_s`` is the total lateness of all busy periods in seconds.
     """
 
     def __init__(self, mode: str = "execute", device: Device | None = None, time_scale: float = 1.0):
@@ -51,9 +54,9 @@ class DeviceClock:
         self.restart()
 
     def restart(self, traffic: Traffic | None = None) -> None:
-        """Before each forward pass.
+        """Reset the clock before a forward pass.
 
-        traffic: of the group that the pass uses; it tells whether a message was awaited.
+        traffic: counters of the group that the pass uses. They show whether a message was awaited.
         """
         self._traffic = traffic or Traffic()
         self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
@@ -64,7 +67,7 @@ class DeviceClock:
         self._due = self._ended = self._busy_s = self._blocked_s = 0.0
 
     def record(self, forward: Callable[[], T]) -> T:
-        """Run a forward pass in ``execute`` and record its segments' outputs for later replay."""
+        """Run a forward pass in mode ``execute`` and record its segments' outputs for replay."""
         self._cache, self._recording = ReplayCache(), True
         try:
             return self._cache.record(forward)
@@ -72,22 +75,23 @@ class DeviceClock:
             self._recording = False
 
     def run(self, kind: str, macs: int, segment: Callable[[], T], moved_bytes: int = 0) -> T:
-        """Run one segment of ``macs`` multiply-accumulates; ``kind`` is compute, encode or decode.
+        """Run one segment and return its output.
 
-        moved_bytes: of the device's memory, where they and not products take the time.
+        kind: compute, encode or decode. macs: its multiply-accumulates. moved_bytes: bytes of device memory that it
+        reads and writes, for segments that memory traffic limits.
 
-        The segment must not change tensors that another segment returned: replay hands the same ones out again, with
-        their values if an operation of torch beyond the segments has read them (see testbed.device.replay).
+        A segment must not modify tensors that another segment returned, because replay returns the same tensors again.
+        A replayed tensor has values only if torch code outside the segments has read them (testbed.device.replay).
         """
         begin = time.monotonic()
-        slot = self.time_scale * self.device.seconds(macs, moved_bytes)
+        compute_s = self.time_scale * self.device.seconds(macs, moved_bytes)
         if begin - self._ended < ADJACENT_S and self._traffic.blocked_s == self._blocked_s:
-            # Lateness is made up for within a stretch: a sleep that overshoots must not lengthen the next slot.
-            self._due += slot
-            self._busy_s += slot
+            # Due times add up within a busy period, so a sleep that is too long shortens the next one.
+            self._due += compute_s
+            self._busy_s += compute_s
         else:
             self._close_busy_period()
-            self._due, self._busy_s = begin + slot, slot
+            self._due, self._busy_s = begin + compute_s, compute_s
         if self.mode == "replay":
             output = self._cache.next()
         else:
@@ -101,7 +105,7 @@ class DeviceClock:
         return output
 
     def finish(self) -> None:
-        """After the last segment of a pass."""
+        """Close the last busy period of a pass."""
         self._close_busy_period()
         self._ended = 0.0
 
@@ -115,6 +119,6 @@ class DeviceClock:
 
 def _wait_until(due_s: float) -> None:
     """Return at this monotonic time."""
-    time.sleep(max(0.0, due_s - AWAKE_S - time.monotonic()))
+    time.sleep(max(0.0, due_s - SPIN_S - time.monotonic()))
     while time.monotonic() < due_s:
         pass

@@ -1,4 +1,4 @@
-"""Whole items (rows, heads, layers) over devices of unequal speed."""
+"""Partition of whole items (rows, heads, layers) over devices of different speeds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import cache
 
 @cache
 def shares_by_speed(total: int, speeds: tuple[float, ...]) -> tuple[int, ...]:
-    """``total`` items over ranks such that the rank that takes longest, share / speed, takes as little as it can.
+    """The number of items for each rank that minimizes the longest time, share / speed, over all ranks.
 
-    Every rank has an item if there are enough; each further one goes to the rank that would be done with it first, as
-    D'Hondt gives seats to parties. Equal speeds give ``testbed.comm.group.even_shares``.
+    Every rank gets one item if there are enough. Each further item goes to the rank that would finish it first (the
+    D'Hondt method of apportionment). Equal speeds give ``testbed.comm.group.even_shares``.
     """
     least = int(total >= len(speeds))
     shares = [least] * len(speeds)
-    done = [((least + 1) / speed, rank) for rank, speed in enumerate(speeds)]  # with one item more
+    done = [((least + 1) / speed, rank) for rank, speed in enumerate(speeds)]  # time of each rank with one more item
     heapq.heapify(done)
     for _ in range(total - sum(shares)):
         rank = done[0][1]

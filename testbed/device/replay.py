@@ -6,21 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
-# Calls that read a tensor's description and never its values. Every other call counts as a read of the values.
-METADATA = {
-    *(torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.device.__get__),  # pyright: ignore
-    *(torch.Tensor.ndim.__get__, torch.Tensor.nbytes.__get__, torch.Tensor.itemsize.__get__),  # pyright: ignore
-    *(torch.Tensor.is_meta.__get__, torch.Tensor.requires_grad.__get__),  # pyright: ignore
-    *(torch.Tensor.size, torch.Tensor.stride, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement),
-    *(torch.Tensor.__len__, torch.Tensor.element_size, torch.Tensor.storage_offset, torch.Tensor.is_contiguous),
-    *(torch.Tensor.is_floating_point, torch.numel, torch.is_floating_point),
-}
+# What describes a tensor. Reading it does not read values; every other call to torch counts as a read of the values.
+PROPERTIES = ("shape", "dtype", "device", "ndim", "nbytes", "itemsize", "is_meta", "requires_grad")
+METHODS = ("size", "stride", "dim", "numel", "nelement", "element_size", "storage_offset", "is_contiguous", "__len__")
+METADATA = {*(getattr(Tensor, name).__get__ for name in PROPERTIES), *(getattr(Tensor, name) for name in METHODS)}
 
 
 class ReplayCache:
@@ -53,6 +47,7 @@ class ReplayCache:
         finally:
             self._reads.__enter__()
         self._outputs.append(output)
+        self._reads.watch(output)
         return output
 
     def rewind(self) -> None:
@@ -65,15 +60,19 @@ class ReplayCache:
         return self._outputs[self._position - 1]
 
     def _kept(self, tensor: Tensor) -> Tensor:
-        return tensor if _storage(tensor) in self._reads.storages else tensor.to("meta")
+        return tensor if _storage(tensor) in self._reads.read else tensor.to("meta")
 
 
 class _ReadRecorder(TorchFunctionMode):
-    """Records the storage of every tensor that this thread passes to torch, views included, metadata reads excluded."""
+    """Records which of the watched tensors this thread passes to torch, views included and metadata reads excluded.
+
+    A tensor is known by the address of its storage. Watched tensors must stay alive: a freed address may be reused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.storages: set[int] = set()
+        self._watched: set[int] = set()
+        self.read: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -81,9 +80,13 @@ class _ReadRecorder(TorchFunctionMode):
             self.add((args, kwargs))
         return func(*args, **kwargs)
 
+    def watch(self, tree: Any) -> None:
+        """Record later reads of all tensors of a tree."""
+        self._watched |= {_storage(tensor) for tensor in _tensors(tree)}
+
     def add(self, tree: Any) -> None:
-        """Record all tensors of a tree as read."""
-        self.storages |= {_storage(tensor) for tensor in _tensors(tree)}
+        """Record a read of all tensors of a tree."""
+        self.read |= {_storage(tensor) for tensor in _tensors(tree)} & self._watched
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
@@ -100,7 +103,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """A copy of nested tuples, lists and dicts with ``change`` applied to every tensor. Other objects stay as they are."""
+    """A copy of nested tuples, lists and dicts with ``change`` applied to every tensor; other objects are shared."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""The emulated device: how fast it is and how much fits into it. Knows no torch: a configuration is checked with it."""
+"""Speed and memory of the emulated device. It does not import torch, so a configuration is checked quickly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """Speed and size of the emulated device: multiply-accumulates and bytes of its memory per second, and bytes of it.
+    """The emulated device. The defaults mean that computation takes no time and any model fits.
 
-    Without arguments it takes no time, and anything fits.
+    macs_per_s: multiply-accumulates per second. memory_bytes_per_s: memory bandwidth. memory_bytes: memory size.
     """
 
     macs_per_s: float = float("inf")
@@ -17,5 +17,5 @@ class Device:
     memory_bytes: float = float("inf")
 
     def seconds(self, macs: int, moved_bytes: int = 0) -> float:
-        """The slot of a segment that multiplies so often and reads and writes so many bytes."""
+        """Emulated compute time of a segment with these multiply-accumulates and bytes of memory traffic."""
         return max(macs / self.macs_per_s, moved_bytes / self.memory_bytes_per_s)

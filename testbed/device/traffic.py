@@ -1,4 +1,4 @@
-"""What a rank has moved and how long it was blocked: counted by a Group, looked at by the clock."""
+"""Traffic counters of one rank: a Group counts, the device's clock reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Traffic:
-    """What one rank moved and how long it was blocked, since the last ``reset``."""
+    """Payload bytes of one rank and the seconds for which it was blocked, since the last ``reset``.
+
+    wait_s: until the first byte of an operation arrived. wire_s: from then until its end.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -16,10 +19,10 @@ class Traffic:
 
     @property
     def blocked_s(self) -> float:
-        """Both kinds of waiting together."""
+        """All blocked time: waiting for peers and for the wire."""
         return self.wait_s + self.wire_s
 
     def reset(self) -> None:
-        """Back to zero."""
+        """Set all counters to zero."""
         self.sent_bytes = self.received_bytes = 0
         self.wait_s = self.wire_s = 0.0

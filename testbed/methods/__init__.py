@@ -1,4 +1,4 @@
-"""Parallel inference methods, one file each: a module here defines one Method whose ``name`` is the module's."""
+"""Parallel inference methods, one file each: a module defines one Method, whose ``name`` is the module's name."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any
 from testbed.errors import ConfigError, nearest
 from testbed.methods.base import Method
 
+SHARED = ("base", "row_parallel")  # modules of this package that define no method
+
 
 def method_names() -> list[str]:
     """Names of all methods, sorted: the modules of this package, so that a new method is one new file."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED)
 
 
 def load_method(name: str, speeds: Sequence[float] = (), **settings: object) -> Method:
-    """The method ``name`` with its own settings, sharing out work by the ranks' ``speeds`` if there are any.
+    """The method ``name`` with these settings. speeds: see Method.
 
     Raises ConfigError for an unknown name (key ``methods``) and for a setting that the method does not have (key
-    ``<name>.<setting>``). Values are checked against a model's sizes by ``Method.check``.
+    ``<name>.<setting>``). ``Method.check`` checks the values against a model.
     """
     allowed = list(standard_settings(name))
     for setting, value in settings.items():
@@ -36,7 +38,7 @@ def load_method(name: str, speeds: Sequence[float] = (), **settings: object) -> 
 
 @cache
 def standard_settings(name: str) -> dict[str, Any]:
-    """A method's settings with the values that they have where nobody chooses. ConfigError for an unknown name."""
+    """A method's settings with their defaults. Raises ConfigError for an unknown name."""
     parameters = inspect.signature(_method_class(name)).parameters
     return {setting: parameter.default for setting, parameter in parameters.items()}
 

@@ -1,8 +1,8 @@
-"""What a parallel inference method is.
+"""The base classes of parallel inference methods.
 
-A method applies parallelism to a plain model. It computes only inside ``clock.run`` segments, and moves data only
-through the group, so that time and bytes are accounted for by construction. Its formulas (bits, MACs) are checked
-against the counters of every run.
+A method applies parallelism to a plain model. It computes only inside ``clock.run`` segments and moves data only
+through the group, so that all time and all bytes are counted. Every run checks its formulas (bits, MACs) against the
+counters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from testbed.astra.codebook_spec import CodebookSpec
 from testbed.comm.codecs import CODECS
 from testbed.comm.group import Group, even_shares
 from testbed.comm.wire import Wire
@@ -29,19 +30,15 @@ FLOAT_BITS = 32
 
 
 class Method(ABC):
-    """One way to run a model on several devices. Instances hold settings only (groups, codebook size, ...).
+    """One way to run a model on several devices. Instances hold settings only.
 
-    speeds: how fast each rank is compared with the others, where its share of the work shall be in proportion to it;
-    empty for equal shares.
+    speeds: relative speed of each rank, where the ranks' shares of the work are proportional to it; empty for equal
+    shares.
     """
 
     name: ClassVar[str]
     causal: ClassVar[bool] = False  # also runs causal decoders
     exact: bool  # equals ``single`` up to rounding; otherwise equals its one-process simulation
-    codebook_size: int = 0  # 0 for methods without a codebook
-    groups: int = 0
-    num_quantizers: int = 1
-    pre_rotation: str = "none"
     speeds: tuple[float, ...] = ()
 
     @property
@@ -50,40 +47,31 @@ class Method(ABC):
         return self.name
 
     @property
-    def codebook_key(self) -> tuple[Any, ...]:
-        """What codebooks of a model it needs: those of two variants with the same key are the same."""
-        return self.groups, self.codebook_size
+    def codebook_spec(self) -> CodebookSpec | None:
+        """The codebooks that it needs; None except for a CodebookMethod."""
+        return None
 
     @property
     def traffic(self) -> tuple[str, ...]:
-        """How its bits travel, an equal part of them in each of these ways (testbed.comm.schedule.traffic)."""
+        """The kinds of communication that carry its bits, in equal parts; see testbed.comm.schedule.traffic."""
         return ("gather",)
 
     def shares(self, total: int, world: int) -> list[int]:
-        """Each rank's of ``total`` items (rows, heads, layers): as even as whole ones allow, or by ``speeds``."""
+        """Each rank's share of ``total`` items (rows, heads, layers): as even as possible, or by ``speeds``."""
         return list(shares_by_speed(total, self.speeds)) if self.speeds else even_shares(total, world)
 
     def check(self, shape: ModelShape, world: int) -> None:
-        """Raise ConfigError (key, value, what is allowed) if the method cannot split this shape so."""
+        """Raise ConfigError if the method cannot split this shape over ``world`` ranks."""
 
     def resolve(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> dict[str, Any]:
-        """Values of the settings that are left to the method, for these devices, by rank, and links; others stay."""
+        """Values of the settings that the method chooses itself, for these devices (by rank) and links."""
         return {}
-
-    def attach(self, codebooks: Tensor, pre_rotation: Tensor | None = None, cache: Path | None = None) -> None:
-        """Give a method with a codebook its codewords [layers, num_quantizers * groups, codebook_size, hidden /
-        groups].
-
-        pre_rotation: [layers, hidden, hidden], where tokens are turned. cache: a folder in which it may keep what it
-        computes of them.
-        """
-        raise NotImplementedError(f"{self.name} has no codebooks")
 
     @abstractmethod
     def shard(self, model: Any, rank: int, world: int) -> Any:
-        """What rank needs of the model: a VisionTransformer, or a Decoder where ``causal``.
+        """What ``rank`` needs of the model: a VisionTransformer, or a Decoder where ``causal``.
 
-        Views of the model's weights where possible, so that memory is shared.
+        Tensors are views of the model's weights where possible, so that memory is shared.
         """
 
     @abstractmethod
@@ -96,50 +84,67 @@ class Method(ABC):
 
     @abstractmethod
     def messages(self, shape: ModelShape, world: int) -> int:
-        """Messages that the rank which receives most of them receives in one forward pass, empty ones too."""
+        """Messages that the rank with most of them receives in one forward pass, including empty ones."""
 
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What ``world`` ranks compute, in one process: (normalized content rows [T, D], logits [classes]).
+        """The result of ``world`` ranks, computed in one process: (normalized content rows [T, D], logits [classes]).
 
-        For methods that are not exact and have no codebook. sent: each rank's ``Output.messages``; ValueError where
-        they are not what the ranks should have sent.
+        For methods that are not exact and have no codebooks. sent: ``Output.messages`` of each rank; ValueError where
+        they differ from what the rank should have sent.
         """
-        raise NotImplementedError(f"{self.name} is exact, or has codebooks: the plain model or its simulation says it")
+        raise NotImplementedError(f"{self.name} is verified by the plain model or by the simulation of its codebooks")
 
     @abstractmethod
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Multiply-accumulates of one rank in one forward pass; equals the sum over its segments."""
+        """Multiply-accumulates of one rank in one forward pass: the sum over its segments."""
 
     def moved_bytes(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Bytes of its memory that a rank reads and writes in segments that multiply little; also their sum."""
+        """Bytes of memory traffic of one rank: the sum over its segments that memory traffic dominates."""
         return 0
 
     def wire_bits(self, shape: ModelShape, world: int) -> int:
-        """Bits that pass, one after another, the end of a link that is busy longest: the most that a rank receives."""
+        """Bits that pass through the busiest link end, one after another: the most that a rank receives."""
         return max(self.received_bits(shape, world))
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
-        """The cost model of a pass on these devices, by rank: the slowest one's computation, then what is sent."""
+        """The cost model of a forward pass on these devices, by rank: the slowest computation, then communication."""
         world = len(devices)
         computation_s = max(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
         return computation_s + wire.bulk_s(self.wire_bits(shape, world)) + self._exchanges_s(shape, world, wire)
 
     def _exchanges_s(self, shape: ModelShape, world: int, wire: Wire) -> float:
-        """What all exchanges of a pass take beyond what is on the link."""
+        """The overhead of all exchanges of a forward pass, beyond the time on the link."""
         return wire.exchange_s * self.messages(shape, world) / max(1, world - 1)
 
     def full_precision_pct(self, shape: ModelShape, world: int) -> float | None:
-        """Pairs of a query and a key that attend at full precision, in percent of all; None where no pair is quantized.
+        """Pairs of a query and a key that attend at full precision, in percent of all pairs of content tokens.
 
-        Of content tokens, class tokens apart.
+        None where nothing is quantized.
         """
         return None
 
 
-class CodedMethod(Method):
-    """A method whose tensors travel in the number format ``codec`` (testbed.comm.codecs); exact without loss only."""
+class CodebookMethod(Method):
+    """A method that needs codebooks, which ``attach`` gives it before ``shard``."""
+
+    @property
+    @abstractmethod
+    def codebook_spec(self) -> CodebookSpec:
+        """The codebooks that it needs. Variants with equal specs use the same codebooks."""
+
+    @abstractmethod
+    def attach(self, codebooks: Tensor, pre_rotation: Tensor | None = None, cache: Path | None = None) -> None:
+        """Use these codebooks, float32 [layers, num_quantizers * groups, codebook_size, width / groups].
+
+        pre_rotation: [layers, width, width], for a spec with a rotation. cache: a folder for what the method computes
+        from the codebooks. Raises ConfigError for codebooks that differ from ``codebook_spec``.
+        """
+
+
+class CompressedMethod(Method):
+    """A method whose tensors travel in ``codec`` (testbed.comm.codecs). It is exact if the codec is lossless."""
 
     def __init__(self, codec: str = "fp32"):
         if codec not in CODECS:
@@ -153,5 +158,5 @@ class CodedMethod(Method):
         return " ".join([self.name, *self._variant(), *([self.codec.name] if self.codec.lossy else [])])
 
     def _variant(self) -> list[str]:
-        """Words for settings that are not the standard ones."""
+        """Words for settings that are not the defaults."""
         return []

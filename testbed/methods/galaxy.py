@@ -1,14 +1,14 @@
-"""Galaxy (arXiv 2405.17245): heads and MLP columns split, rows split between, transfers hidden behind products.
+"""Galaxy (Ye et al., arXiv 2405.17245; docs/baselines.md, section 3.4): ``megatron_sp`` with overlapped communication.
 
-Splits and volumes are those of ``megatron_sp``. Its all-gather becomes N - 1 steps round a ring: while a device
-multiplies the tile of rows that it has, the next tile comes. Its reduce-scatter likewise: while it computes its term of
-the next tile, the sum so far of that tile comes; it adds and passes on. Attention itself overlaps with nothing.
+Splits and volumes are those of ``megatron_sp``. Each all-gather becomes N - 1 steps around a ring: a device multiplies
+the tile of rows that it has while the next tile arrives. Each reduce-scatter does likewise: a device computes its
+partial sum of the next tile while the other ranks' sum of that tile arrives, adds the two and sends the result on.
+Attention overlaps with nothing. A lossy codec encodes a gathered tile once and a partial sum anew at each hop.
 
-Reproduced are the method and its overlap. Its planner, which finds the shares of unequal devices by profiling them, is
-not; here heads and columns are shared out equally or by the devices' speeds, rows always equally. A lossy codec encodes
-a tile once on its way round, but a sum anew at each hop.
+Galaxy's planner, which profiles heterogeneous devices, is not reproduced. Heads and columns are shared equally or by
+speed, rows always equally.
 
-Shape suffixes: S sequence, P rows of a tile, D hidden, E width of this rank's heads, F of its MLP columns.
+Shape suffixes: S sequence, P rows of a tile, D hidden, E width of this rank's heads, F its MLP columns.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from torch import Tensor
 from testbed.comm.codecs import Codec
 from testbed.comm.group import Group, Handle, even_shares
 from testbed.comm.wire import Wire
-from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits
+from testbed.compressed_collectives import CompressedGroup, Relay, gathered_bits
 from testbed.device.clock import DeviceClock
 from testbed.device.spec import Device
 from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
-from testbed.methods.sequence import embed_macs
 from testbed.methods.tensor import Widths
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Mlp
@@ -41,7 +40,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RowMacs:
-    """One rank's multiply-accumulates for a row of each product of a layer, and of its attention for all rows."""
+    """One rank's multiply-accumulates in a layer: of each product for one row, and of its attention for all rows."""
 
     project: int
     output: int
@@ -50,41 +49,39 @@ class RowMacs:
 
 
 class Galaxy(MegatronSequenceParallel):
-    """Two ring all-gathers and two ring reduce-scatters a layer, each step behind a matrix product; split as there."""
+    """Two ring all-gathers and two ring reduce-scatters per layer; each step overlaps with a matrix product."""
 
     name: ClassVar[str] = "galaxy"
 
     @property
     def traffic(self) -> tuple[str, ...]:
-        """Tiles and sums to the right."""
+        """Tiles and sums to the right neighbor."""
         return ("ring",)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
-        own, shape = shard.own, shard.own.model.shape
-        ring = _Ring(CodedGroup(group, clock, self.codec), clock, own.rows)
+        shape, ring = shard.model.shape, _Ring(CompressedGroup(group, clock, self.codec), clock, shard.rows)
         macs = _row_macs(shape, Widths.of(self, shape, group.world), group.rank)
-        x_PD = clock.run("compute", embed_macs(shape, own.rows, group.rank), partial(own.embed, inputs))
+        x_PD = shard.run_embed(clock, inputs)
         for layer in shard.layers:
             h_PD = clock.run("compute", 0, partial(layer.block.norm1, x_PD))
             projected = ring.gather(h_PD, macs.project, partial(_project, layer.attn))
             mixed = clock.run("compute", macs.attend, partial(_mix, layer.attn, projected))
             sum_PD = ring.scatter(mixed, macs.output, layer.attn.proj)
             x_PD, h_PD = clock.run("compute", 0, partial(after_attention, layer.block, x_PD, sum_PD))
-            inner = ring.gather(h_PD, macs.column, partial(_widen, layer.mlp))
+            inner = ring.gather(h_PD, macs.column, partial(_first_mlp_product, layer.mlp))
             sum_PD = ring.scatter(inner, macs.column, layer.mlp.fc2)
             x_PD = clock.run("compute", 0, partial(layer.after_mlp, x_PD, sum_PD))
-        hidden_PD, logits = clock.run("compute", 0 if own.start else shape.head_macs(), partial(own.finish, x_PD))
-        return Output(hidden_PD, max(own.start - 1, 0), logits, messages=ring.coded.messages)
+        return shard.run_head(clock, x_PD, ring.compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """Twice a layer all tiles but the rank's own, and sums of all tiles but the one that it begins, rank - 1's."""
+        """Twice in each layer: all tiles but the own one, and sums of all tiles but tile rank - 1, which it starts."""
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), shape.hidden)
         return tuple(2 * shape.layers * (gathered[rank] + gathered[rank - 1]) for rank in range(world))
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
-        """The cost model of the slowest rank: in each step of a ring the longer of product and transfer."""
+        """The cost model of the slowest rank: each step of a ring takes the longer of its product and its transfer."""
         world = len(devices)
         widths, tile = Widths.of(self, shape, world), even_shares(shape.sequence, world)[0]
         transfer_s = wire.message_s(self.codec.encoded_bytes(tile * shape.hidden))
@@ -92,7 +89,7 @@ class Galaxy(MegatronSequenceParallel):
         def rank_s(rank: int, device: Device) -> float:
             macs = _row_macs(shape, widths, rank)
             products_s = [device.seconds(tile * each) for each in (macs.project, macs.output, macs.column, macs.column)]
-            # A ring of equal steps hides what is sent behind N - 1 of its N products.
+            # A ring of equal steps overlaps its N - 1 transfers with N - 1 of its N products.
             waits_s = shape.layers * (world - 1) * sum(max(0.0, transfer_s - product_s) for product_s in products_s)
             return device.seconds(self.macs(shape, rank, world)) + waits_s
 
@@ -103,11 +100,11 @@ class Galaxy(MegatronSequenceParallel):
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See Method.simulate: as ``megatron_sp``, but sums are encoded at each hop of the ring."""
+        """See Method.simulate: as ``megatron_sp``, but a sum is encoded at each hop of the ring."""
         relay, rows = Relay(self.codec, world, sent), even_shares(model.shape.sequence, world)
 
-        def scatter(terms: list[Tensor]) -> list[Tensor]:
-            tiles = [term.split(rows) for term in terms]
+        def scatter(partials: list[Tensor]) -> list[Tensor]:
+            tiles = [partial_SD.split(rows) for partial_SD in partials]
             held = [tiles[rank][rank - 1] for rank in range(world)]
             for step in range(1, world):
                 passed = relay.all_gather(held)
@@ -119,45 +116,45 @@ class Galaxy(MegatronSequenceParallel):
 
 @dataclass(frozen=True)
 class _Ring:
-    """Tiles, one of each rank's rows, on their way to the right-hand neighbor while products run."""
+    """Tiles, one of each rank's rows, that travel to the right neighbor while products run. rows: of each rank."""
 
-    coded: CodedGroup
+    compressed: CompressedGroup
     clock: DeviceClock
     rows: list[int]
 
     def gather(self, own_PD: Tensor, row_macs: int, product: Product) -> list[Tensor]:
-        """``product`` of every rank's tile, by rank."""
-        rank, world = self.coded.rank, self.coded.world
+        """``product`` of the tile of each rank. row_macs: MACs of the product for one row."""
+        rank, world = self.compressed.rank, self.compressed.world
         results = [own_PD] * world
-        tile_PD, message = own_PD, self.coded.encode(own_PD)
+        tile_PD, message = own_PD, self.compressed.encode(own_PD)
         for step in range(world):
             owner, following = (rank - step) % world, (rank - step - 1) % world
-            coming = self._pass_on(message, following, own_PD.shape[1]) if step < world - 1 else None
+            incoming = self._send_on(message, following, own_PD.shape[1]) if step < world - 1 else None
             results[owner] = self.clock.run("compute", row_macs * self.rows[owner], partial(product, tile_PD))
-            if coming is not None:
-                message = coming.wait()
-                tile_PD = self.coded.decode(message, (self.rows[following], own_PD.shape[1]))
+            if incoming is not None:
+                message = incoming.wait()
+                tile_PD = self.compressed.decode(message, (self.rows[following], own_PD.shape[1]))
         return results
 
     def scatter(self, tiles: list[Tensor], row_macs: int, product: Product) -> Tensor:
-        """This rank's rows of the sum over ranks of ``product`` of every tile."""
-        rank, world = self.coded.rank, self.coded.world
-        coming, total_PD = None, tiles[rank]
+        """This rank's rows of the sum over ranks of ``product`` of each tile. row_macs: MACs for one row."""
+        rank, world = self.compressed.rank, self.compressed.world
+        incoming, total_PD = None, tiles[rank]
         for step in range(world):
             owner, following = (rank - 1 - step) % world, (rank - 2 - step) % world
             total_PD = self.clock.run("compute", row_macs * self.rows[owner], partial(product, tiles[owner]))
-            if coming is not None:
-                add = partial(_add_decoded, self.coded.codec, coming.wait(), total_PD)
+            if incoming is not None:
+                add = partial(_add_decoded, self.compressed.codec, incoming.wait(), total_PD)
                 total_PD = self.clock.run("decode", 0, add)
             if step < world - 1:
-                coming = self._pass_on(self.coded.encode(total_PD), following, total_PD.shape[1])
+                incoming = self._send_on(self.compressed.encode(total_PD), following, total_PD.shape[1])
         return total_PD
 
-    def _pass_on(self, message: Tensor, following: int, width: int) -> Handle:
-        """Send a message to the right while rank ``following``'s rows come from the left."""
-        right, left = (self.coded.rank + 1) % self.coded.world, (self.coded.rank - 1) % self.coded.world
-        size = self.coded.codec.encoded_bytes(self.rows[following] * width)
-        return self.coded.group.exchange_async({right: message}, {left: size})
+    def _send_on(self, message: Tensor, following: int, width: int) -> Handle:
+        """Send a message to the right neighbor while the rows of rank ``following`` arrive from the left one."""
+        rank, world = self.compressed.rank, self.compressed.world
+        size = self.compressed.codec.encoded_bytes(self.rows[following] * width)
+        return self.compressed.group.exchange_async({(rank + 1) % world: message}, {(rank - 1) % world: size})
 
 
 def _add_decoded(codec: Codec, message: Tensor, own: Tensor) -> Tensor:
@@ -170,13 +167,13 @@ def _project(attn: Attention, h_PD: Tensor) -> Tensor:
 
 
 def _mix(attn: Attention, projected: list[Tensor]) -> list[Tensor]:
-    """Attention of all rows to all rows in this rank's heads; a tile [P, E] for each rank."""
+    """Attention of all rows to all rows in this rank's heads: a tile [P, E] for each rank."""
     q, k, v = (attn.split_heads(side[None]) for side in torch.cat(projected).chunk(3, dim=-1))
     return list(attn.mix(q, k, v)[0].split([len(tile) for tile in projected]))
 
 
-def _widen(mlp: Mlp, h_PD: Tensor) -> Tensor:
-    """This rank's columns of the MLP's inner state, [P, F]."""
+def _first_mlp_product(mlp: Mlp, h_PD: Tensor) -> Tensor:
+    """This rank's columns of the MLP's hidden state, [P, F]."""
     return F.gelu(mlp.fc1(h_PD), approximate=mlp.approximate)
 
 

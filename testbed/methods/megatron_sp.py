@@ -1,9 +1,12 @@
-"""Tensor parallelism with sequence-parallel norms and residuals (Megatron-LM; Korthikanti et al., arXiv 2205.05198).
+"""Tensor parallelism with sequence-parallel norms (Korthikanti et al., arXiv 2205.05198).
 
-Heads and MLP columns are split as in ``tensor``, but between them a device keeps only its own rows: an all-gather of
-the normalized rows before the heads and before the MLP, a reduce-scatter of the terms after each. Together they cost
-what the two all-reduces of ``tensor`` cost; what is saved is memory, and the norms of other devices' rows. Rows are
-shared out equally to devices of any speed: they carry no products, but the most rows make the longest messages.
+Definition and volumes: docs/baselines.md, section 3.3.
+
+Heads and MLP columns are split as in ``tensor``. Between them a device keeps only its own rows: an all-gather of the
+normalized rows precedes the heads and the MLP, and a reduce-scatter of the partial sums follows each. Together they
+move as much as the two all-reduces of ``tensor``. The gain is memory, and the norms of other devices' rows. Rows are
+shared equally between devices of any speed: they carry no matrix products, but the largest share makes the longest
+messages.
 
 Shape suffixes: S sequence, P own rows, D hidden.
 """
@@ -19,11 +22,11 @@ import torch
 from torch import Tensor
 
 from testbed.comm.group import Group, even_shares
-from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits, scattered_bits
+from testbed.compressed_collectives import CompressedGroup, Relay, gathered_bits, scattered_bits
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod
-from testbed.methods.sequence import SequenceShard, embed_macs
+from testbed.methods.base import CompressedMethod
+from testbed.methods.row_parallel import RowShard, embed_macs, head_macs
 from testbed.methods.tensor import LayerShard, Widths, split_block
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
@@ -32,75 +35,73 @@ from testbed.output import Output
 
 
 @dataclass(frozen=True)
-class MegatronShard:
-    """This rank's rows, as in ``sequence``, and its part of each block, as in ``tensor``."""
+class MegatronShard(RowShard):
+    """The whole model, the rows of this rank, and its heads and MLP columns of each block, as in ``tensor``."""
 
-    own: SequenceShard
     layers: list[LayerShard]
 
 
-class MegatronSequenceParallel(CodedMethod):
+class MegatronSequenceParallel(CompressedMethod):
     """Two all-gathers and two reduce-scatters per layer."""
 
     name: ClassVar[str] = "megatron_sp"
 
     @property
     def traffic(self) -> tuple[str, ...]:
-        """Terms to be summed, and rows."""
+        """Partial sums between all pairs, and rows to all."""
         return ("pairs", "gather")
 
     def check(self, shape: ModelShape, world: int) -> None:
-        """Each device needs a row and a head; shares may differ by one."""
+        """Raise ConfigError (key ``devices``) unless each device has a row, a head and an MLP column."""
         most = min(shape.sequence, shape.heads, shape.mlp_hidden)
         if world > most:
             allowed = f"{self.name} needs 1 to {most} devices, one row and one head each at least"
             raise ConfigError("devices", world, allowed)
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> MegatronShard:
-        """Views of the model's weights, and the rank's place in the sequence."""
+        """Views of the model's weights, and the rank's rows."""
         self.check(model.shape, world)
         widths = Widths.of(self, model.shape, world)
         layers = [split_block(block, widths, rank) for block in cast(Iterable[Block], model.blocks)]
-        return MegatronShard(SequenceShard(model, even_shares(model.shape.sequence, world), rank), layers)
+        return MegatronShard(model, even_shares(model.shape.sequence, world), rank, layers)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
-        own, rows = shard.own, shard.own.rows
-        shape, coded = own.model.shape, CodedGroup(group, clock, self.codec)
-        heads, columns = Widths.of(self, shape, group.world).macs(shape, group.rank)
-        x_PD = clock.run("compute", embed_macs(shape, rows, group.rank), partial(own.embed, inputs))
+        rows, shape, compressed = shard.rows, shard.model.shape, CompressedGroup(group, clock, self.codec)
+        attention, mlp = Widths.of(self, shape, group.world).macs(shape, group.rank)
+        x_PD = shard.run_embed(clock, inputs)
         for layer in shard.layers:
-            h_SD = coded.all_gather(clock.run("compute", 0, partial(layer.block.norm1, x_PD)), rows)
-            term_SD = clock.run("compute", heads, partial(layer.attend, h_SD))
-            sum_PD = coded.reduce_scatter(term_SD, rows)
+            h_SD = compressed.all_gather(clock.run("compute", 0, partial(layer.block.norm1, x_PD)), rows)
+            partial_SD = clock.run("compute", attention, partial(layer.attend, h_SD))
+            sum_PD = compressed.reduce_scatter(partial_SD, rows)
             x_PD, h_PD = clock.run("compute", 0, partial(after_attention, layer.block, x_PD, sum_PD))
-            term_SD = clock.run("compute", columns, partial(layer.mlp, coded.all_gather(h_PD, rows)))
-            x_PD = clock.run("compute", 0, partial(layer.after_mlp, x_PD, coded.reduce_scatter(term_SD, rows)))
-        hidden_PD, logits = clock.run("compute", 0 if own.start else shape.head_macs(), partial(own.finish, x_PD))
-        return Output(hidden_PD, max(own.start - 1, 0), logits, messages=coded.messages)
+            partial_SD = clock.run("compute", mlp, partial(layer.mlp, compressed.all_gather(h_PD, rows)))
+            sum_PD = compressed.reduce_scatter(partial_SD, rows)
+            x_PD = clock.run("compute", 0, partial(layer.after_mlp, x_PD, sum_PD))
+        return shard.run_head(clock, x_PD, compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """Twice a layer all rows but the rank's own, and all other terms of its own rows."""
+        """Twice in each layer: all rows but the own ones, and the other ranks' partial sums of own rows."""
         rows = even_shares(shape.sequence, world)
         gathered, scattered = (bits(self.codec, rows, shape.hidden) for bits in (gathered_bits, scattered_bits))
         return tuple(2 * shape.layers * sum(both) for both in zip(gathered, scattered, strict=True))
 
     def messages(self, shape: ModelShape, world: int) -> int:
-        """One from everybody, or one in each step of a ring, for two gathers and two sums per layer."""
+        """N - 1 in each of two gathers and two sums per layer: from each other rank, or in the steps of a ring."""
         return 4 * shape.layers * (world - 1)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """A share of heads and MLP columns for all rows; embedding of own rows; the head on rank 0."""
+        """A share of heads and MLP columns for all rows, the embedding of own rows, and on rank 0 the head."""
         embed = embed_macs(shape, even_shares(shape.sequence, world), rank)
         layer = sum(Widths.of(self, shape, world).macs(shape, rank))
-        return embed + shape.layers * layer + (0 if rank else shape.head_macs())
+        return embed + shape.layers * layer + head_macs(shape, rank)
 
     @torch.no_grad()
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See Method.simulate: the terms of all ranks, each from the rows as that rank has them."""
+        """See Method.simulate: the partial sums of each rank are computed from the rows as that rank receives them."""
         relay, rows = Relay(self.codec, world, sent), even_shares(model.shape.sequence, world)
         widths, scatter = Widths.of(self, model.shape, world), partial(relay.reduce_scatter, rows=rows)
         return simulate_split(model, inputs, rows, widths, relay.all_gather_seen, scatter)
@@ -120,10 +121,10 @@ def simulate_split(
     gather: Callable[[list[Tensor]], list[Tensor]],
     scatter: Callable[[list[Tensor]], list[Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """All ranks of a method that splits rows between, and heads and columns within, attention and MLP.
+    """All ranks of ``megatron_sp`` or ``galaxy`` in one process: (normalized content rows [T, D], logits [classes]).
 
-    gather: every rank's rows -> all rows, as each rank has them. scatter: every rank's term -> each rank's rows of the
-    sum. Returns (normalized content rows [T, D], logits [classes]).
+    rows: of each rank. gather: the rows of each rank -> all rows, as each rank receives them. scatter: the partial sums
+    of each rank -> the sum's rows of each rank.
     """
     parts = list(model.embed(inputs)[0].split(list(rows)))
     for block in cast(Iterable[Block], model.blocks):
@@ -134,5 +135,4 @@ def simulate_split(
         seen = gather([block.norm2(part) for part in parts])
         sums = scatter([layer.mlp(h_SD) for layer, h_SD in zip(layers, seen, strict=True)])
         parts = [block.add_mlp(part, own + block.mlp.fc2.bias) for part, own in zip(parts, sums, strict=True)]
-    x_SD = model.norm(torch.cat(parts))
-    return x_SD[1:], model.classify(x_SD[:1])[0]
+    return model.outputs(torch.cat(parts))

@@ -1,6 +1,9 @@
-"""Pipeline parallelism: layers split over devices (Huang et al., GPipe, arXiv 1811.06965).
+"""Pipeline parallelism: each device has consecutive layers (GPipe, Huang et al., arXiv 1811.06965).
 
-One request passes the stages one after another, so a pipeline saves memory, not latency.
+Definition and volumes: docs/baselines.md, section 3.9.
+
+One request passes the stages one after another, so a pipeline saves memory and no latency. Micro-batches are not
+reproduced.
 
 Shape suffixes: S sequence, D hidden.
 """
@@ -18,11 +21,11 @@ from torch import Tensor, nn
 
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
-from testbed.compressed_collectives import CodedGroup, Relay
+from testbed.compressed_collectives import CompressedGroup, Relay
 from testbed.device.clock import DeviceClock
 from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod
+from testbed.methods.base import CompressedMethod
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
@@ -47,23 +50,23 @@ class PipelineShard:
         return x_BSD[0]
 
 
-class Pipeline(CodedMethod):
-    """Each device has consecutive layers; [S, D] goes from stage to stage."""
+class Pipeline(CompressedMethod):
+    """Each device has consecutive layers; [S, D] numbers pass from stage to stage."""
 
     name: ClassVar[str] = "pipeline"
 
     @property
     def traffic(self) -> tuple[str, ...]:
-        """One hop at a time."""
+        """From stage to stage, one hop at a time."""
         return ("chain",)
 
     def check(self, shape: ModelShape, world: int) -> None:
-        """Each device needs a layer."""
+        """Raise ConfigError (key ``devices``) unless each device has a layer."""
         if world > shape.layers:
             raise ConfigError("devices", world, f"pipeline needs 1 to {shape.layers} devices, one layer each at least")
 
     def shard(self, model: VisionTransformer, rank: int, world: int) -> PipelineShard:
-        """The stage's blocks, shared with the model."""
+        """The blocks of one stage, which are the model's own."""
         self.check(model.shape, world)
         counts = self.shares(model.shape.layers, world)
         start = sum(counts[:rank])
@@ -72,22 +75,22 @@ class Pipeline(CodedMethod):
     @torch.no_grad()
     def forward(self, inputs: Tensor, shard: PipelineShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. The last stage has all content tokens and the logits."""
-        shape, rank, coded = shard.model.shape, group.rank, CodedGroup(group, clock, self.codec)
+        shape, rank, compressed = shard.model.shape, group.rank, CompressedGroup(group, clock, self.codec)
         size = (shape.sequence, shape.hidden)
         if rank == 0:
             stage = partial(shard.start, inputs)
         else:
             message = group.recv([self.codec.encoded_bytes(math.prod(size))], torch.uint8, rank - 1)
-            stage = partial(shard.layers, coded.decode(message, size))
+            stage = partial(shard.layers, compressed.decode(message, size))
         macs = self.macs(shape, rank, group.world)
         if rank == group.world - 1:
             hidden_TD, logits = clock.run("compute", macs, partial(_finish, shard.model, stage))
             return Output(hidden_TD, 0, logits)
-        group.send(coded.encode(clock.run("compute", macs, stage)), rank + 1)
-        return Output(None, 0, None, messages=coded.messages)
+        group.send(compressed.encode(clock.run("compute", macs, stage)), rank + 1)
+        return Output(None, 0, None, messages=compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """Every stage but the first receives [S, D] once."""
+        """Each stage but the first receives [S, D] numbers once."""
         return (0,) + (8 * self.codec.encoded_bytes(shape.sequence * shape.hidden),) * (world - 1)
 
     def messages(self, shape: ModelShape, world: int) -> int:
@@ -95,7 +98,7 @@ class Pipeline(CodedMethod):
         return min(1, world - 1)
 
     def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """The stage's layers; the first stage embeds, the last has the head."""
+        """The layers of the stage, the embedding of the first stage, the head of the last one."""
         s = shape.sequence
         layer = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
         macs = self.shares(shape.layers, world)[rank] * layer
@@ -103,7 +106,7 @@ class Pipeline(CodedMethod):
         return macs + (shape.head_macs() if rank == world - 1 else 0)
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
-        """The stages and the hops between them, one after another."""
+        """The cost model: the stages and the hops between them, one after another."""
         world = len(devices)
         computation_s = sum(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
         hops_s = wire.bulk_s(sum(self.received_bits(shape, world)))
@@ -113,17 +116,15 @@ class Pipeline(CodedMethod):
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See Method.simulate: the plain model, interrupted by the hops."""
+        """See Method.simulate: the plain model, with a codec between stages."""
         relay = Relay(self.codec, world, sent)
         stages = [self.shard(model, rank, world) for rank in range(world)]
         x_SD = stages[0].start(inputs)
         for rank, stage in enumerate(stages[1:]):
             x_SD = stage.layers(relay.carry(rank, x_SD))
-        x_SD = model.norm(x_SD)
-        return x_SD[1:], model.classify(x_SD[:1])[0]
+        return model.outputs(x_SD)
 
 
 def _finish(model: VisionTransformer, stage: partial[Tensor]) -> tuple[Tensor, Tensor]:
     """(normalized content rows [T, D], logits [classes]) after the last stage."""
-    x_SD = model.norm(stage())
-    return x_SD[1:], model.classify(x_SD[:1])[0]
+    return model.outputs(stage())

@@ -1,13 +1,15 @@
-"""Ring self-attention (Li et al., arXiv 2105.13120; Ring Attention, Liu et al., arXiv 2310.01889).
+"""Ring attention (Li et al., arXiv 2105.13120; Liu et al., arXiv 2310.01889; docs/baselines.md, section 3.6).
 
-Rows are split as in ``sequence``. Each device's keys and values go round a ring of N - 1 steps; while a device attends
-to the block that it has, the next one comes. The blocks' results are merged by log-sum-exp, so softmax stays exact.
+Rows are split as in ``sequence``. The blocks of keys and values, one of each device, travel around a ring in N - 1
+steps. A device attends to the block that it has while the next one arrives. The results of all blocks are merged by
+log-sum-exp, so attention stays exact.
 
-With two directions blocks go round both ways at once: half as many steps, of two blocks each. TokenRing also uses both
-directions, but sends queries one way and results the other; that scheme is not reproduced. A device has one link here,
-so two directions save steps, not transfer time. A lossy codec encodes a block once; it is passed on as it came.
+``ring.directions=2`` sends blocks both ways: half as many steps, with two blocks in each. A device has one link here,
+so this saves steps and no transfer time. TokenRing (arXiv 2412.20501) also uses both directions, but sends queries one
+way and partial results the other; that scheme is not reproduced. A lossy codec encodes a block once, and the encoded
+block is passed on.
 
-Shape suffixes: S sequence, P own rows, D hidden, E key width, H heads, K head width.
+Shape suffixes: S sequence, P own rows, R rows of a block, D hidden, E key width, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from torch import Tensor
 
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
-from testbed.compressed_collectives import CodedGroup, gathered_bits
+from testbed.compressed_collectives import CompressedGroup, Relay
 from testbed.device.clock import DeviceClock
 from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod
-from testbed.methods.sequence import SequenceParallel, SequenceShard, check_rows, embed_macs
+from testbed.methods.row_parallel import RowParallel, RowShard, embed_macs
+from testbed.methods.sequence import simulate_sequence
 from testbed.models.partial_attention import PartialAttention, attend_part, merge
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
@@ -36,8 +38,8 @@ from testbed.models.vit import VisionTransformer
 from testbed.output import Output
 
 
-class RingAttention(CodedMethod):
-    """Keys and values round a ring, in one direction or both."""
+class RingAttention(RowParallel):
+    """Keys and values travel around a ring. directions: 1, or 2 for both ways at the same time."""
 
     name: ClassVar[str] = "ring"
 
@@ -52,114 +54,97 @@ class RingAttention(CodedMethod):
 
     @property
     def traffic(self) -> tuple[str, ...]:
-        """To the right, or to both sides."""
+        """To the right neighbor, or to both neighbors."""
         return ("both_ways",) if self.directions == 2 else ("ring",)
 
-    def check(self, shape: ModelShape, world: int) -> None:
-        """Each device needs a row."""
-        check_rows(self.name, shape, world)
-
-    def shard(self, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
-        """The whole model and the rank's place."""
-        self.check(model.shape, world)
-        return SequenceShard(model, self.shares(model.shape.sequence, world), rank)
-
     @torch.no_grad()
-    def forward(self, inputs: Tensor, shard: SequenceShard, group: Group, clock: DeviceClock) -> Output:
+    def forward(self, inputs: Tensor, shard: RowShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         shape, own = shard.model.shape, shard.rows[group.rank]
-        coded = CodedGroup(group, clock, self.codec)
+        compressed = CompressedGroup(group, clock, self.codec)
         project = shape.query_macs(own) + shape.key_value_macs(own)
-        x_PD = clock.run("compute", embed_macs(shape, shard.rows, group.rank), partial(shard.embed, inputs))
+        x_PD = shard.run_embed(clock, inputs)
         for block in cast(Iterable[Block], shard.model.blocks):
             q_BHPK, kv_PE = clock.run("compute", project, partial(shard.project, block, x_PD))
             parts = []
-            for blocks in self._around(coded, kv_PE, shard.rows):
-                macs = shape.attend_macs(own, sum(map(len, blocks)))
-                parts.append(clock.run("compute", macs, partial(_attend, block.attn, q_BHPK, blocks)))
+            for held in self._travel(compressed, kv_PE, shard.rows):
+                macs = shape.attend_macs(own, sum(map(len, held)))
+                parts.append(clock.run("compute", macs, partial(_attend, block.attn, q_BHPK, held)))
             x_PD = clock.run("compute", shape.finish_macs(own), partial(_finish, block, x_PD, parts))
-        hidden_PD, logits = clock.run("compute", 0 if shard.start else shape.head_macs(), partial(shard.finish, x_PD))
-        return Output(hidden_PD, max(shard.start - 1, 0), logits, messages=coded.messages)
+        return shard.run_head(clock, x_PD, compressed.messages)
 
-    def _around(self, coded: CodedGroup, own_PE: Tensor, rows: list[int]) -> Iterator[list[Tensor]]:
-        """First the own block, then those that each step brings; while the caller uses some, the next are coming."""
-        blocks, messages = [own_PE], {coded.rank: coded.encode(own_PE)}
-        for step in _steps(coded.rank, coded.world, self.directions):
+    def _travel(self, compressed: CompressedGroup, own_PE: Tensor, rows: list[int]) -> Iterator[list[Tensor]]:
+        """The own block, then the blocks of each step. The next step's blocks arrive while the caller computes."""
+        held, messages = [own_PE], {compressed.rank: compressed.encode(own_PE)}
+        for step in _steps(compressed.rank, compressed.world, self.directions):
             shapes = [(rows[owner], own_PE.shape[1]) for owner in step.received.values()]
-            sizes = [coded.codec.encoded_bytes(math.prod(shape)) for shape in shapes]
+            sizes = [compressed.codec.encoded_bytes(math.prod(shape)) for shape in shapes]
             outgoing = {peer: messages[owner] for peer, owner in step.sent.items()}
-            coming = coded.group.exchange_async(outgoing, dict(zip(step.received, sizes, strict=True)))
-            yield blocks
-            received = coming.wait().split(sizes)
+            incoming = compressed.group.exchange_async(outgoing, dict(zip(step.received, sizes, strict=True)))
+            yield held
+            received = incoming.wait().split(sizes)
             messages = dict(zip(step.received.values(), received, strict=True))
-            blocks = [coded.decode(message, shape) for message, shape in zip(received, shapes, strict=True)]
-        yield blocks
+            held = [compressed.decode(message, shape) for message, shape in zip(received, shapes, strict=True)]
+        yield held
 
-    def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """Everyone else's keys and values, once per layer."""
-        gathered = gathered_bits(self.codec, self.shares(shape.sequence, world), 2 * shape.key_width)
-        return tuple(shape.layers * bits for bits in gathered)
+    def gathered(self, shape: ModelShape, world: int) -> tuple[list[int], int]:
+        """Keys and values of own rows; neighbors pass them on to the other ranks."""
+        return self.rows(shape, world), 2 * shape.key_width
 
-    def messages(self, shape: ModelShape, world: int) -> int:
-        """Everybody's block per layer, from whichever neighbor."""
-        return shape.layers * (world - 1)
-
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
+    def layer_macs(self, shape: ModelShape, rows: Sequence[int], rank: int) -> int:
         """Everything for own rows only."""
-        rows = self.shares(shape.sequence, world)
         own = rows[rank]
-        layer = shape.query_macs(own) + shape.key_value_macs(own) + shape.attend_macs(own, shape.sequence)
-        head = 0 if rank else shape.head_macs()
-        return embed_macs(shape, rows, rank) + shape.layers * (layer + shape.finish_macs(own)) + head
+        projections = shape.query_macs(own) + shape.key_value_macs(own)
+        return projections + shape.attend_macs(own, shape.sequence) + shape.finish_macs(own)
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
-        """The cost model: a rank attends to the blocks it has while it passes them on, then needs the next ones."""
-        world, rows = len(devices), self.shares(shape.sequence, len(devices))
+        """The cost model: a rank attends to the blocks that it has and passes them on, then needs the next ones."""
+        world, rows = len(devices), self.rows(shape, len(devices))
         block_s = [wire.message_s(self.codec.encoded_bytes(2 * count * shape.key_width)) for count in rows]
 
-        def after(now: list[float], macs: Iterable[int]) -> list[float]:
-            return [begin + device.seconds(each) for begin, device, each in zip(now, devices, macs, strict=True)]
+        def after(now_s: list[float], macs: Iterable[int]) -> list[float]:
+            return [start_s + device.seconds(each) for start_s, device, each in zip(now_s, devices, macs, strict=True)]
 
-        def attended(now: list[float], held: list[int]) -> list[float]:
-            return after(now, (shape.attend_macs(own, keys) for own, keys in zip(rows, held, strict=True)))
+        def attended(now_s: list[float], keys: list[int]) -> list[float]:
+            return after(now_s, (shape.attend_macs(own, count) for own, count in zip(rows, keys, strict=True)))
 
-        now = after([0.0] * world, (embed_macs(shape, rows, rank) for rank in range(world)))
+        now_s = after([0.0] * world, (embed_macs(shape, rows, rank) for rank in range(world)))
         for _ in range(shape.layers):
-            now, held = after(now, (shape.query_macs(own) + shape.key_value_macs(own) for own in rows)), rows
-            for moves in zip(*(_steps(rank, world, self.directions) for rank in range(world)), strict=True):
-                arrivals = [
-                    max(now[rank], *(now[peer] for peer in move.received)) + move.seconds(block_s)
-                    for rank, move in enumerate(moves)
+            now_s, keys = after(now_s, (shape.query_macs(own) + shape.key_value_macs(own) for own in rows)), rows
+            for steps in zip(*(_steps(rank, world, self.directions) for rank in range(world)), strict=True):
+                arrival_s = [
+                    max(now_s[rank], *(now_s[peer] for peer in step.received)) + step.seconds(block_s)
+                    for rank, step in enumerate(steps)
                 ]
-                now = [max(times) for times in zip(attended(now, held), arrivals, strict=True)]
-                held = [sum(rows[owner] for owner in move.received.values()) for move in moves]
-            now = after(attended(now, held), map(shape.finish_macs, rows))
-        now[0] += devices[0].seconds(shape.head_macs())
-        return max(now) + self._exchanges_s(shape, world, wire)
+                now_s = [max(times) for times in zip(attended(now_s, keys), arrival_s, strict=True)]
+                keys = [sum(rows[owner] for owner in step.received.values()) for step in steps]
+            now_s = after(attended(now_s, keys), map(shape.finish_macs, rows))
+        now_s[0] += devices[0].seconds(shape.head_macs())
+        return max(now_s) + self._exchanges_s(shape, world, wire)
 
+    @torch.no_grad()
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See Method.simulate: the numbers are those of ``sequence`` where keys and values are gathered."""
-        sequence = SequenceParallel("kv", self.codec.name)
-        sequence.speeds = self.speeds
-        return sequence.simulate(model, inputs, world, sent)
+        """See Method.simulate: the numbers are those of ``sequence`` with ``gather=kv``."""
+        rows, relay = self.rows(model.shape, world), Relay(self.codec, world, sent)
+        return simulate_sequence(model, inputs, rows, relay, "kv")
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank does in one step: which rank's block goes to which peer, and comes from which."""
+    """One step of one rank. sent: peer -> the rank whose block goes there. received: peer -> whose block comes."""
 
     sent: dict[int, int]
     received: dict[int, int]
 
     def seconds(self, block_s: Sequence[float]) -> float:
-        """How long its blocks take on the rank's link, whose two ways are apart; block_s: of each rank's block."""
-        return max(sum(block_s[owner] for owner in way.values()) for way in (self.sent, self.received))
+        """Time of the blocks on the rank's full-duplex link. block_s: transfer time of each rank's block."""
+        return max(sum(block_s[owner] for owner in blocks.values()) for blocks in (self.sent, self.received))
 
 
 def _steps(rank: int, world: int, directions: int) -> list[Step]:
-    """To the right N - 1 steps; with two directions blocks of the nearer half come from each side."""
+    """N - 1 steps to the right. With two directions, the blocks of the nearer ranks come from each side."""
     right, left = (rank + 1) % world, (rank - 1) % world
     leftward = (world - 1) // 2 if directions == 2 else 0
     steps = []
@@ -173,7 +158,7 @@ def _steps(rank: int, world: int, directions: int) -> list[Step]:
 
 
 def _attend(attn: Attention, q_BHPK: Tensor, blocks: list[Tensor]) -> PartialAttention:
-    """Attention of own rows to some ranks' keys and values [rows, 2 E]."""
+    """Attention of own rows to blocks of keys and values, each [R, 2 E]."""
     k_BHRK, v_BHRK = (attn.split_heads(side[None]) for side in torch.cat(blocks).chunk(2, dim=-1))
     return attend_part(q_BHPK, k_BHRK, v_BHRK)
 

@@ -1,12 +1,15 @@
-"""Sequence parallelism as in Voltage (docs/baselines.md, section 3.5: one all-gather per layer).
+"""Sequence parallelism, as in Voltage (Hu and Li, ICDCS 2024; docs/baselines.md, section 3.5).
 
-Each device has all weights and its own rows of the sequence; queries come from these, keys and values from all rows.
-What is gathered before a layer's attention is a choice: ``x``, the rows themselves, of which each device computes all
-keys and values again, as Voltage does; or ``kv``, each device's keys and values, twice the numbers and no repetition.
+Each device has all weights and its own rows of the sequence. Queries come from own rows, keys and values from all
+rows. ``sequence.gather`` selects what devices gather before each attention:
 
-Voltage's order of products: a device of few rows does not compute all keys and values. Scores are
-((h_own W_Q) W_K') h_all', and the weighted sum of h_all is multiplied by W_V. A key's bias adds the same to all scores
-of a query, so softmax does not see it; weights sum up to 1, so the value's bias is added once.
+x   the rows themselves, as in Voltage. Each device computes the keys and values of all rows again.
+kv  keys and values: twice the numbers, and nothing is computed twice.
+
+Voltage also reorders the products. A device with few rows need not compute all keys and values: scores are
+((h_own W_Q) W_K^T) h_all^T, and the weighted sum of h_all is multiplied by W_V. The bias of the keys adds the same
+number to all scores of a query, so softmax cancels it. Attention weights sum to 1, so the bias of the values is added
+once.
 
 Shape suffixes: S sequence, P own rows, D hidden, E key width, H heads, K head width.
 """
@@ -24,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from testbed.comm.group import Group
-from testbed.compressed_collectives import CodedGroup, Relay, gathered_bits, scattered_bits
+from testbed.compressed_collectives import CompressedGroup, Relay, scattered_bits
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.base import CodedMethod
+from testbed.methods.row_parallel import RowParallel, RowShard
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
@@ -36,56 +39,8 @@ from testbed.output import Output
 GATHERED = ("x", "kv")
 
 
-@dataclass(frozen=True)
-class SequenceShard:
-    """The whole model, and which rows (the class token is row 0) belong to this rank."""
-
-    model: VisionTransformer
-    rows: list[int]  # of every rank
-    rank: int
-
-    @property
-    def start(self) -> int:
-        """The first own row."""
-        return sum(self.rows[: self.rank])
-
-    @property
-    def stop(self) -> int:
-        """The first row after the own ones."""
-        return self.start + self.rows[self.rank]
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """This rank's rows [P, D]."""
-        return self.model.embed(inputs, self.start, self.stop)[0]
-
-    def layer(self, block: Block, reorder: bool, all_SD: Tensor) -> Tensor:
-        """This rank's rows [P, D] after one layer, from everyone's rows before it."""
-        h_BSD = block.norm1(all_SD[None])
-        own_BPD = h_BSD[:, self.start : self.stop]
-        if reorder:
-            mixed_BPD = _mix_embeddings(block.attn, own_BPD, h_BSD)
-        else:
-            mixed_BPD = block.attn.mix(block.attn.query(own_BPD), *block.attn.keys_values(h_BSD))
-        return block.finish(all_SD[None, self.start : self.stop], mixed_BPD)[0]
-
-    def project(self, block: Block, x_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """(queries [1, H, P, K], keys and values side by side [P, 2 E]) of own rows."""
-        h_BPD = block.norm1(x_PD[None])
-        return block.attn.query(h_BPD), torch.cat([block.attn.k(h_BPD), block.attn.v(h_BPD)], dim=-1)[0]
-
-    def attend(self, block: Block, x_PD: Tensor, q_BHPK: Tensor, kv_SE: Tensor) -> Tensor:
-        """Own rows [P, D] after the layer, from everyone's keys and values."""
-        k_BHSK, v_BHSK = (block.attn.split_heads(part[None]) for part in kv_SE.chunk(2, dim=-1))
-        return block.finish(x_PD[None], block.attn.mix(q_BHPK, k_BHSK, v_BHSK))[0]
-
-    def finish(self, x_PD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(normalized content rows, logits where the class token is)."""
-        x_PD = self.model.norm(x_PD)
-        return (x_PD, None) if self.start else (x_PD[1:], self.model.classify(x_PD[:1])[0])
-
-
-class SequenceParallel(CodedMethod):
-    """Rows split; one all-gather per layer, of ``gather``: x or kv."""
+class SequenceParallel(RowParallel):
+    """Rows are split; one all-gather per layer. gather: ``x`` or ``kv``."""
 
     name: ClassVar[str] = "sequence"
 
@@ -98,83 +53,122 @@ class SequenceParallel(CodedMethod):
     def _variant(self) -> list[str]:
         return ["kv"] if self.gather == "kv" else []
 
-    def check(self, shape: ModelShape, world: int) -> None:
-        """Each device needs a row."""
-        check_rows(self.name, shape, world)
-
-    def shard(self, model: VisionTransformer, rank: int, world: int) -> SequenceShard:
-        """The whole model and the rank's place."""
-        self.check(model.shape, world)
-        return SequenceShard(model, self.shares(model.shape.sequence, world), rank)
-
     @torch.no_grad()
-    def forward(self, inputs: Tensor, shard: SequenceShard, group: Group, clock: DeviceClock) -> Output:
+    def forward(self, inputs: Tensor, shard: RowShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
-        shape, coded = shard.model.shape, CodedGroup(group, clock, self.codec)
-        macs = segment_macs(shape, shard.rows, group.rank)
+        shape, compressed = shard.model.shape, CompressedGroup(group, clock, self.codec)
+        macs = segment_macs(shape, shard.rows[group.rank])
         reorder = reorders(shape, shard.rows[group.rank])
-        x_PD = clock.run("compute", macs.embed, partial(shard.embed, inputs))
+        x_PD = shard.run_embed(clock, inputs)
         for block in cast(Iterable[Block], shard.model.blocks):
             if self.gather == "x":
-                all_SD = coded.all_gather(x_PD, shard.rows)
-                x_PD = clock.run("compute", macs.layer, partial(shard.layer, block, reorder, all_SD))
+                all_SD = compressed.all_gather(x_PD, shard.rows)
+                x_PD = clock.run("compute", macs.layer, partial(layer_from_rows, shard, block, reorder, all_SD))
             else:
                 q_BHPK, kv_PE = clock.run("compute", macs.project, partial(shard.project, block, x_PD))
-                kv_SE = coded.all_gather(kv_PE, shard.rows)
-                x_PD = clock.run("compute", macs.attend, partial(shard.attend, block, x_PD, q_BHPK, kv_SE))
-        hidden_PD, logits = clock.run("compute", macs.head, partial(shard.finish, x_PD))
-        return Output(hidden_PD, max(shard.start - 1, 0), logits, messages=coded.messages)
+                kv_SE = compressed.all_gather(kv_PE, shard.rows)
+                x_PD = clock.run("compute", macs.attend, partial(_layer_from_keys_values, block, x_PD, q_BHPK, kv_SE))
+        return shard.run_head(clock, x_PD, compressed.messages)
 
-    def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
-        """All rows but the rank's own, or their keys and values, once per layer."""
-        gathered = gathered_bits(self.codec, self.shares(shape.sequence, world), self._width(shape))
-        return tuple(shape.layers * bits for bits in gathered)
-
-    def messages(self, shape: ModelShape, world: int) -> int:
-        """One from everybody per layer."""
-        return shape.layers * (world - 1)
+    def gathered(self, shape: ModelShape, world: int) -> tuple[list[int], int]:
+        """Own rows, or their keys and values."""
+        return self.rows(shape, world), shape.hidden if self.gather == "x" else 2 * shape.key_width
 
     def wire_bits(self, shape: ModelShape, world: int) -> int:
-        """The rank with the most rows sends them to all others, which is more than any receives."""
-        return shape.layers * max(scattered_bits(self.codec, self.shares(shape.sequence, world), self._width(shape)))
+        """The rank with the most rows sends them to all others, which is more than any rank receives."""
+        return shape.layers * max(scattered_bits(self.codec, *self.gathered(shape, world)))
 
-    def _width(self, shape: ModelShape) -> int:
-        """Numbers of a row that are sent."""
-        return shape.hidden if self.gather == "x" else 2 * shape.key_width
-
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Per layer: keys and values of all rows (``x``) or own ones (``kv``), the rest of the rank's own."""
-        macs = segment_macs(shape, self.shares(shape.sequence, world), rank)
-        layer = macs.layer if self.gather == "x" else macs.project + macs.attend
-        return macs.embed + shape.layers * layer + macs.head
+    def layer_macs(self, shape: ModelShape, rows: Sequence[int], rank: int) -> int:
+        """Keys and values of all rows (``x``) or of own rows (``kv``); everything else of own rows."""
+        macs = segment_macs(shape, rows[rank])
+        return macs.layer if self.gather == "x" else macs.project + macs.attend
 
     @torch.no_grad()
     def simulate(
         self, model: VisionTransformer, inputs: Tensor, world: int, sent: Sequence[Sequence[Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See Method.simulate: full attention for each rank, with what the others get of rows, or keys and values."""
-        relay = Relay(self.codec, world, sent)
-        rows = self.shares(model.shape.sequence, world)
-        parts = list(model.embed(inputs)[0].split(rows))
-        for block in cast(Iterable[Block], model.blocks):
-            parts = simulate_layer(block, parts, relay, self.gather)
-        x_SD = model.norm(torch.cat(parts))
-        return x_SD[1:], model.classify(x_SD[:1])[0]
+        """See Method.simulate: full attention for each rank, to rows or keys and values as that rank receives them."""
+        rows, relay = self.rows(model.shape, world), Relay(self.codec, world, sent)
+        return simulate_sequence(model, inputs, rows, relay, self.gather)
 
 
 @dataclass(frozen=True)
 class SegmentMacs:
-    """One rank's multiply-accumulates by segment: a layer in one, or in two with keys and values sent between."""
+    """Multiply-accumulates of one rank in the segments of a layer.
 
-    embed: int
+    layer: the one segment with ``gather=x``. project, attend: the two segments with ``gather=kv``.
+    """
+
     layer: int
     project: int
     attend: int
-    head: int
+
+
+def segment_macs(shape: ModelShape, own: int) -> SegmentMacs:
+    """The multiply-accumulates of a rank with ``own`` rows."""
+    attention = reordered_macs(shape, own) if reorders(shape, own) else naive_macs(shape, own)
+    return SegmentMacs(
+        layer=attention + shape.finish_macs(own),
+        project=shape.query_macs(own) + shape.key_value_macs(own),
+        attend=shape.attend_macs(own, shape.sequence) + shape.finish_macs(own),
+    )
+
+
+def reorders(shape: ModelShape, own: int) -> bool:
+    """Whether Voltage's order takes fewer MACs for ``own`` rows: 1/P - 1/S > 1/F_H - 1/F, in whole numbers."""
+    return naive_macs(shape, own) > reordered_macs(shape, own)
+
+
+def naive_macs(shape: ModelShape, own: int) -> int:
+    """MACs of projections and attention in the usual order: P F F_H + 2 S F F_H + 2 P S F_H for each head."""
+    return shape.query_macs(own) + shape.key_value_macs(shape.sequence) + shape.attend_macs(own, shape.sequence)
+
+
+def reordered_macs(shape: ModelShape, own: int) -> int:
+    """MACs of the same in Voltage's order: 3 P F F_H + 2 P S F for each head."""
+    return 3 * shape.query_macs(own) + 2 * own * shape.sequence * shape.hidden * shape.heads
+
+
+def layer_from_rows(shard: RowShard, block: Block, reorder: bool, all_SD: Tensor) -> Tensor:
+    """Own rows [P, D] after a layer, from all rows before it. reorder: multiply in Voltage's order."""
+    h_BSD = block.norm1(all_SD[None])
+    own_BPD = h_BSD[:, shard.start : shard.stop]
+    if reorder:
+        mixed_BPD = _mix_reordered(block.attn, own_BPD, h_BSD)
+    else:
+        mixed_BPD = block.attn.mix(block.attn.query(own_BPD), *block.attn.keys_values(h_BSD))
+    return block.finish(all_SD[None, shard.start : shard.stop], mixed_BPD)[0]
+
+
+def _layer_from_keys_values(block: Block, x_PD: Tensor, q_BHPK: Tensor, kv_SE: Tensor) -> Tensor:
+    """Own rows [P, D] after a layer, from their queries and the keys and values of all rows."""
+    k_BHSK, v_BHSK = (block.attn.split_heads(side[None]) for side in kv_SE.chunk(2, dim=-1))
+    return block.finish(x_PD[None], block.attn.mix(q_BHPK, k_BHSK, v_BHSK))[0]
+
+
+def _mix_reordered(attn: Attention, own_BPD: Tensor, all_BSD: Tensor) -> Tensor:
+    """``attn.mix`` in Voltage's order: [B, P, H*K] of normalized embeddings, without keys and values of all rows."""
+    width = attn.q.out_features // attn.heads
+    key_HKD, value_HKD = (side.weight.unflatten(0, (attn.heads, width)) for side in (attn.k, attn.v))
+    q_BHPD = torch.matmul(attn.query(own_BPD), key_HKD)
+    h_BHSD = all_BSD[:, None].expand(-1, attn.heads, -1, -1)
+    summed_BHPD = F.scaled_dot_product_attention(q_BHPD, h_BHSD, h_BHSD, scale=1 / math.sqrt(width))
+    mixed_BHPK = torch.matmul(summed_BHPD, value_HKD.transpose(-2, -1))
+    return mixed_BHPK.transpose(-3, -2).flatten(-2) + attn.v.bias
+
+
+def simulate_sequence(
+    model: VisionTransformer, inputs: Tensor, rows: Sequence[int], relay: Relay, gather: str
+) -> tuple[Tensor, Tensor]:
+    """All ranks in one process, as Method.simulate. rows: of each rank."""
+    parts = list(model.embed(inputs)[0].split(list(rows)))
+    for block in cast(Iterable[Block], model.blocks):
+        parts = simulate_layer(block, parts, relay, gather)
+    return model.outputs(torch.cat(parts))
 
 
 def simulate_layer(block: Block, parts: Sequence[Tensor], relay: Relay, gather: str = "x") -> list[Tensor]:
-    """Every rank's rows [P, D] after a layer, with attention for each of them apart."""
+    """The rows [P, D] of every rank after a layer, with a separate attention for each rank."""
     attn, h = block.attn, [block.norm1(part) for part in parts]
     if gather == "x":
         seen = [attn.keys_values(block.norm1(x_SD[None])) for x_SD in relay.all_gather_seen(parts)]
@@ -185,53 +179,3 @@ def simulate_layer(block: Block, parts: Sequence[Tensor], relay: Relay, gather: 
         block.finish(part[None], attn.mix(attn.query(h_PD[None]), *keys_values))[0]
         for part, h_PD, keys_values in zip(parts, h, seen, strict=True)
     ]
-
-
-def check_rows(name: str, shape: ModelShape, world: int) -> None:
-    """ConfigError unless each device has a row."""
-    if world > shape.sequence:
-        raise ConfigError("devices", world, f"{name} needs 1 to {shape.sequence} devices, one row each")
-
-
-def embed_macs(shape: ModelShape, rows: Sequence[int], rank: int) -> int:
-    """MACs that embed one of the ranks' ``rows``; rank 0 has the class token, which is not embedded by a product."""
-    return shape.embed_macs(rows[rank] - (shape.class_tokens if rank == 0 else 0))
-
-
-def reorders(shape: ModelShape, own: int) -> bool:
-    """Whether ``own`` rows take fewer MACs with Voltage's order: 1/P - 1/S > 1/F_H - 1/F, in whole numbers."""
-    return naive_macs(shape, own) > reordered_macs(shape, own)
-
-
-def naive_macs(shape: ModelShape, own: int) -> int:
-    """Projections and attention of ``own`` rows to all: P F F_H + 2 S F F_H + 2 P S F_H a head."""
-    return shape.query_macs(own) + shape.key_value_macs(shape.sequence) + shape.attend_macs(own, shape.sequence)
-
-
-def reordered_macs(shape: ModelShape, own: int) -> int:
-    """The same in Voltage's order: 3 P F F_H + 2 P S F a head."""
-    return 3 * shape.query_macs(own) + 2 * own * shape.sequence * shape.hidden * shape.heads
-
-
-def _mix_embeddings(attn: Attention, own_BPD: Tensor, all_BSD: Tensor) -> Tensor:
-    """``attn.mix`` in Voltage's order: [B, P, H*K] of normalized embeddings, without their keys and values."""
-    width = attn.q.out_features // attn.heads
-    key_HKD, value_HKD = (side.weight.unflatten(0, (attn.heads, width)) for side in (attn.k, attn.v))
-    q_BHPD = torch.matmul(attn.query(own_BPD), key_HKD)
-    h_BHSD = all_BSD[:, None].expand(-1, attn.heads, -1, -1)
-    summed_BHPD = F.scaled_dot_product_attention(q_BHPD, h_BHSD, h_BHSD, scale=1 / math.sqrt(width))
-    mixed_BHPK = torch.matmul(summed_BHPD, value_HKD.transpose(-2, -1))
-    return mixed_BHPK.transpose(-3, -2).flatten(-2) + attn.v.bias
-
-
-def segment_macs(shape: ModelShape, rows: Sequence[int], rank: int) -> SegmentMacs:
-    """What one rank computes in each segment; rows: of every rank."""
-    own = rows[rank]
-    attention = reordered_macs(shape, own) if reorders(shape, own) else naive_macs(shape, own)
-    return SegmentMacs(
-        embed=embed_macs(shape, rows, rank),
-        layer=attention + shape.finish_macs(own),
-        project=shape.query_macs(own) + shape.key_value_macs(own),
-        attend=shape.attend_macs(own, shape.sequence) + shape.finish_macs(own),
-        head=shape.head_macs() if rank == 0 else 0,
-    )

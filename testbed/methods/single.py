@@ -1,4 +1,4 @@
-"""One device computes everything: the reference for numbers and for speed-up."""
+"""One device computes everything: the reference for outputs and for every speedup (docs/baselines.md, section 3.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from testbed.output import Output
 
 
 class Single(Method):
-    """Rank 0 runs the plain model; the other ranks neither compute nor communicate."""
+    """Rank 0 runs the plain model. The other ranks neither compute nor communicate."""
 
     name: ClassVar[str] = "single"
     exact: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class Single(Method):
 
 
 def _whole_model(model: VisionTransformer | Decoder, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(normalized content rows [T, D], logits [classes]; of a causal model those for the token that comes next)."""
+    """(normalized content rows [T, D], logits [classes]; with a causal model, the logits of the next token)."""
     x_BSD = model.embed(inputs)
     for block in model.blocks:
         x_BSD = block(x_BSD)

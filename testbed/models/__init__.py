@@ -1,1 +1,1 @@
-"""Plain PyTorch models. Nothing here knows of devices, links or quantization."""
+"""Plain PyTorch models. No module here knows about devices, links or quantization."""

@@ -1,8 +1,9 @@
-"""What GPT-2 and Llama share: causal blocks, cut as those of transformer.py, between an embedding and a head.
+"""The base of GPT-2 and Llama: causal blocks between an embedding and a head.
 
-A method that owns rows ``start`` to ``stop`` of the sequence drives a block like this::
+The parts of a block can be called separately, as in transformer.py. A method that owns rows ``start`` to ``stop`` of
+the sequence computes them like this::
 
-    h_BSD = block.norm1(x_BSD)  # rows 0 to stop, however it came by those before its own
+    h_BSD = block.norm1(x_BSD)  # rows 0 to stop; the rows before start come from other devices
     q_BHSK = block.attn.query(h_BSD[:, start:], start)
     keys, values = block.attn.keys_values(h_BSD)
     mixed_BSD = block.attn.mix(q_BHSK, keys, values, causal_mask(stop - start, stop))
@@ -25,15 +26,15 @@ from testbed.models.transformer import Attention
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
-    """Who sees what, [queries, keys], True where visible: the last query sees all keys, each one before it one less."""
+    """[queries, keys], True where visible: the last query sees all keys, each query before it one key less."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class Config(Protocol):
-    """Sizes of an architecture."""
+    """The sizes of an architecture."""
 
     def shape(self, tokens: int) -> ModelShape:
-        """Of a prompt of ``tokens``."""
+        """The sizes of the prefill of a prompt of ``tokens``."""
         ...
 
 
@@ -56,21 +57,21 @@ class DecoderBlock(nn.Module):
         return x_BSD + mlp_BSD
 
     def finish(self, x_BSD: Tensor, mixed_BSD: Tensor) -> Tensor:
-        """All that follows attention's weighted sum: projection, residual, MLP, residual."""
+        """Everything after ``Attention.mix``: output projection, residual, MLP, residual."""
         x_BSD = self.add_attention(x_BSD, self.attn.proj(mixed_BSD))
         return self.add_mlp(x_BSD, self.mlp(self.norm2(x_BSD)))
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """Causal attention among all rows, which begin at position 0."""
+        """All rows of a sequence, from position 0 on, with causal attention."""
         h_BSD = self.norm1(x_BSD)
         visible = causal_mask(x_BSD.shape[1], x_BSD.shape[1], x_BSD.device)
         return self.finish(x_BSD, self.attn.mix(self.attn.query(h_BSD), *self.attn.keys_values(h_BSD), visible))
 
 
 class Decoder(nn.Module):
-    """Token ids to logits. ``tied``: the head's matrix is the embedding's.
+    """Token ids to logits. tied: the head uses the matrix of the embedding.
 
-    tokens: of the prompts that a method shares out; the plain model takes any number of them.
+    tokens: length of the prompts that a method splits. The plain model accepts prompts of any length.
     """
 
     config: Config
@@ -95,11 +96,11 @@ class Decoder(nn.Module):
         return self.token_embed(ids_BS[:, start:stop])
 
     def logits(self, x_BSD: Tensor) -> Tensor:
-        """Logits [B, S, V] of last states that are already normalized."""
+        """Logits [B, S, V] of normalized last states [B, S, D]."""
         return F.linear(x_BSD, (self.token_embed if self.head is None else self.head).weight)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        """Token ids [B, S] -> logits [B, S, V]; those of row i are for the token after it."""
+        """Token ids [B, S] -> logits [B, S, V]. Row i predicts token i + 1."""
         x_BSD = self.embed(ids_BS)
         for block in cast(Iterable[DecoderBlock], self.blocks):
             x_BSD = block(x_BSD)

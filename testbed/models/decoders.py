@@ -1,4 +1,4 @@
-"""Causal decoders by the name that a configuration gives them: SmolLM2 from its package, and hub folders."""
+"""Causal decoders by the key ``model.name``: SmolLM2 from its package, or a hub folder."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ HUB_FOLDER = "hub_folder"
 
 @dataclass(frozen=True)
 class DecoderChoice:
-    """A decoder as ``load_model`` builds it; weights come from files."""
+    """A decoder that ``load_model`` can build without weights and fill from files."""
 
     name: str
     config: LlamaConfig | Gpt2Config
 
     def skeleton(self, tokens: int) -> Llama | Gpt2:
-        """The model for prompts of ``tokens``."""
+        """The model for prompts of ``tokens`` tokens."""
         model = Llama(self.config) if isinstance(self.config, LlamaConfig) else Gpt2(self.config)
         model.tokens = tokens
         return model
 
 
-@cache  # formulas ask for it with every row
+@cache  # called for every result row
 def decoder_config(name: str, folder: str) -> LlamaConfig | Gpt2Config:
-    """The sizes of a decoder, without its weights. Raises what ``load_decoder`` raises."""
+    """The sizes of a decoder; no weights are read. Raises ConfigError as ``load_decoder`` does."""
     return SMOLLM2 if name != HUB_FOLDER else _checked(hub_without_weights(Path(folder)), folder).config
 
 
 def load_decoder(name: str, folder: str, cache_dir: Path) -> tuple[Llama | Gpt2, Tokenizer]:
-    """The model, in eval mode and without gradients, and its tokenizer; what is computed of them is in ``cache_dir``.
+    """(the model in eval mode and without gradients, its tokenizer). cache_dir: folder for dequantized weights.
 
-    Raises ConfigError (``model.folder``) for a folder that cannot be used, EnvironmentFault for a missing package.
+    Raises ConfigError (key ``model.folder``) for an unusable folder, EnvironmentFault for a missing package.
     """
     if name != HUB_FOLDER:
         return load_smollm2(cache_dir), smollm2_tokenizer(cache_dir)
@@ -48,7 +48,7 @@ def load_decoder(name: str, folder: str, cache_dir: Path) -> tuple[Llama | Gpt2,
 
 
 def _checked(model: object, folder: str) -> Llama | Gpt2:
-    """ConfigError for another kind of model."""
+    """The same model. Raises ConfigError if it is no causal decoder."""
     if not isinstance(model, Llama | Gpt2):
         raise ConfigError("model.folder", folder, "holds a Vision Transformer; expected GPT-2 or Llama")
     return model

@@ -16,7 +16,7 @@ from testbed.models.transformer import Attention, Mlp
 
 @dataclass(frozen=True)
 class Gpt2Config:
-    """Sizes of a GPT-2. No sequence is longer than ``positions``."""
+    """Sizes of a GPT-2. positions: the greatest length of a sequence."""
 
     layers: int
     hidden: int
@@ -28,7 +28,7 @@ class Gpt2Config:
     tied: bool = True
 
     def shape(self, tokens: int) -> ModelShape:
-        """The sizes that cost formulas need, for a prompt of ``tokens``. Looking up an embedding is no product."""
+        """The sizes that cost formulas need, for a prompt of ``tokens``. An embedding lookup has no MACs."""
         return ModelShape(
             layers=self.layers,
             hidden=self.hidden,
@@ -43,7 +43,7 @@ class Gpt2Config:
 
 
 class Gpt2(Decoder):
-    """Positions are added to the embedding, so the blocks need none; see Decoder for how it is driven."""
+    """Decoder whose embedding contains learned positions, so its blocks need none."""
 
     config: Gpt2Config
 
@@ -63,7 +63,7 @@ class Gpt2(Decoder):
         self.position = nn.Embedding(c.positions, c.hidden)
 
     def embed(self, ids_BS: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """As Decoder.embed. Raises ValueError for a sequence longer than the table of positions."""
+        """As Decoder.embed. Raises ValueError for a sequence longer than ``positions``."""
         stop = ids_BS.shape[1] if stop is None else stop
         if stop > self.config.positions:
             raise ValueError(f"{stop} tokens; expected at most {self.config.positions}, the positions of the model")

@@ -1,7 +1,7 @@
-"""Checkpoints in the format of model hubs: a folder with config.json and weights in safetensors, whole or in shards.
+"""Checkpoints in the format of model hubs: a folder with config.json and safetensors weights, in one file or shards.
 
-Nothing is downloaded and nothing is unpickled: a pickle may run any code when it is read. Everything is checked before
-the first tensor is read, and whatever does not fit is a ConfigError of the key ``model.folder`` that names the file.
+Nothing is downloaded. Nothing is unpickled, because reading a pickle can run any code. Everything is checked before the
+first tensor is read. Whatever cannot be used raises ConfigError (key ``model.folder``), which names the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FLOATS = ("F32", "F16", "BF16")
 
 
 def load_hub(folder: Path) -> Llama | Gpt2 | VisionTransformer:
-    """The model of a hub folder in eval mode, fp32, without gradients; a ViT at the picture size it was saved for.
+    """The model of a hub folder in eval mode, fp32, without gradients; a ViT for the image size of the checkpoint.
 
-    Raises ConfigError (key ``model.folder``) if the folder cannot be used: in one line, the file and what was expected.
+    Raises ConfigError (key ``model.folder``) for an unusable folder: one line with the file and what was expected.
     """
     layout = _layout(folder)
     found = _find(folder, layout)
@@ -48,7 +48,7 @@ def load_hub(folder: Path) -> Llama | Gpt2 | VisionTransformer:
 
 
 def hub_without_weights(folder: Path) -> nn.Module:
-    """The model of ``load_hub`` on the meta device, of config.json alone. Raises ConfigError as ``load_hub`` does."""
+    """The model of ``load_hub`` on the meta device, from config.json alone. Raises ConfigError as ``load_hub`` does."""
     return _layout(folder).model
 
 
@@ -60,7 +60,7 @@ def hub_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower class
-        raise ConfigError("model.folder", folder, f"{TOKENIZER} is no tokenizer: {_line(error)}") from error
+        raise ConfigError("model.folder", folder, f"{TOKENIZER} is not a tokenizer: {_line(error)}") from error
 
 
 def _layout(folder: Path) -> Layout:
@@ -81,7 +81,7 @@ def _layout(folder: Path) -> Layout:
 
 
 def _find(folder: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
-    """File and name of each tensor of ``layout.sources``. Names, shapes and types are checked."""
+    """The file and the name in it of each tensor of ``layout.sources``. Names, shapes and dtypes are checked."""
     found: dict[str, tuple[Path, str]] = {}
     for path in _weight_files(folder):
         try:
@@ -95,7 +95,7 @@ def _find(folder: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
                             "model.folder", folder, f"{found[key][0].name} and {path.name} both hold {key}"
                         )
                     part = opened.get_slice(name)
-                    reason = _unfit(name, part.get_shape(), part.get_dtype(), layout.sources.get(key))
+                    reason = _mismatch(name, part.get_shape(), part.get_dtype(), layout.sources.get(key))
                     if reason:
                         raise ConfigError("model.folder", folder, f"{path.name}: {reason}")
                     found[key] = path, name
@@ -103,14 +103,14 @@ def _find(folder: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
             raise _unreadable(folder, path, error) from error
     missing = sorted(set(layout.sources) - set(found))
     if missing:
-        raise ConfigError("model.folder", folder, f"the weights lack {_some(missing)}; {CONFIG} asks for it")
+        raise ConfigError("model.folder", folder, f"the weights lack {_some(missing)}, which {CONFIG} asks for")
     return found
 
 
-def _unfit(name: str, shape: list[int], dtype: str, source: Source | None) -> str:
+def _mismatch(name: str, shape: list[int], dtype: str, source: Source | None) -> str:
     """Why a tensor of a file cannot be used; empty if it can."""
     if source is None:
-        return f"{name} is no tensor of the model that {CONFIG} describes"
+        return f"{name} is not a tensor of the model that {CONFIG} describes"
     if tuple(shape) != source.shape:
         return f"{name} is {shape}; {CONFIG} asks for {list(source.shape)}"
     return "" if dtype in FLOATS else f"{name} is {dtype}; supported: {', '.join(FLOATS)}"
@@ -122,7 +122,8 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-        hint = f"; {pickled[0]} is never read, as a pickle may run any code: save it as safetensors" if pickled else ""
+        unsafe = "is never read, because a pickle can run any code: save it as safetensors"
+        hint = f"; {pickled[0]} {unsafe}" if pickled else ""
         raise ConfigError("model.folder", folder, f"neither {WEIGHTS} nor {INDEX} is there{hint}")
     shards = _json_object(folder, INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
@@ -148,7 +149,7 @@ def _json_object(folder: Path, name: str) -> dict[str, object]:
 
 
 def _unreadable(folder: Path, path: Path, error: Exception) -> ConfigError:
-    return ConfigError("model.folder", folder, f"{path.name} is damaged or no safetensors file: {_line(error)}")
+    return ConfigError("model.folder", folder, f"{path.name} is damaged or not a safetensors file: {_line(error)}")
 
 
 def _some(names: list[str]) -> str:

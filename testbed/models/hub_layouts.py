@@ -1,7 +1,7 @@
-"""How Llama, GPT-2 and ViT checkpoints in hub format spell sizes and tensors, and what of them our models cannot do.
+"""Names of sizes and tensors in Llama, GPT-2 and ViT checkpoints in hub format, and the options that are supported.
 
 The names are those that the classes LlamaForCausalLM, GPT2LMHeadModel and ViTForImageClassification of the package
-transformers save, up to version 5. An option that would change the arithmetic is refused by its name, never ignored.
+transformers save, up to version 5. An unsupported option that would change the arithmetic raises FieldError.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig, Rotary, RotaryScaling
 from testbed.models.vit import VisionTransformer, VitConfig
 
-LARGEST = 10_000_000  # of any size in config.json: what is larger is a slip, and would overflow or take forever
+LARGEST = 10_000_000  # of any size in config.json; a larger one is a mistake and would overflow
 
 
 class FieldError(ValueError):
-    """A field of config.json that cannot be used. The message names it and what is allowed."""
+    """An unusable field of config.json. The message names the field and the supported values."""
 
 
 class Fields:
-    """Fields of config.json, or of an object in it, with their types checked. Raises FieldError."""
+    """Fields of config.json, or of an object in it. Methods check types and raise FieldError."""
 
     def __init__(self, values: Mapping[str, object], prefix: str = ""):
         self.values, self.prefix = values, prefix
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number of 1 or more; ``default`` where it is missing or null, an error if there is none."""
+        """A whole number of 1 or more. Where it is missing or null: ``default``, or an error without default."""
         value = self._get(name, default)
         if type(value) is not int or not 1 <= value <= LARGEST:
             raise self.error(name, f"a whole number from 1 to {LARGEST}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number above 0."""
+        """A number above 0; ``default`` as in ``integer``."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
             raise self.error(name, "a number above 0")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """true or false."""
+        """true or false; ``default`` where it is missing or null."""
         value = self._get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, "true or false")
@@ -59,12 +59,12 @@ class Fields:
         return Fields(value, f"{self.prefix}{name}.")
 
     def only(self, name: str, *allowed: object) -> None:
-        """Refuse any value but these; the first one is assumed where the field is missing or null."""
+        """Raise FieldError for a value that is not in ``allowed``. A missing field or null has the first of them."""
         if self._get(name, allowed[0]) not in allowed:
             raise self.error(name, " or ".join("null" if value is None else str(value) for value in allowed))
 
     def error(self, name: str, allowed: str) -> FieldError:
-        """For a field whose value is not among ``allowed``."""
+        """The error for a field whose value is not in ``allowed``."""
         shown = str(self.values[name]) if name in self.values else "missing"
         shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
         return FieldError(f"{self.prefix}{name} is {shown}; supported: {allowed}")
@@ -76,7 +76,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the checkpoint: its shape, and what of our model it fills."""
+    """A tensor of the checkpoint: its shape, and the tensors of the model that it fills."""
 
     shape: tuple[int, ...]
     fill: Callable[[Tensor], dict[str, Tensor]]
@@ -84,10 +84,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model without memory for its weights, and where they are.
+    """A model on the meta device, and the tensors of the checkpoint that hold its weights.
 
-    ``prefix`` stands before all names but the head's, and is missing where a checkpoint was saved without the head.
-    ``unused`` matches tensors that checkpoints may hold besides: buffers, and parts that the head does not need.
+    prefix: precedes all names except those of the head; absent in checkpoints that were saved without a head.
+    unused: matches other tensors that checkpoints may hold: buffers, and parts that the head does not need.
     """
 
     model: nn.Module
@@ -108,7 +108,9 @@ def llama_layout(fields: Fields) -> Layout:
         raise fields.error("num_key_value_heads", f"divisors of the {heads} heads")
     head_width = fields.integer("head_dim", _divided(fields, "hidden_size", heads))
     if head_width % 2:
-        raise FieldError(f"the width of a head is {head_width}; supported: even numbers, as rotation turns pairs")
+        raise FieldError(
+            f"the width of a head is {head_width}; supported: even numbers, because rotary embeddings rotate pairs"
+        )
     config = LlamaConfig(
         layers=fields.integer("num_hidden_layers"),
         hidden=hidden,
@@ -124,9 +126,9 @@ def llama_layout(fields: Fields) -> Layout:
     with torch.device("meta"):
         model = Llama(config)
     shapes = _shapes(model)
-    sources = _plain(shapes, {"embed_tokens": "token_embed", "norm": "norm"})
+    sources = _renamed(shapes, {"embed_tokens": "token_embed", "norm": "norm"})
     if not config.tied:
-        sources |= _plain(shapes, {"lm_head": "head"})
+        sources |= _renamed(shapes, {"lm_head": "head"})
     parts = {
         "input_layernorm": "norm1",
         "self_attn.q_proj": "attn.q",
@@ -139,13 +141,13 @@ def llama_layout(fields: Fields) -> Layout:
         "mlp.down_proj": "mlp.down",
     }
     for i in range(config.layers):
-        sources |= _plain(shapes, {f"layers.{i}.{theirs}": f"blocks.{i}.{ours}" for theirs, ours in parts.items()})
+        sources |= _renamed(shapes, {f"layers.{i}.{theirs}": f"blocks.{i}.{ours}" for theirs, ours in parts.items()})
     unused = r".*\.rotary_emb\.inv_freq" + (r"|lm_head\.weight" if config.tied else "")
     return Layout(model, "model.", sources, re.compile(unused))
 
 
 def gpt2_layout(fields: Fields) -> Layout:
-    """GPT2LMHeadModel. Its linear layers are stored as [inputs, outputs], queries, keys and values side by side."""
+    """GPT2LMHeadModel. Linear layers are stored as [inputs, outputs]; queries, keys and values are side by side."""
     fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
@@ -165,21 +167,21 @@ def gpt2_layout(fields: Fields) -> Layout:
     with torch.device("meta"):
         model = Gpt2(config)
     shapes = _shapes(model)
-    sources = _plain(shapes, {"wte": "token_embed", "wpe": "position", "ln_f": "norm"})
+    sources = _renamed(shapes, {"wte": "token_embed", "wpe": "position", "ln_f": "norm"})
     if not config.tied:
-        sources |= _plain(shapes, {"lm_head": "head"})
+        sources |= _renamed(shapes, {"lm_head": "head"})
     for i in range(config.layers):
-        sources |= _plain(shapes, {f"h.{i}.ln_{n}": f"blocks.{i}.norm{n}" for n in (1, 2)})
+        sources |= _renamed(shapes, {f"h.{i}.ln_{n}": f"blocks.{i}.norm{n}" for n in (1, 2)})
         linears = {"attn.c_proj": "attn.proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
         for theirs, ours in linears.items():
-            sources |= _turned(shapes, f"h.{i}.{theirs}", [f"blocks.{i}.{ours}"])
-        sources |= _turned(shapes, f"h.{i}.attn.c_attn", [f"blocks.{i}.attn.{part}" for part in "qkv"])
+            sources |= _transposed(shapes, f"h.{i}.{theirs}", [f"blocks.{i}.{ours}"])
+        sources |= _transposed(shapes, f"h.{i}.attn.c_attn", [f"blocks.{i}.attn.{part}" for part in "qkv"])
     unused = r".*\.attn\.(masked_)?bias" + (r"|lm_head\.weight" if config.tied else "")
     return Layout(model, "transformer.", sources, re.compile(unused))
 
 
 def vit_layout(fields: Fields) -> Layout:
-    """ViTForImageClassification, at the picture size that it was saved with."""
+    """ViTForImageClassification, for the image size of the checkpoint."""
     fields.only("hidden_act", "gelu")
     fields.only("qkv_bias", True)
     fields.only("num_channels", 3)
@@ -192,7 +194,7 @@ def vit_layout(fields: Fields) -> Layout:
         heads=heads,
         patch=patch,
         tokens=_divided(fields, "image_size", patch) ** 2,
-        classes=len(fields.inner("id2label").values) or 2,  # two labels are not written
+        classes=len(fields.inner("id2label").values) or 2,  # a checkpoint of two classes has no id2label
         mlp_ratio=_divided(fields, "intermediate_size", hidden),
         norm_eps=fields.number("layer_norm_eps", 1e-12),
     )
@@ -201,12 +203,12 @@ def vit_layout(fields: Fields) -> Layout:
     shapes = _shapes(model)
     kernel = Source((hidden, 3, patch, patch), lambda t: {"patch_embed.weight": t.flatten(1)})
     sources = {
-        "embeddings.cls_token": _same(shapes, "class_token"),
-        "embeddings.position_embeddings": _same(shapes, "position"),
+        "embeddings.cls_token": _copied(shapes, "class_token"),
+        "embeddings.position_embeddings": _copied(shapes, "position"),
         "embeddings.patch_embeddings.projection.weight": kernel,
-        "embeddings.patch_embeddings.projection.bias": _same(shapes, "patch_embed.bias"),
+        "embeddings.patch_embeddings.projection.bias": _copied(shapes, "patch_embed.bias"),
     }
-    sources |= _plain(shapes, {"layernorm": "norm", "classifier": "head"})
+    sources |= _renamed(shapes, {"layernorm": "norm", "classifier": "head"})
     parts = {
         "layernorm_before": "norm1",
         "attention.attention.query": "attn.q",
@@ -219,7 +221,7 @@ def vit_layout(fields: Fields) -> Layout:
     }
     for i in range(config.layers):
         names = {f"encoder.layer.{i}.{theirs}": f"blocks.{i}.{ours}" for theirs, ours in parts.items()}
-        sources |= _plain(shapes, names)
+        sources |= _renamed(shapes, names)
     return Layout(model, "vit.", sources, re.compile(r"pooler\..*"))
 
 
@@ -234,7 +236,7 @@ def _divided(fields: Fields, name: str, by: int) -> int:
 
 
 def _rotary(fields: Fields, head_width: int) -> Rotary:
-    """From version 5 on transformers writes all into ``rope_parameters``; before, theta was not in ``rope_scaling``."""
+    """The rotary embedding: ``rope_parameters`` of transformers 5, or ``rope_theta`` and ``rope_scaling`` before."""
     rope = fields.inner("rope_parameters" if "rope_parameters" in fields.values else "rope_scaling")
     theta = rope.number("rope_theta", fields.number("rope_theta", 10_000))
     for place in (fields, rope):
@@ -258,22 +260,22 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _same(shapes: dict[str, tuple[int, ...]], ours: str) -> Source:
+def _copied(shapes: dict[str, tuple[int, ...]], ours: str) -> Source:
     return Source(shapes[ours], lambda tensor: {ours: tensor})
 
 
-def _plain(shapes: dict[str, tuple[int, ...]], names: dict[str, str]) -> dict[str, Source]:
-    """Weights, and biases where we have them, that only have another name."""
+def _renamed(shapes: dict[str, tuple[int, ...]], names: dict[str, str]) -> dict[str, Source]:
+    """Weights, and biases where the model has them, that differ in their names only."""
     return {
-        f"{theirs}.{kind}": _same(shapes, f"{ours}.{kind}")
+        f"{theirs}.{kind}": _copied(shapes, f"{ours}.{kind}")
         for theirs, ours in names.items()
         for kind in ("weight", "bias")
         if f"{ours}.{kind}" in shapes
     }
 
 
-def _turned(shapes: dict[str, tuple[int, ...]], theirs: str, ours: list[str]) -> dict[str, Source]:
-    """A transposed linear layer that holds ``ours`` side by side, all of one size."""
+def _transposed(shapes: dict[str, tuple[int, ...]], theirs: str, ours: list[str]) -> dict[str, Source]:
+    """A transposed linear layer that holds the linear layers ``ours`` side by side, all of one size."""
     outputs, inputs = shapes[f"{ours[0]}.weight"]
 
     def weights(tensor: Tensor) -> dict[str, Tensor]:

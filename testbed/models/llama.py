@@ -1,10 +1,11 @@
-"""Llama (Touvron et al., arXiv 2302.13971; grouped queries and long-context rotation as in Llama 3, arXiv 2407.21783).
+"""Llama (Touvron et al., arXiv 2302.13971), with grouped queries and long-context scaling as in Llama 3 (arXiv
+2407.21783).
 
-Rotary embeddings (Su et al., arXiv 2104.09864) turn pairs of numbers of a head. Checkpoints know two layouts of the
-pairs: *halves* (i with i + K/2: hub folders) and *interleaved* (2i with 2i + 1: the original release, GGUF). This model
-has halves only: weights of hub folders are then used as they lie in the file, and the rotation is two products on
-contiguous halves. ``halves_from_interleaved`` permutes the rows of the other layout at load time; scores do not change,
-as queries and keys are permuted alike.
+Rotary embeddings (Su et al., arXiv 2104.09864) rotate pairs of numbers of a head. Checkpoints have one of two layouts
+of these pairs: *halves* (i with i + K/2, in hub folders) or *interleaved* (2i with 2i + 1, in the original release and
+in GGUF). This model uses halves only: weights of hub folders need no change, and the rotation works on contiguous
+halves. ``halves_from_interleaved`` permutes the rows of the other layout at load time. Scores do not change, because
+queries and keys are permuted in the same way.
 
 Shape suffixes as in decoder.py; J key/value heads, each shared by H/J query heads.
 """
@@ -26,10 +27,10 @@ from testbed.models.transformer import Attention
 
 @dataclass(frozen=True)
 class RotaryScaling:
-    """How Llama 3 stretches the rotation for contexts longer than it was first trained on (``rope_type`` llama3).
+    """Llama 3's scaling of rotary frequencies for contexts longer than the first training's (``rope_type`` llama3).
 
-    Waves longer than ``original_positions / low_factor`` tokens are slowed down by ``factor``, those shorter than
-    ``original_positions / high_factor`` are left alone, and those between are blended.
+    Frequencies with wavelengths above ``original_positions / low_factor`` tokens are divided by ``factor``. Those below
+    ``original_positions / high_factor`` stay as they are. Those between are interpolated.
     """
 
     factor: float
@@ -40,7 +41,7 @@ class RotaryScaling:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Angles of a head of ``width`` numbers: position * theta^(-2i / width), scaled where the model says so."""
+    """Rotary angles of a head of ``width`` numbers: position * theta^(-2i / width) for pair i, scaled if asked for."""
 
     width: int
     theta: float
@@ -57,20 +58,20 @@ class Rotary:
         return frequency_k * (blend_k + (1 - blend_k) / s.factor)
 
     def apply(self, x_BHSK: Tensor, start: int | Tensor) -> Tensor:
-        """Rotate rows at positions ``start``, ``start + 1``, ..., or each at its own of the integers ``start`` [S]."""
+        """Rotate rows [B, H, S, K] at positions ``start``, ``start + 1``, ..., or at the positions ``start`` [S]."""
         if isinstance(start, Tensor):
             angle_Sk = start.to(torch.float32)[:, None] * self.frequencies().to(start.device)
             cos_Sk, sin_Sk = angle_Sk.cos(), angle_Sk.sin()
         else:
-            cos_Sk, sin_Sk = _table(self, start, x_BHSK.shape[-2], x_BHSK.device)
+            cos_Sk, sin_Sk = _cos_sin(self, start, x_BHSK.shape[-2], x_BHSK.device)
         a, b = x_BHSK.chunk(2, dim=-1)
         return torch.cat([a * cos_Sk - b * sin_Sk, b * cos_Sk + a * sin_Sk], dim=-1)
 
 
-@lru_cache(maxsize=32)  # every layer turns by the same table
-def _table(rotary: Rotary, start: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=32)  # all layers use the same values
+def _cos_sin(rotary: Rotary, start: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine of ``rows`` positions from ``start`` on, each [S, K/2]."""
-    with torch.inference_mode(False):  # so that a table made in inference can serve training
+    with torch.inference_mode(False):  # so that training can use values that were computed in inference
         angle_Sk = torch.arange(start, start + rows, dtype=torch.float32)[:, None] * rotary.frequencies()
         return angle_Sk.cos().to(device), angle_Sk.sin().to(device)
 
@@ -82,7 +83,7 @@ def halves_from_interleaved(weight: Tensor, heads: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a Llama. ``head_width`` times ``heads`` is ``hidden`` in most, not in all."""
+    """Sizes of a Llama. ``head_width`` times ``heads`` equals ``hidden`` in most models."""
 
     layers: int
     hidden: int
@@ -96,7 +97,7 @@ class LlamaConfig:
     tied: bool
 
     def shape(self, tokens: int) -> ModelShape:
-        """The sizes that cost formulas need, for a prompt of ``tokens``. Looking up an embedding is no product."""
+        """The sizes that cost formulas need, for a prompt of ``tokens``. An embedding lookup has no MACs."""
         return ModelShape(
             layers=self.layers,
             hidden=self.hidden,
@@ -115,14 +116,14 @@ class LlamaConfig:
 
 
 class GroupedAttention(Attention):
-    """Attention with rotated queries and keys, fewer key/value heads than query heads, and no biases.
+    """Attention with rotary embeddings, fewer key/value heads than query heads, and no biases.
 
-    Keys are rotated by ``keys_values`` and so can be kept. ``pre_rope_keys_values`` and ``apply_rotary`` are for
-    methods that quantize keys before the rotation.
+    ``keys_values`` returns rotated keys. ``pre_rope_keys_values`` and ``apply_rotary`` are for methods that quantize
+    keys before their rotary embedding.
     """
 
     def __init__(self, config: LlamaConfig):
-        nn.Module.__init__(self)  # other linear layers than the parent's
+        nn.Module.__init__(self)  # the parent's linear layers have other sizes
         width, kv_width = config.heads * config.head_width, config.key_value_heads * config.head_width
         self.heads, self._key_value_heads, self.rotary = config.heads, config.key_value_heads, config.rotary
         self.q = nn.Linear(config.hidden, width, bias=False)
@@ -139,7 +140,7 @@ class GroupedAttention(Attention):
         return self.apply_rotary(self.split_heads(self.q(x_BSD)), start)
 
     def pre_rope_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys before the rotation, and values, each [B, J, S, K], of normalized embeddings."""
+        """Keys before their rotary embedding, and values, each [B, J, S, K], of normalized embeddings."""
         k_BSJK = self.k(x_BSD).unflatten(-1, (self.key_value_heads, -1))
         v_BSJK = self.v(x_BSD).unflatten(-1, (self.key_value_heads, -1))
         return k_BSJK.transpose(-3, -2), v_BSJK.transpose(-3, -2)
@@ -168,7 +169,7 @@ class SwiGlu(nn.Module):
 
 
 class Llama(Decoder):
-    """RMSNorm, grouped-query attention, SwiGLU; see Decoder for how it is driven."""
+    """Decoder with RMSNorm, grouped-query attention and SwiGLU."""
 
     config: LlamaConfig
 

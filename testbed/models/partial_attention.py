@@ -1,8 +1,8 @@
-"""Attention in parts that are computed apart and merged afterwards, as flash attention merges blocks of keys.
+"""Attention to a part of the keys, and the merge of such parts into one softmax, as in flash attention.
 
-A part is the attention of all queries to some of the keys, and for each query the log-sum-exp of its scores. From these
-the softmax over all keys follows exactly (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135). So a
-device can attend to its own rows while the others' are under way.
+A part holds the attention of all queries to some of the keys and, for each query, the log-sum-exp of its scores. The
+softmax over all keys follows exactly from both (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv
+2205.14135). A device can therefore attend to its own rows while the rows of other devices arrive.
 
 Shape suffixes: B batch, H heads, J key/value heads (H, or a divisor of it), Q queries, R keys, K head width, N parts.
 """
@@ -10,17 +10,40 @@ Shape suffixes: B batch, H heads, J key/value heads (H, or a divisor of it), Q q
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+OPERATOR = "_scaled_dot_product_flash_attention_for_cpu"
+ARGUMENTS = ["query", "key", "value", "dropout_p", "is_causal", "attn_mask", "scale"]
+RETURNS = ["output", "logsumexp"]
+
+
+def cpu_flash_attention() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """PyTorch's kernel for ``scaled_dot_product_attention`` on CPUs, or None where it has no such operator.
+
+    The public function does not return the log-sum-exp. The operator and its schema are private, so their names are
+    checked here, and used nowhere else.
+    """
+    operator = getattr(torch.ops.aten, OPERATOR, None)
+    schema = getattr(getattr(operator, "default", None), "_schema", None)
+    if schema is None:
+        return None
+    arguments, returns = ([value.name for value in values] for values in (schema.arguments, schema.returns))
+    return operator if (arguments, returns) == (ARGUMENTS, RETURNS) else None
+
+
+KERNEL = cpu_flash_attention()
+
 
 class PartialAttention(NamedTuple):
-    """Attention to some keys: ``out`` [B, H, Q, K], a softmax over them alone, and ``lse`` [B, H, Q], natural log.
+    """Attention to some keys: ``out`` [B, H, Q, K], as if there were no others, and ``lse`` [B, H, Q].
 
-    A query that sees no key has out 0 and lse -inf.
+    lse is the natural logarithm of the sum of exp(score). A query that sees no key has out 0 and lse -inf.
     """
 
     out: Tensor
@@ -34,11 +57,12 @@ class PartialAttention(NamedTuple):
 def attend_part(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | None = None) -> PartialAttention:
     """Attention to these keys. mask, [Q, R] or [1, R]: True where visible, or float numbers added to the scores.
 
-    In inference on the CPU the kernel that ``scaled_dot_product_attention`` uses there is called by its own name, as
-    the public function keeps the log-sum-exp to itself: 10 ms for 256 queries, 768 keys, 12 heads of 64 on one thread
-    of a 2-core AMD EPYC that others used too, where products and a softmax take 36, and 159 against 765 for 1024 and
-    3072. It has no gradient of the log-sum-exp, so elsewhere it is products and a softmax. Merging two parts costs 0.5
-    and 1.3 ms. Raises ValueError for a mask of another shape.
+    On CPUs and without gradients, PyTorch's flash attention kernel computes it. The kernel has no gradient of the
+    log-sum-exp, so elsewhere matrix products and a softmax compute it. With 12 heads of 64, on one thread of a shared
+    2-core AMD EPYC, the kernel took 10 ms for 256 queries and 768 keys, where products took 36 ms, and 159 ms for 1024
+    and 3072, where products took 765 ms. ``merge`` of two such parts took 0.5 and 1.3 ms.
+
+    Raises ValueError for a mask of another shape.
     """
     queries, keys = q_BHQK.shape[-2], k_BJRK.shape[-2]
     if mask is not None and (mask.dim() != 2 or mask.shape[0] not in (1, queries) or mask.shape[1] != keys):
@@ -49,18 +73,20 @@ def attend_part(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | N
         mask = torch.zeros(mask.shape, dtype=q_BHQK.dtype, device=mask.device).masked_fill_(~mask, -math.inf)
     if q_BHQK.device.type != "cpu" or (torch.is_grad_enabled() and _any_grad(q_BHQK, k_BJRK, v_BJRK)):
         return _by_products(q_BHQK, k_BJRK, v_BJRK, mask)
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out_BHQK, lse_BHQ = attend(q_BHQK, k_BJRK, v_BJRK, attn_mask=mask)
-    if mask is not None:  # the kernel says 0 where nothing is visible
+    if KERNEL is None:
+        warn_without_kernel()
+        return _by_products(q_BHQK, k_BJRK, v_BJRK, mask)
+    out_BHQK, lse_BHQ = KERNEL(q_BHQK, k_BJRK, v_BJRK, attn_mask=mask)
+    if mask is not None:  # the kernel returns 0 for a query that sees no key
         lse_BHQ = lse_BHQ.masked_fill((mask == -math.inf).all(-1), -math.inf)
     return PartialAttention(out_BHQK, lse_BHQ)
 
 
 def merge(parts: Sequence[PartialAttention]) -> PartialAttention:
-    """Attention to the keys of all parts (of the same queries, no key in two of them) in one softmax."""
+    """Attention to the keys of all parts in one softmax. parts: of the same queries, and no key in two of them."""
     lse_NBHQ = torch.stack([part.lse for part in parts])
     lse_BHQ = lse_NBHQ.logsumexp(0)
-    # where nothing is visible in any part, -inf less the least finite number is -inf, and its weight 0
+    # A query that sees no key in any part gets weights 0: -inf minus the smallest finite number is -inf.
     weights_NBHQ1 = (lse_NBHQ - lse_BHQ.clamp(min=torch.finfo(lse_BHQ.dtype).min)).exp()[..., None]
     out_BHQK = parts[0].out * weights_NBHQ1[0]
     for part, weights_BHQ1 in zip(parts[1:], weights_NBHQ1[1:], strict=True):
@@ -78,6 +104,16 @@ def _by_products(q_BHQK: Tensor, k_BJRK: Tensor, v_BJRK: Tensor, mask: Tensor | 
     floor_BJgQ = lse_BJgQ.clamp(min=torch.finfo(lse_BJgQ.dtype).min)
     out_BJgQK = (scores_BJgQR - floor_BJgQ[..., None]).exp() @ v_BJRK[:, :, None]
     return PartialAttention(out_BJgQK.flatten(1, 2), lse_BJgQ.flatten(1, 2))
+
+
+@cache  # one warning in each process
+def warn_without_kernel() -> None:
+    """Say what the missing kernel costs."""
+    warnings.warn(
+        f"torch {torch.__version__} has no operator aten::{OPERATOR} with the expected arguments. Partial attention "
+        "uses matrix products and a softmax, which took 3.6 to 4.8 times as long where both were timed.",
+        stacklevel=3,
+    )
 
 
 def _any_grad(*tensors: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """The sizes of a Transformer workload, from which every cost formula is computed.
 
-Multiply-accumulates (MACs) are counted for matrix products only; norms, softmax and biases are left out,
-as in the paper's own accounting.
+Multiply-accumulates (MACs) are those of matrix products. Norms, softmax and biases are not counted, as in the paper.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class ModelShape:
     key_value_heads: int = 0  # 0: as many as heads
     mlp_matrices: int = 2  # 3 where a gate multiplies the MLP's hidden state
     head_width: int = 0  # 0: hidden / heads
-    causal: bool = False  # tokens see those before them only
-    rotary: bool = False  # keys are turned by their positions
+    causal: bool = False  # a token attends to itself and to earlier tokens only
+    rotary: bool = False  # rotary position embeddings
 
     @property
     def sequence(self) -> int:
@@ -34,12 +33,12 @@ class ModelShape:
 
     @property
     def query_width(self) -> int:
-        """Numbers of all heads of one query."""
+        """Numbers in the queries of one token, over all heads."""
         return self.heads * (self.head_width or self.hidden // self.heads)
 
     @property
     def key_width(self) -> int:
-        """Numbers of all heads of one key, or of one value."""
+        """Numbers in the keys of one token, over all heads; also in its values."""
         return self.query_width // self.heads * (self.key_value_heads or self.heads)
 
     def embed_macs(self, tokens: int) -> int:

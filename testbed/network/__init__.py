@@ -1,1 +1,1 @@
-"""Emulated networks: links, shaping, sandbox. Nothing here knows of models."""
+"""Emulated networks: hosts, shaped links, and the sandbox of a run. Nothing here depends on models."""

@@ -1,4 +1,4 @@
-"""What a network backend offers to the cluster and to experiments."""
+"""The interface of a network backend to the cluster and to experiments."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from topologies.link_graph import Hop, LinkGraph
 
 
 class Network(ABC):
-    """Hosts joined by links whose rate can be changed while everything runs. A context manager: leaving it ends it.
+    """Hosts joined by links whose rates can change during a run. A context manager: leaving it removes the network.
 
     graph: the data links. control_ip: address of the driver. device_control_ips, device_data_ips: addresses of each
-    device on the two networks.
+    device on the control network and on the data network.
     """
 
     name: str
@@ -33,31 +33,32 @@ class Network(ABC):
 
     @abstractmethod
     def popen(self, device: int, command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start a process on a device, with its output in ``log``."""
+        """Start a process on a device. Its output goes to ``log``."""
 
     @abstractmethod
     def shape(self, rate_bps: float, shaper: str, queue_kb: float = QUEUE_KB) -> None:
-        """Set every data link both ways to its share of ``rate_bps`` bits/s, and switches' ports to a queue length.
+        """Set both directions of every data link to its share of ``rate_bps`` bits/s.
 
-        shaper: one of ``testbed.network.shaping.SHAPERS``.
+        shaper: one of ``testbed.network.shaping.SHAPERS``. queue_kb: queue length of switch ports, in thousands of
+        bytes. EnvironmentFault if this backend cannot do that.
         """
 
     @abstractmethod
     def links_of(self, rank: int, algorithm: str) -> RankLinks:
-        """How a rank must hand bytes to the links as they are now, and how it gathers."""
+        """How a rank must pace bytes for the links as they are now. algorithm: of all-gathers."""
 
     @property
     @abstractmethod
     def bucket_bytes(self) -> int:
-        """What a link that was idle lets through at once; of the link with the largest bucket."""
+        """Burst credit of the link with the largest token bucket: bytes that pass without delay when it was idle."""
 
     @abstractmethod
     def carried_bytes(self) -> dict[Hop, int] | None:
-        """Bytes that each link has carried so far, each way, with packet headers; None if uncounted."""
+        """Bytes that each direction of each link has carried so far, with packet headers; None without counters."""
 
     @abstractmethod
     def dropped_packets(self) -> int | None:
-        """Packets that the links' queues have refused so far; None if uncounted."""
+        """Packets that the links' queues have dropped so far; None without counters."""
 
     @abstractmethod
     def describe(self) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""The first process in the sandbox's namespaces: prepares them, starts the run, passes signals on and reaps orphans.
+"""The first process in the sandbox's namespaces. It prepares them, starts the run, forwards signals and reaps orphans.
 
-A separate process, because the init of a process namespace must reap every orphan, which would take the exit codes
-away from whoever uses ``subprocess`` in the same process.
+It is a separate process, because the init of a process namespace must reap every orphan. In the run's own process,
+that would take the exit codes from code that uses ``subprocess``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ mount -t sysfs sysfs /sys
 ip link set lo up
 sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
 """
-# Bridged packets must not pass through the machine's packet filter; absent where br_netfilter is not loaded.
+# Bridged packets must not pass through the machine's packet filter. The files exist only if br_netfilter is loaded.
 UNFILTERED = "/proc/sys/net/bridge/bridge-nf-call-"
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` as the sandbox's only job and return its exit code."""
+    """Run ``command`` in the sandbox and return its exit code."""
     import signal
 
     subprocess.run(["sh", "-ec", PREPARE], check=True)

@@ -1,7 +1,7 @@
-"""The loopback backend: all devices on this machine, links paced in the transport. No root, any operating system.
+"""The loopback backend: all devices on this machine, links paced in the transport. Needs no root.
 
-Tensors really cross sockets, but no kernel shapes them: what is measured is the emulator's pacing, not a network
-stack under load.
+Tensors cross real sockets, but the kernel does not shape them. Results therefore show the emulator's pacing, not a
+network stack under load.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from topologies.link_graph import LinkGraph
 
 
 class LoopbackNetwork(Network):
-    """Devices on 127.0.0.1, each with one link; only a star can be paced so."""
+    """Devices on 127.0.0.1, each with one link. The transport can pace only a star."""
 
     name = "loopback"
     control_ip = "127.0.0.1"
@@ -39,7 +39,7 @@ class LoopbackNetwork(Network):
             return subprocess.Popen(list(command), stdout=output, stderr=subprocess.STDOUT, env=dict(env))
 
     def shape(self, rate_bps: float, shaper: str, queue_kb: float = QUEUE_KB) -> None:
-        """Ranks pace themselves by ``links_of``."""
+        """Keep the rate for ``links_of``, by which ranks pace themselves."""
         if shaper != SHAPERS[0]:
             raise EnvironmentFault(f"loopback links are paced in the transport; {shaper} needs network=mininet")
         if queue_kb != QUEUE_KB:

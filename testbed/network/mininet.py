@@ -1,8 +1,8 @@
-"""The Mininet backend: a network namespace per device, Linux bridges, kernel-shaped links. Runs in the sandbox.
+"""The Mininet backend: one network namespace for each device, Linux bridges, and kernel-shaped links.
 
-Each device has one data address, on its loopback interface, and a route to each other device by the link that
-LinkGraph says; devices forward for others where a description has no shorter way. Neighbors' hardware addresses are
-set, so that nothing but tensors is on a data link.
+It runs in the sandbox. Each device has one data address, on its loopback interface, and a route to each other device as
+computed by LinkGraph. Devices forward packets where a route leads through them. Hardware addresses of neighbors are
+set, so data links carry nothing but tensors.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from testbed.network.probe import kernel_qdiscs
 from testbed.network.sandbox import scratch
 from testbed.network.shaping import QUEUE_KB, LinkPolicy
 from topologies.link_graph import Hop, LinkGraph
-from topologies.mininet_topo import Described
+from topologies.mininet_topo import LinkGraphTopo
 
 FORWARDING_TIMEOUT_S = 10.0
-UNSHAPED_BPS = 1e10  # before the first shape()
+UNSHAPED_BPS = 1e10  # assumed rate before the first shape()
 SYSCTLS = (
     "net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
-    # Connections live as long as the run and rest between layers: they must not start slowly each time.
+    # Connections live as long as the run and are idle between layers. They must not return to slow start each time.
     "net.ipv4.tcp_slow_start_after_idle=0",
     "net.ipv4.ip_forward=1",
-    "net.ipv4.conf.all.rp_filter=0",  # there and back need not be the same way
+    "net.ipv4.conf.all.rp_filter=0",  # the routes of the two directions may differ
 )
 LINK_SYSCTL = "net.ipv4.conf.{}.rp_filter=0"
-# One core takes in all packets. Else each is taken in by the core that sent it on, two cores overtake each other, and
-# TCP takes packets out of order for lost ones: it sends them again and slows down (docs/decisions/0006).
+# One core receives all packets. Otherwise the core that forwards a packet also receives it, packets on two cores
+# overtake each other, and TCP treats reordered packets as lost: it retransmits and slows down (docs/decisions/0006).
 RECEIVERS, ONE_CORE = Path("/proc/sys/net/core/rps_default_mask"), "1"
-ROUTE = "initcwnd 64"
+ROUTE_OPTIONS = "initcwnd 64"
 
 
 class OrderedHost(Host):
-    """A host whose links, whichever namespace makes them, have packets taken in by one core."""
+    """A host on whose links one core receives all packets, whichever namespace creates them."""
 
     def __init__(self, name: str, **settings: Any):
         super().__init__(name, **settings)
@@ -55,7 +55,7 @@ class OrderedHost(Host):
 
 
 class MininetNetwork(Network):
-    """The hosts and switches of a LinkGraph, addresses 10.1.0.x (control) and 10.2.0.x (data)."""
+    """The hosts and switches of a LinkGraph, with addresses 10.1.0.x (control) and 10.2.0.x (data)."""
 
     name = "mininet"
 
@@ -64,15 +64,15 @@ class MininetNetwork(Network):
         self.control_ip = "10.1.0.254"
         self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(graph.devices)]
         self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(graph.devices)]
-        self._link = LinkPolicy(UNSHAPED_BPS)  # of a link whose share is 1
+        self._link = LinkPolicy(UNSHAPED_BPS)  # for a link whose share is 1
         self._in_order = False
 
     def __enter__(self) -> MininetNetwork:
         setLogLevel("error")
-        self._in_order = _keep_packets_in_order()  # of links that are made from here on
-        Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls for good
+        self._in_order = _keep_packets_in_order()  # on links that are created after this call
+        Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls permanently
         self._net = Mininet(
-            Described(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
+            LinkGraphTopo(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
             host=OrderedHost,
             switch=LinuxBridge,  # pyright: ignore[reportArgumentType] any Switch will do
             controller=None,
@@ -81,15 +81,16 @@ class MininetNetwork(Network):
         self._net.start()
         self._net["ctl"].setIP(f"{self.control_ip}/24", intf="ctl-control")
         self._hosts = [self._net[f"h{rank}"] for rank in range(self.graph.devices)]
-        # Each namespace: how to enter it, and the hops that begin in it. The switches are in our own.
-        self._spaces: list[tuple[list[str], list[Hop]]] = [([], self._hops("d"))]
+        # For each namespace: the command to enter it, and the hops that begin there. Switches are in the namespace of
+        # this process.
+        self._namespaces: list[tuple[list[str], list[Hop]]] = [([], self._hops("d"))]
         for rank, host in enumerate(self._hosts):
             host.setIP(f"{self.device_control_ips[rank]}/24", intf=f"h{rank}-control")
             hops = self._hops(f"{host.name}-")
             settings = [*SYSCTLS, *(LINK_SYSCTL.format(_interface(hop)) for hop in hops)]
             host.cmd(f"sysctl -qw {' '.join(settings)}")
             enter = ["mnexec", "-a", str(host.pid)]
-            self._spaces.append((enter, hops))
+            self._namespaces.append((enter, hops))
             _run([*enter, "ip", "-batch", "-"], "\n".join(self._addresses(rank)))
         self._await_forwarding()
         return self
@@ -98,31 +99,31 @@ class MininetNetwork(Network):
         self._net.stop()
 
     def _hops(self, prefix: str) -> list[Hop]:
-        """Hops whose interface's name begins so."""
+        """Hops whose interface name has this prefix."""
         return [hop for hop in self.graph.share if _interface(hop).startswith(prefix)]
 
     def _addresses(self, rank: int) -> Iterator[str]:
-        """Lines for ``ip -batch -``: a host's data address, its routes and its neighbors."""
+        """Lines for ``ip -batch -``: the data address, routes and neighbors of a host."""
         own = self.device_data_ips[rank]
         yield f"address add {own}/32 dev lo"
         for peer in range(self.graph.devices):
             if peer == rank:
                 continue
             hops = self.graph.routes[rank, peer]
-            before, following = next(hop for hop in hops if hop[1].startswith("h"))  # the first host on the way
+            before, following = next(hop for hop in hops if hop[1].startswith("h"))  # the first host on the route
             to, via = self.device_data_ips[peer], self.device_data_ips[int(following[1:])]
             out = _interface(hops[0])
             if via != to:
-                yield f"route replace {to}/32 via {via} dev {out} onlink src {own} {ROUTE}"
+                yield f"route replace {to}/32 via {via} dev {out} onlink src {own} {ROUTE_OPTIONS}"
                 continue
-            yield f"route replace {to}/32 dev {out} src {own} {ROUTE}"
+            yield f"route replace {to}/32 dev {out} src {own} {ROUTE_OPTIONS}"
             mac = self._net[following].intf(f"{following}-{before}").MAC()
             yield f"neighbor replace {to} lladdr {mac} dev {out} nud permanent"
 
     def _await_forwarding(self) -> None:
-        """A bridge port drops packets until it forwards; the first lost packet would cost a TCP second."""
+        """Wait until all bridge ports forward. They drop earlier packets, and TCP would retry only after a second."""
         deadline = time.monotonic() + FORWARDING_TIMEOUT_S
-        following = [*self.device_data_ips[1:], self.device_data_ips[0]]  # every port is on the way of some pair
+        following = [*self.device_data_ips[1:], self.device_data_ips[0]]  # every port is on the route of some pair
         for host, peer in zip(self._hosts, following, strict=True):
             for address in (self.control_ip, peer):
                 while "1 received" not in host.cmd(f"ping -c 1 -W 1 -q {address}"):
@@ -142,11 +143,11 @@ class MininetNetwork(Network):
             return "\n".join(line for hop in hops for line in self._commands(hop))
 
         def gso_limits(hops: list[Hop]) -> str:
-            lines = [f"link set dev {_interface(hop)} gso_max_segs {self.bundle_packets}" for hop in hops]
-            return "\n".join([*lines, "route flush cache"])  # connections learn it when they look up their route again
+            lines = [f"link set dev {_interface(hop)} gso_max_segs {self.gso_packets}" for hop in hops]
+            return "\n".join([*lines, "route flush cache"])  # a new route lookup reads the limit
 
-        self.in_each_space(["tc", "-batch", "-"], commands)
-        self.in_each_space(["ip", "-batch", "-"], gso_limits)
+        self.run_in_namespaces(["tc", "-batch", "-"], commands)
+        self.run_in_namespaces(["ip", "-batch", "-"], gso_limits)
 
     def _policy(self, hop: Hop) -> LinkPolicy:
         return LinkPolicy(self._link.rate_bps * self.graph.share[hop], self._link.shaper, self._link.queue_kb)
@@ -154,23 +155,23 @@ class MininetNetwork(Network):
     def _commands(self, hop: Hop) -> list[str]:
         return self._policy(hop).commands(_interface(hop), host=hop[0].startswith("h"))
 
-    def in_each_space(self, command: list[str], text: Callable[[list[Hop]], str] = lambda hops: "") -> list[str]:
-        """Run a command in every namespace with data links, in all of them at once; what it says in each.
+    def run_in_namespaces(self, command: list[str], text: Callable[[list[Hop]], str] = lambda hops: "") -> list[str]:
+        """Run a command in all namespaces with data links, in parallel. Returns the output of each.
 
-        text: its input, from the hops that begin there. EnvironmentFault if it fails.
+        text: makes the command's input from the hops that begin in the namespace. EnvironmentFault if a command fails.
         """
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         running = [
-            (hops, subprocess.Popen([*enter, *command], **pipes, text=True)) for enter, hops in self._spaces if hops
+            (hops, subprocess.Popen([*enter, *command], **pipes, text=True)) for enter, hops in self._namespaces if hops
         ]
         ended = [(hops, process, *process.communicate(text(hops))) for hops, process in running]
-        said = []
+        outputs = []
         for hops, process, output, errors in ended:
             if process.returncode:
                 reason = errors.strip().partition("\n")[0]
                 raise EnvironmentFault(f"{' '.join(command)} failed on {', '.join(map(_interface, hops))}: {reason}")
-            said.append(output)
-        return said
+            outputs.append(output)
+        return outputs
 
     def links_of(self, rank: int, algorithm: str) -> RankLinks:
         pacings: dict[Hop, Pacing] = {}
@@ -189,26 +190,26 @@ class MininetNetwork(Network):
         return max((self._policy(hop).bucket_bytes for hop in self.graph.share), default=0)
 
     @property
-    def bundle_packets(self) -> int:
-        """How many packets hosts hand to their links at once: no link has to cut a bundle up, see LinkPolicy."""
-        return min((self._policy(hop).bundle_packets for hop in self.graph.share), default=1)
+    def gso_packets(self) -> int:
+        """The largest number of packets in a GSO segment that no link has to split (LinkPolicy.gso_packets)."""
+        return min((self._policy(hop).gso_packets for hop in self.graph.share), default=1)
 
     def carried_bytes(self) -> dict[Hop, int]:
-        # The qdisc counts every packet of an offloaded bundle with its headers; interface counters do not.
+        # The qdisc counts every packet of a GSO segment with its headers; interface counters do not.
         return self.counters("bytes")
 
     def dropped_packets(self) -> int:
         return sum(self.counters("drops").values())
 
     def counters(self, name: str) -> dict[Hop, int]:
-        """A counter of the outermost qdisc of each hop."""
+        """A counter of the root qdisc of each hop."""
         found = {}
-        for shown in self.in_each_space(["tc", "-s", "-j", "qdisc", "show"]):
+        for shown in self.run_in_namespaces(["tc", "-s", "-j", "qdisc", "show"]):
             found |= {entry["dev"]: entry[name] for entry in json.loads(shown) if entry.get("root")}
         return {hop: found.get(_interface(hop), 0) for hop in self.graph.share}
 
     def describe(self) -> dict[str, object]:
-        # One hop stands for all that are alike.
+        # One hop represents all hops with the same share and the same kind of sender.
         kinds = {(share, hop[0][0]): hop for hop, share in self.graph.share.items()}
         return {
             "backend": self.name,
@@ -216,25 +217,25 @@ class MininetNetwork(Network):
             "data_addresses": self.device_data_ips,
             "control_addresses": self.device_control_ips,
             "kernel_qdiscs": kernel_qdiscs(),
-            "shaper": "on both ends of each data link; tbf's bucket is charged by hold-back before idle links send",
+            "shaper": "on both ends of each data link; messages wait for the burst credit of tbf's bucket",
             "bucket_bytes": self.bucket_bytes,
             "queue_kb": self._link.queue_kb,
-            "packet_order": "kept: one core takes them in"
+            "packet_order": "kept: one core receives all packets"
             if self._in_order
             else f"not kept: this kernel has no {RECEIVERS}",
-            "bundle_packets": self.bundle_packets,
-            "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "route": ROUTE},
+            "gso_packets": self.gso_packets,
+            "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "route": ROUTE_OPTIONS},
             "tc": {_interface(hop): self._commands(hop) for hop in kinds.values()},
         }
 
 
 def _interface(hop: Hop) -> str:
-    """The interface by which a hop begins."""
+    """The interface at the beginning of a hop."""
     return "-".join(hop)
 
 
 def _keep_packets_in_order() -> bool:
-    """Let one core take in the packets of links that this namespace makes from now on; False where it cannot."""
+    """Let one core receive the packets of links that this namespace creates later. False if the kernel cannot."""
     try:
         RECEIVERS.write_text(ONE_CORE)
     except OSError:
@@ -243,7 +244,7 @@ def _keep_packets_in_order() -> bool:
 
 
 def _run(command: list[str], text: str) -> None:
-    """A command with this input; EnvironmentFault if it fails."""
+    """Run a command with this input. EnvironmentFault if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EnvironmentFault(f"{' '.join(command)} failed: {done.stderr.strip().partition(chr(10))[0]}")

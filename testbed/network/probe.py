@@ -1,4 +1,4 @@
-"""What this machine can emulate with. Probed, never guessed; what is missing is named with its package."""
+"""Which backends this machine can run. Tools and kernel features are probed; missing ones are named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from testbed.errors import EnvironmentFault
 from testbed.results.schema import ANALYTIC
 
-# command -> Debian package that brings it
+# command -> Debian package that contains it
 TOOLS = {
     "mnexec": "mininet",
     "ip": "iproute2",
@@ -26,13 +26,13 @@ QDISCS = {"tbf": "rate 10mbit burst 10kb limit 100kb", "netem": "rate 10mbit"}
 
 
 def tool_path() -> str:
-    """PATH with the system folders that an unprivileged shell may lack."""
+    """PATH with the system folders, which an unprivileged shell may lack."""
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 @functools.cache
 def kernel_qdiscs() -> tuple[str, ...]:
-    """The queueing disciplines that this kernel has, tried on a link in a network namespace of their own."""
+    """The queueing disciplines of this kernel, tried on a link in a separate network namespace."""
     script = "ip link add probe0 type veth peer name probe1 || exit 1\n" + "\n".join(
         f"tc qdisc replace dev probe0 root {name} {options} 2>/dev/null && echo {name}"
         for name, options in QDISCS.items()
@@ -44,7 +44,7 @@ def kernel_qdiscs() -> tuple[str, ...]:
 
 
 def missing_for_mininet() -> list[str]:
-    """Why the Mininet backend cannot run here, each reason with its remedy; empty if it can."""
+    """The reasons why the Mininet backend cannot run here, each with its remedy; empty if it can run."""
     if not sys.platform.startswith("linux"):
         return [f"Mininet needs Linux, this is {sys.platform}"]
     if os.geteuid() != 0:
@@ -60,9 +60,9 @@ def missing_for_mininet() -> list[str]:
 
 
 def choose_backend(requested: str) -> str:
-    """What emulates the links: ``auto`` takes mininet where it can run, else loopback; others are as requested.
+    """The backend for a request: ``auto`` means mininet where it can run, else loopback.
 
-    Raises EnvironmentFault if mininet was asked for and cannot run.
+    EnvironmentFault if mininet is requested and cannot run.
     """
     if requested in ("loopback", ANALYTIC):
         return requested

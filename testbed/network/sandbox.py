@@ -1,13 +1,13 @@
-"""A run leaves nothing behind, whatever ends it, SIGKILL included.
+"""The sandbox: a run leaves no process, interface or file behind, however it ends, SIGKILL included.
 
-The command that the user started is only a supervisor. It runs the same command again as a child:
+The command that the user starts is only a supervisor. It runs the same command again as a child:
 
-mininet   in fresh network, process and mount namespaces (``unshare --kill-child``). A private /dev/shm holds every
-          temporary file. When the supervisor dies, the kernel ends every process in the namespaces and with them go the
-          interfaces, bridges and files. Nothing is cleaned up by name.
-loopback  as a child that dies when the supervisor dies. What the child leaves running becomes the supervisor's, which
-          ends it by id and removes the temporary folder. If the supervisor is killed, a janitor of a few shell lines,
-          which waits for its end, does that; it knows the run's processes by their open files in the folder.
+mininet   In new network, process and mount namespaces (``unshare --kill-child``). A private /dev/shm holds all
+          temporary files. When the supervisor dies, the kernel kills every process in the namespaces, and the
+          interfaces, bridges and files disappear with them. Nothing is cleaned up by name.
+loopback  As a child that dies when the supervisor dies. The supervisor adopts the child's orphans, kills them by
+          process id and removes the temporary folder. If the supervisor itself is killed, a short shell script (the
+          janitor) does that. It recognizes the run's processes by their open files in the folder.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import psutil
 from testbed.network.probe import tool_path
 
 _BACKEND, _SCRATCH = "TESTBED_BACKEND", "TESTBED_SCRATCH"
-ASK_AGAIN_S, ASK_TIMES = 6.0, 5
+RESEND_S, RESENDS = 6.0, 5  # how long after a signal it is sent again, and how often, before the child is killed
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-# Ends at a line from the supervisor. If its input closes without one, the supervisor was killed.
+# Exits on a line from the supervisor. If its input closes without one, the supervisor has been killed.
 JANITOR = """
 read -r line && exit
 for round in 1 2 3 4 5 6 7 8; do
@@ -43,23 +43,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def inside() -> bool:
-    """Whether this process is the supervised one."""
+    """Whether this process runs in the sandbox."""
     return _BACKEND in os.environ
 
 
 def scratch() -> Path:
-    """The run's temporary folder. Only in the supervised process."""
+    """The run's temporary folder; only in the sandbox."""
     return Path(os.environ[_SCRATCH])
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux's prctl; nothing elsewhere."""
+    """Call Linux's prctl; no effect on other systems."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def supervise(argv: list[str], backend: str, module: str = "testbed.run") -> int:
-    """Run ``python -m module`` with ``argv`` again in the sandbox of a backend; returns its exit code."""
+    """Run ``python -m module`` with ``argv`` in the sandbox of a backend. Returns the exit code."""
     command = [sys.executable, "-m", module, *argv]
     if backend == "mininet":
         namespaces = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
@@ -80,17 +80,17 @@ def supervise(argv: list[str], backend: str, module: str = "testbed.run") -> int
 
 
 def adopt_orphans() -> None:
-    """From now on, processes below this one whose parents end become its children, wherever they have detached to."""
+    """Make this process the parent of descendants whose own parent ends, even if they have detached themselves."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants() -> set[psutil.Process]:
-    """The processes below this one."""
+    """All descendants of this process."""
     return set(psutil.Process().children(recursive=True))
 
 
 def end_descendants(keep: set[psutil.Process], timeout_s: float = 10.0) -> None:
-    """SIGKILL by id every process below this one that is not in ``keep``, until there is none."""
+    """Kill all descendants that are not in ``keep``, by process id, until none is left or ``timeout_s`` is over."""
     deadline = time.monotonic() + timeout_s
     while (found := descendants() - keep) and time.monotonic() < deadline:
         for process in found:
@@ -100,51 +100,51 @@ def end_descendants(keep: set[psutil.Process], timeout_s: float = 10.0) -> None:
 
 
 def _first_child(pid: int) -> int:
-    """The process that ``unshare`` forked: the init of the new namespaces."""
+    """The process that ``unshare`` has forked, which is the init of the new namespaces."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def run_child(command: list[str], environment: dict[str, str], target: Callable[[int], int]) -> int:
-    """Run a child that cannot outlive us, pass signals on to ``target(its pid)``, return its exit code.
+    """Run a child that cannot outlive this process, forward signals to ``target(its pid)``, return its exit code.
 
-    A signal is passed on again while the child does not end, because an exception that a signal handler raises is lost
-    in libraries' callbacks. A child that takes too long, or of which the user asks three times, is killed.
+    A signal is sent again while the child does not end, because callbacks of libraries may swallow an exception from a
+    signal handler. A child that does not end in time, or after three signals from the user, is killed.
     """
-    asked: list[int] = []
+    received: list[int] = []
     next_s = float("inf")
 
     def forward() -> None:
         nonlocal next_s
-        next_s = time.monotonic() + ASK_AGAIN_S
+        next_s = time.monotonic() + RESEND_S
         try:
-            os.kill(target(child.pid), asked[0])
+            os.kill(target(child.pid), received[0])
         except (OSError, IndexError):
             child.kill()
 
-    def ask(number: int, _frame: object) -> None:
-        asked.append(number)
-        if len(asked) > 2:
+    def on_signal(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) > 2:
             child.kill()
         else:
             forward()
 
-    # A session of its own, so that Ctrl-C on the terminal reaches the run once, through us.
+    # The child gets its own session, so that Ctrl-C on the terminal reaches it once, through this process.
     child = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     )
-    times = 0
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    resends = 0
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:
         while child.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(1.0)
             if time.monotonic() > next_s:
-                times += 1
-                forward() if times <= ASK_TIMES else child.kill()
+                resends += 1
+                forward() if resends <= RESENDS else child.kill()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     code = child.returncode
-    if asked and code:  # whatever the run made of it, it ended by this signal
-        return 128 + asked[0]
+    if received and code:  # the signal ended the run, whatever its own exit code says
+        return 128 + received[0]
     return code if code >= 0 else 128 - code

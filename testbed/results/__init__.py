@@ -1,1 +1,1 @@
-"""Rows on disk: their schema, the folder that holds them, how they were made."""
+"""Result rows: their schema, the folder that holds them, and the record of how they were made."""

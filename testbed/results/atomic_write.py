@@ -1,4 +1,4 @@
-"""Files that are replaced whole: whatever ends the writer, a reader finds the old one or the new one."""
+"""Atomic replacement of files: a reader finds the old file or the new file, never a part of one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write to; it takes target's place once it is safe on disk.
+    """Give a path beside ``target`` to write to. The new file replaces ``target`` after it was synced to disk.
 
-    After an error in the block the new file is removed and the old one stays. Processes and threads that write the same
-    target at once do not meet: the last one wins.
+    After an error in the block the new file is removed and the old one stays. Processes and threads may write the same
+    target at the same time. The last one wins.
     """
     partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:

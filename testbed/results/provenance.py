@@ -1,4 +1,4 @@
-"""What a run was made with: code, packages, machine and command line, for its manifest."""
+"""How a run was made: code, packages, machine and command line, for its manifest."""
 
 from __future__ import annotations
 
@@ -13,23 +13,33 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURING = ("testbed", "experiments", "topologies")  # the folders whose code decides what a measurement is
+# The code hash covers these folders, except modules that no measurement imports.
+HASHED_FOLDERS = ("testbed", "experiments", "topologies")
+UNHASHED_MODULES = (
+    "experiments/benchmarks/",
+    "experiments/paper.py",
+    "testbed/config/reference.py",
+    "testbed/results/reference.py",
+)
 PACKAGES = ["torch", "numpy", "ray", "pandas", "pyarrow", "hydra-core", "omegaconf", "mininet"]
 
 
 def short_hash(value: object) -> str:
-    """Ten hexadecimal digits that depend only on the value, which must be JSON data."""
+    """A hash of ten hexadecimal digits. The value must be JSON data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def code_hash() -> str:
-    """Short hash of all source code that takes part in a measurement, committed or not."""
-    files = sorted(path for folder in MEASURING for path in (ROOT / folder).rglob("*.py"))
-    return short_hash([[str(path.relative_to(ROOT)), path.read_text()] for path in files])
+    """A short hash of all source code that can change a measurement, committed or not."""
+    files = sorted(path for folder in HASHED_FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    names = {path.relative_to(ROOT).as_posix(): path for path in files}
+    return short_hash(
+        [[name, path.read_text()] for name, path in names.items() if not name.startswith(UNHASHED_MODULES)]
+    )
 
 
 def provenance() -> dict[str, Any]:
-    """What this run was made with: code, packages, machine and command line. Nothing that identifies user or host."""
+    """Code, packages, machine and command line of this run. Nothing identifies the user or the host."""
     return {
         "git_sha": _git("rev-parse", "HEAD").strip() or None,
         "git_dirty_hash": _dirty_hash(),
@@ -44,7 +54,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    """Output of git in the source tree; empty without git or a repository."""
+    """Output of git in the source tree. It is empty without git or without a repository."""
     try:
         folder = Path(__file__).parent
         return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
@@ -53,7 +63,7 @@ def _git(*arguments: str) -> str:
 
 
 def _dirty_hash() -> str | None:
-    """Hash of what differs from the commit, new source files included; None if nothing does."""
+    """A hash of all differences from the commit, with new source files. None if there are none."""
     top = Path(_git("rev-parse", "--show-toplevel").strip())
     new = _git("ls-files", "--others", "--exclude-standard", "--full-name", ":/*.py", ":/*.yaml").splitlines()
     contents = {name: hashlib.sha256((top / name).read_bytes()).hexdigest() for name in new}

@@ -1,6 +1,7 @@
-"""Rows on disk: one per (point, repeat), in Parquet (the truth) and CSV (a copy), with a manifest beside them.
+"""The folder of a run: one row for each point and repeat in results.parquet, a copy in results.csv, and a manifest.
 
-Files are replaced whole, never written in place: whatever ends a run, a file holds all rows of a point or none.
+Files are replaced atomically. However a run ends, a file holds all rows of a point or none. If both files of rows
+differ, results.parquet is right.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """results_dir/experiment/signature/ with results.parquet, results.csv, manifest.json.
+    """The folder results_dir/experiment/signature/ with results.parquet, results.csv and manifest.json.
 
-    Raises ConfigError (key results_dir) if the folder cannot be made or written to.
+    Raises ConfigError (key results_dir) if the folder cannot be created or written to.
     """
 
     def __init__(self, results_dir: str | Path, experiment: str, signature: str, schema: RowSchema = LATENCY):
@@ -43,12 +44,12 @@ class RunFolder:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            allowed = f"must be a folder that can be written to; {self.path}: {error.strerror}"
+            allowed = f"must be a writable folder; {self.path}: {error.strerror}"
             raise ConfigError("results_dir", self.results_dir, allowed) from None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other runs out of this folder meanwhile. Raises TestbedError if one is at work in it."""
+        """Lock the folder during the block. Raises TestbedError if another run has locked it."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             try:
@@ -60,7 +61,7 @@ class RunFolder:
             os.close(descriptor)
 
     def set_aside(self) -> Path | None:
-        """Move results to a name with the time, so that nothing finished is lost. Returns it; None without results."""
+        """Rename the folder to a name with the current time. Returns the new path, or None if there are no results."""
         if not self.parquet.exists():
             return None
         aside = self.path.with_name(f"{self.signature}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
@@ -69,7 +70,7 @@ class RunFolder:
         return aside
 
     def rows(self) -> DataFrame:
-        """All rows with the types of the schema. Raises TestbedError naming the file if it is damaged."""
+        """All rows, with the types of the schema. Raises TestbedError with the name of the file if it is damaged."""
         import pandas as pd
         from pyarrow import parquet
 
@@ -78,15 +79,15 @@ class RunFolder:
             return pd.DataFrame(columns=list(columns)).astype(columns)
         try:
             table = parquet.read_table(self.parquet, page_checksum_verification=True)
-            table.validate(full=True)  # else text that is not UTF-8 shows much later
+            table.validate(full=True)  # otherwise text that is not UTF-8 would be found much later
             return table.to_pandas().loc[:, list(columns)].astype(columns)
-        except Exception as error:  # pyarrow raises several kinds, OSError and KeyError among them
+        except Exception as error:  # pyarrow raises several kinds, for example OSError and KeyError
             reason = str(error).partition("\n")[0]
             message = f"{self.parquet} is damaged or of another version ({reason}); move it away, or use resume=false"
             raise TestbedError(message) from None
 
     def points(self) -> dict[tuple[Any, ...], bool]:
-        """Key (``schema.key``) of each point that has rows -> whether all of them have status ok."""
+        """For each point that has rows: its key (``schema.key``) -> whether all of its rows have status ok."""
         ok: dict[tuple[Any, ...], bool] = {}
         for row in self.rows().loc[:, [*self.schema.keys, "status"]].to_dict(orient="records"):
             key = self.schema.key(row)
@@ -94,7 +95,7 @@ class RunFolder:
         return ok
 
     def completed(self, retry_failed: bool, retry_degraded: bool = False) -> set[tuple[Any, ...]]:
-        """Keys of the points that are not to be measured again."""
+        """Keys of the points that need not be measured again."""
         completed = {key for key, ok in self.points().items() if ok or not retry_failed}
         if retry_degraded:
             rows = self.rows()
@@ -102,15 +103,18 @@ class RunFolder:
         return completed
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add all rows of a point at once, in place of its rows that are not ok. ValueError for wrong columns."""
+        """Add the rows of points. They replace earlier rows of these points with a status other than ok.
+
+        Raises ValueError for wrong columns.
+        """
         before = self.rows()
         self._put(before[~(self._of_points(before, rows) & (before["status"] != "ok"))], rows)
 
     def append_lower_steal(self, rows: list[dict[str, Any]]) -> bool:
-        """As ``append``, but if the point is finished already, the rows of the calmer time stay; whether these do.
+        """Add the rows of a point, as ``append`` does. Returns whether they were added.
 
-        Calmer is when the host of a virtual machine took less of the cores away, or so little that it is calm anyway;
-        what was measured has no say in it.
+        If the point already has rows that are all ok, the new rows replace them only if they are all ok too and their
+        CPU steal time is not higher, or at most STEAL_LIMIT_PCT. Measured latencies play no part.
         """
         before = self.rows()
         earlier = self._of_points(before, rows)
@@ -126,7 +130,7 @@ class RunFolder:
         return True
 
     def _put(self, before: DataFrame, rows: list[dict[str, Any]]) -> None:
-        """Write these rows and those before them."""
+        """Check these rows and write them after the earlier ones."""
         import pandas as pd
 
         for row in rows:
@@ -137,14 +141,14 @@ class RunFolder:
         self._write(self.schema.derive(pd.concat([before, new], ignore_index=True)))
 
     def _of_points(self, frame: DataFrame, rows: list[dict[str, Any]]) -> Series[bool]:
-        """Which of a frame's rows are of the points that ``rows`` are of."""
+        """For each row of the frame: whether it belongs to a point of ``rows``."""
         import pandas as pd
 
         keys = set(map(self.schema.key, rows))
         return pd.Series([self.schema.key(row) in keys for row in frame.to_dict(orient="records")], dtype=bool)
 
     def degrade(self, reasons: Mapping[tuple[Any, ...], str]) -> None:
-        """Mark points (key -> reason) whose links turned out wrong after they were measured."""
+        """Mark the finished rows of points as degraded. reasons: key of a point -> the text for ``fidelity_note``."""
         frame = self.rows()
         for index, row in enumerate(frame.to_dict(orient="records")):
             if row["status"] == "ok" and (reason := reasons.get(self.schema.key(row))):
@@ -157,9 +161,9 @@ class RunFolder:
         _replace(self.csv, lambda path: frame.to_csv(path, index=False))
 
     def runs(self) -> list[dict[str, Any]]:
-        """How the rows came to be: one entry of manifest.json for each run that measured some of them.
+        """The entries of manifest.json, one for each command that measured rows of this folder.
 
-        Raises TestbedError naming the file if it is damaged.
+        Raises TestbedError with the name of the file if it is damaged.
         """
         try:
             return json.loads(self.manifest.read_text())["runs"] if self.manifest.exists() else []
@@ -169,12 +173,12 @@ class RunFolder:
             ) from None
 
     def write_manifest(self, runs: list[dict[str, Any]]) -> None:
-        """manifest.json, replaced whole."""
+        """Replace manifest.json."""
         text = json.dumps({"runs": runs}, indent=2, sort_keys=True, default=str) + "\n"
         _replace(self.manifest, lambda path: path.write_text(text))
 
     def point_to_latest(self) -> None:
-        """Make results_dir/latest a relative link to this folder."""
+        """Make results_dir/latest a relative symbolic link to this folder."""
         link = self.results_dir / "latest"
         temporary = self.results_dir / f".latest-{os.getpid()}"
         temporary.unlink(missing_ok=True)
@@ -183,7 +187,7 @@ class RunFolder:
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """``write(path)``, then put that file in target's place. TestbedError if the disk does not take it."""
+    """Call ``write(path)`` and replace ``target`` by that file. Raises TestbedError if it cannot be written."""
     try:
         with replacing(target) as path:
             write(path)

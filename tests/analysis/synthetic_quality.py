@@ -11,18 +11,18 @@ from testbed.results.schema import ACCURACY
 
 def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **changes: Any) -> dict[str, Any]:
     """One good row; ``changes`` replace any column."""
-    original, bits = stage == "uncompressed", 10 * groups if stage != "uncompressed" else 32 * 96
-    value = 90.0 if original else {"k-means": 80.0, "trained": 88.0}[stage] + groups / 32
+    uncompressed, bits = stage == "uncompressed", 10 * groups if stage != "uncompressed" else 32 * 96
+    value = 90.0 if uncompressed else {"k-means": 80.0, "trained": 88.0}[stage] + groups / 32
     return {
         **{"experiment": "accuracy_vit", "signature": "0", "model": "vit_tiny", "data": "fashion_mnist"},
         **{"corpus": "", "tokens": 49, "quantized": "", "anchor_tokens": 0, "int8_tokens": 0},
-        **{"num_quantizers": 0 if original else 1, "pre_rotation": "" if original else "none"},
+        **{"num_quantizers": 0 if uncompressed else 1, "pre_rotation": "" if uncompressed else "none"},
         **{"gradient": "straight_through" if stage == "trained" else ""},
-        **{"metric": "accuracy_pct", "stage": stage, "groups": 0 if original else groups},
-        **{"codebook_size": 0 if original else 1024, "bits_per_token": bits, "compression": 32 * 96 / bits},
+        **{"metric": "accuracy_pct", "stage": stage, "groups": 0 if uncompressed else groups},
+        **{"codebook_size": 0 if uncompressed else 1024, "bits_per_token": bits, "compression": 32 * 96 / bits},
         **{"noise": 0.0, "commitment": 0.0 if stage != "trained" else 2e-4},
-        **{"class_tokens": "" if original else "distributed", "objective": "labels" if stage == "trained" else ""},
-        **{"trained_on": "4" if stage == "trained" else "", "devices": 1 if original else devices, "seed": 0},
+        **{"class_tokens": "" if uncompressed else "distributed", "objective": "labels" if stage == "trained" else ""},
+        **{"trained_on": "4" if stage == "trained" else "", "devices": 1 if uncompressed else devices, "seed": 0},
         **{"examples": 10_000, "value": value, "value_low": value - 0.6, "value_high": value + 0.6},
         **{"change": value - 90.0, "change_low": value - 90.4, "change_high": value - 89.6},
         **{"train_s": 60.0, "train_examples": 12_800, "train_device": "cpu", "status": "ok", "error": ""},
@@ -30,7 +30,10 @@ def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **cha
 
 
 def quality(worse: float = 0.0, **changes: Any) -> pd.DataFrame:
-    """The original, k-means and trained codebooks with G = 1 and 8 on 4 devices; trained ones ``worse`` by so much."""
+    """Uncompressed baseline, and k-means and fine-tuned codebooks with G = 1 and 8 on 4 devices.
+
+    worse: subtracted from the values of fine-tuned codebooks.
+    """
     rows = [quality_row("uncompressed", **changes)]
     for groups in (1, 8):
         rows.append(quality_row("k-means", groups, **changes))

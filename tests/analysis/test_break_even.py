@@ -45,9 +45,9 @@ def test_break_even_is_where_speedup_passes_one(speedups):
 
 @settings(max_examples=30)
 @given(st.floats(0.05, 0.9), st.floats(11, 900))
-def test_the_estimate_is_exact_for_compute_plus_bits_over_bandwidth(share, true_mbps):
-    """A method that computes ``share`` of one device's time, and sends what takes the rest at ``true_mbps``."""
-    speedups = {mbps: 1 / (share + (1 - share) * true_mbps / mbps) for mbps in (10.0, 100.0, 1000.0)}
+def test_the_estimate_is_exact_for_compute_plus_bits_over_bandwidth(fraction, true_mbps):
+    """A method that computes ``fraction`` of one device's time, and sends what takes the rest at ``true_mbps``."""
+    speedups = {mbps: 1 / (fraction + (1 - fraction) * true_mbps / mbps) for mbps in (10.0, 100.0, 1000.0)}
     (found,) = break_even(synthetic.frame(at(speedups))).to_dict("records")
     assert found["estimate_mbps"] == pytest.approx(true_mbps)
 

@@ -98,8 +98,8 @@ def test_repeatability_counts_points_by_their_length(tmp_path, capsys):
     a, b = run_of(tmp_path, "a", synthetic.frame(rows_a)), run_of(tmp_path, "b", synthetic.frame(rows_b))
     assert compare.main([str(a.folder), str(b.folder)]) == 0
     out = capsys.readouterr().out
-    assert "points in both: 2 of 4 within 3% or 2 ms (1 of 2 above 50 ms within 3%, 1 of 2 others within 2 ms)" in out
-    assert "of them not degraded: 2 of 3" in out
+    assert "points in both: 2 of 4 agree (above 50 ms: 1 of 2 within 3%; others: 1 of 2 within 2 ms)" in out
+    assert "points without degraded fidelity: 2 of 3 agree" in out
 
 
 def test_conditions_that_differ_are_said(tmp_path):

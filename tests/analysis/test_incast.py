@@ -11,7 +11,7 @@ from tests.analysis.test_links import frame, rows
 
 
 def cliff() -> list[list]:
-    """At once, a short queue costs 9 tenths of the goodput; in turn, nothing. Nothing was measured."""
+    """Simultaneously, a short queue costs 90% of the goodput; one by one, nothing. Nothing was measured."""
     made = []
     for queue, time_ms, drops in ((8.0, 100.0, 90), (64.0, 10.0, 0)):
         made.append(rows(pattern="incast_all", times_ms=(time_ms, time_ms), queue_kb=queue, drops=drops))
@@ -27,19 +27,19 @@ def test_the_table_has_both_orders_beside_each_other() -> None:
     ]
 
 
-def test_incasts_are_no_promise_of_links() -> None:
+def test_incast_is_left_out_of_the_table_of_links() -> None:
     both = frame(*cliff(), rows(queue_kb=64.0))
-    promise, *others = link_tables(both)[1:]
-    assert promise.rows[0][2] == "1.00" and not others
+    links, *others = link_tables(both)[1:]
+    assert links.rows[0][2] == "1.00" and not others
     assert len(incasts(both)) == 4
 
 
-def test_headlines_say_where_the_cliff_is() -> None:
+def test_headlines_name_the_shortest_queue_that_is_enough() -> None:
     said = headlines(frame(*cliff()))
-    text = "3 devices send 100,000 B each to one at 100 Mbps, "
+    text = "3 devices send 100,000 B each to one device at 100 Mbps, "
     assert said == [
-        f"{text}at once: 80% of the rate from queues of 64 KB on; 10% with 8 KB, the shortest.",
-        f"{text}in turn: 80% of the rate from queues of 8 KB on; 95% with 8 KB, the shortest.",
+        f"{text}simultaneously: queues of 64 KB and more reach 80% of the rate; the shortest queue, 8 KB, reaches 10%.",
+        f"{text}one by one: queues of 8 KB and more reach 80% of the rate; the shortest queue, 8 KB, reaches 95%.",
     ]
 
 

@@ -34,19 +34,19 @@ def test_medians_and_spread() -> None:
     assert point["spread_pct"] == pytest.approx(500 / 11)
 
 
-def test_the_promise_table_shows_the_worst_and_what_it_needs() -> None:
+def test_the_table_of_links_shows_the_worst_point_and_the_needed_time_scale() -> None:
     table = fidelity_tables(
         frame(
             rows(),
             rows(size_bytes=1_000_000, times_ms=(13.0,), fidelity="degraded", needed_time_scale=4),
             rows(size_bytes=320, times_ms=(10.5,)),
-            rows(pattern="all_reduce", size_bytes=10_000, times_ms=(12.5,)),  # shares of 2,500 bytes are small
+            rows(pattern="all_reduce", size_bytes=10_000, times_ms=(12.5,)),  # parts of 2,500 bytes are small
         )
     )[0]
     (cells,) = table.rows
     assert dict(zip(table.columns, cells, strict=True)) == {
-        **{"links": "4 x 100 Mbps", "rate": "-1.0%", "one way": "1.30~", "both ways": "-", "all-gather": "-"},
-        **{"all-reduce": "-", "small, ms": "+2.50", "spread": "-", "resent": "8", "dropped": "0", "needs": "4"},
+        **{"links": "4 x 100 Mbps", "rate error": "-1.0%", "one way": "1.30~", "both ways": "-", "all-gather": "-"},
+        **{"all-reduce": "-", "small, ms": "+2.50", "spread": "-", "resent": "8", "dropped": "0", "needed scale": "4"},
     }
 
 
@@ -64,17 +64,17 @@ def test_the_report_of_a_folder(tmp_path: Path) -> None:
     both.to_csv(tmp_path / "results.csv", index=False)
     names = {path.name for path in write_report(tmp_path)}
     assert names == {"report.html", "tables.md", "tables.tex", "links.png", "links.pdf", "shapers.png", "shapers.pdf"}
-    assert "Links of shaper tbf: time over ideal" in (tmp_path / "report" / "tables.md").read_text()
+    assert "Links of shaper tbf: time divided by the ideal time" in (tmp_path / "report" / "tables.md").read_text()
     alone = frame(rows())
     assert {path.stem for path in fidelity_figures(alone, tmp_path)} == {"links"}  # nothing to compare with
 
 
 def test_headlines_say_the_same_as_the_table() -> None:
     slow = rows(times_ms=(13.0,), needed_time_scale=4) + rows(size_bytes=320, times_ms=(90.0,))
-    shares = rows(size_bytes=10_000, pattern="all_reduce", times_ms=(40.0,))  # 2,500 B each: not large
-    said = headlines(frame(slow, shares, rows(rate_mbps=10.0, times_ms=(10.5,))))
-    text = "4 devices at {} Mbps: messages of 10,000 B and more take {} times their ideal time at worst; {}."
-    assert said == [
-        text.format(10, "1.05", "within the tolerance in real time"),
-        text.format(100, "1.30", "time_scale=4 would do for these"),
-    ]
+    parts = rows(size_bytes=10_000, pattern="all_reduce", times_ms=(40.0,))  # 2,500 B each: not large
+    said = headlines(frame(slow, parts, rows(rate_mbps=10.0, times_ms=(10.5,))))
+    text = (
+        "4 devices at {} Mbps: messages of 10,000 B and more take {} times their ideal time at worst; {} is enough for "
+    )
+    text += "the tolerance (10% of the ideal time plus a small time for each message)."
+    assert said == [text.format(10, "1.05", "real time"), text.format(100, "1.30", "time_scale=4")]

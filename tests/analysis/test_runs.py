@@ -1,4 +1,4 @@
-"""Results that are not as they should be: one clear message, and what can still be shown is shown."""
+"""Incomplete or damaged results: one clear message, and the readable rows are shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_rows_of_an_older_version_lack_what_they_lack(tmp_path):
     older = synthetic.sweep(bandwidths=(10.0,)).drop(columns=["residual_pct", "payload_bytes", "topology", "verified"])
     run = read_run(written(tmp_path, older))
     assert run.notes == [
-        "no row has topology, payload_bytes: written by another version; what they would show is left out"
+        "no row has topology, payload_bytes: another version of the testbed wrote these rows; results that need these "
+        "columns are left out"
     ]
     assert run.frame["residual_pct"].isna().all() and (run.frame["topology"] == "").all()
 
@@ -54,16 +55,16 @@ def test_measurements_that_are_no_numbers_are_said(tmp_path):
     frame = synthetic.sweep(bandwidths=(10.0,)).astype({"latency_ms": object})
     frame.loc[frame["method"] == "tensor", "latency_ms"] = "fast"
     (note,) = read_run(written(tmp_path, frame)).notes
-    assert note == "3 of 21 rows have no latency_ms that is a number, and are left out"
+    assert note == "3 of 21 rows are left out: their latency_ms is not a number"
 
 
 def test_missing_single_is_said(tmp_path):
     frame = synthetic.sweep(bandwidths=(10.0,)).assign(speedup=None)
     (note,) = read_run(written(tmp_path, frame[frame["method"] != "single"])).notes
-    assert "no rows of single: no speed-up can be shown; run it too, with methods=[single,...]" in note
+    assert "no rows of single, so there is no speed-up; run it too, with methods=[single,...]" in note
     some = frame[(frame["method"] != "single") | (frame["repeat"] == 0)]
     assert read_run(written(tmp_path, some)).notes == [
-        "some points have no finished point of single beside them, and so no speed-up"
+        "some points have no speed-up, because single has no result under their conditions"
     ]
 
 
@@ -75,7 +76,7 @@ def test_a_partial_grid_is_said(tmp_path):
 
 def test_all_failed_is_said(tmp_path):
     run = read_run(written(tmp_path, synthetic.frame([synthetic.failed("single"), synthetic.failed("tensor")])))
-    assert run.notes == ["no point has a result; what went wrong is in the table of points without a result"]
+    assert run.notes == ["no point has a result; the table of points without a result shows the errors"]
 
 
 def test_networks_in_one_file_are_compared_each_with_its_own_single(tmp_path):
@@ -84,7 +85,7 @@ def test_networks_in_one_file_are_compared_each_with_its_own_single(tmp_path):
     other["latency_ms"] = other["latency_ms"] * 2
     mixed = pd.concat([one, other.assign(speedup=0.1)])
     run = read_run(written(tmp_path, mixed))
-    assert "several networks in one file (loopback and mininet)" in run.notes[0]
+    assert "the file has rows of several networks (loopback and mininet)" in run.notes[0]
     speedups = run.frame.groupby(["method", "groups"])["speedup"]
     # Everything takes twice as long on the other network, so the ratios are equal, and not what the file said.
     assert (speedups.max() - speedups.min()).abs().max() < 1e-9

@@ -1,3 +1,5 @@
+"""Per-codeword attention: equal to attention over all received tokens, and what it refuses."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,10 +83,6 @@ def test_causal_devices_count_the_tokens_of_devices_before_them(shares):
         found = per_codeword(block, quantizer.codebooks_LIKd[0], own, before, causal_mask(share, share))
         expected = per_token(block, own, quantizer.decode(0, before), causal_mask(share, start + share))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_its_size_is_that_of_the_keys_and_values_of_the_codewords():
-    assert CodewordAttention(randomize(Block(12, 2, 8, 1e-6, False), 0), torch.randn(1, 8, 12)).bytes == 2 * 8 * 12 * 4
 
 
 def test_more_groups_and_rotated_keys_are_refused():

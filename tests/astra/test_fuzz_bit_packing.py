@@ -1,4 +1,4 @@
-"""Messages of codes as a peer might send them: any bytes are codes that can be decoded, or a ValueError."""
+"""Messages of codes that a peer might send: any bytes are codes that can be decoded, or a ValueError."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def message(raw: bytes) -> torch.Tensor:
 
 @st.composite
 def fitting(draw: st.DrawFn) -> tuple[bytes, int, int, int]:
-    """Any bytes of the right length."""
+    """Any bytes of the correct length."""
     bits, rows, groups = draw(st.integers(1, 16)), draw(st.integers(0, 9)), draw(st.integers(0, 9))
     size = (rows * groups * bits + 7) // 8
     return draw(st.binary(min_size=size, max_size=size)), rows, groups, bits
 
 
 @given(fitting() | st.tuples(st.binary(max_size=40), SIZES, SIZES, st.integers(-1, 18)))
-@example((b"", -1, 1, 1))  # a padding of nothing
+@example((b"", -1, 1, 1))  # padding of an empty message
 @example((b"a", -1, -1, 8))
 @example((b"ab", -2, -1, 8))
 @example((b"", 0, -1, 8))
@@ -47,13 +47,13 @@ def test_any_bytes_are_codes_or_a_value_error(sent: tuple[bytes, int, int, int])
 def test_every_code_on_the_wire_is_a_codeword(log_size: int, groups: int, rows: int, data: st.DataObject) -> None:
     """Codebook sizes are powers of two, so there is no bit pattern beyond the last codeword."""
     size = 2**log_size
-    books = torch.arange(groups * size, dtype=torch.float32).reshape(1, groups, size, 1)
+    codebooks = torch.arange(groups * size, dtype=torch.float32).reshape(1, groups, size, 1)
     bits, count = index_bits(size), rows * groups
     raw = bytearray(data.draw(st.binary(min_size=packed_bytes(count, bits), max_size=packed_bytes(count, bits))))
     raw[-1] &= 0xFF << (-count * bits % 8) & 0xFF
     codes = unpack(message(bytes(raw)), rows, groups, bits)
-    decoded = Quantizer(books).decode(0, codes)
-    assert torch.equal(decoded, codes + torch.arange(groups) * size)  # each from its own group's book
+    decoded = Quantizer(codebooks).decode(0, codes)
+    assert torch.equal(decoded, codes + torch.arange(groups) * size)  # each from its own group's codebook
 
 
 @pytest.mark.parametrize("bits", [1, 10, 16])

@@ -1,3 +1,5 @@
+"""The quantizer against a definition in distances, and what it refuses."""
+
 import re
 
 import pytest
@@ -54,17 +56,17 @@ def test_decode_puts_the_codewords_side_by_side_and_encodes_back(groups, size, w
 
 @settings(max_examples=30)
 @given(num_quantizers=st.integers(2, 3), **sizes)
-def test_levels_quantize_what_is_left_over_and_add_up(num_quantizers, groups, size, width, tokens, seed):
-    books = random_quantizer(2, num_quantizers * groups, size, width, seed).codebooks_LIKd
-    quantizer = Quantizer(books, num_quantizers)
+def test_stages_quantize_residuals_and_add_up(num_quantizers, groups, size, width, tokens, seed):
+    codebooks = random_quantizer(2, num_quantizers * groups, size, width, seed).codebooks_LIKd
+    quantizer = Quantizer(codebooks, num_quantizers)
     x = torch.randn(tokens, groups * width, generator=torch.Generator().manual_seed(seed + 1))
-    codes, rest = quantizer.encode(1, x), x
+    codes, residual = quantizer.encode(1, x), x
     assert (quantizer.indices, quantizer.groups) == (num_quantizers * groups, groups)
-    for level, own in enumerate(codes.split(groups, dim=1)):
-        alone = Quantizer(books[:, level * groups : (level + 1) * groups])
-        assert torch.equal(own, alone.encode(1, rest))
-        rest = rest - alone.decode(1, own)
-    torch.testing.assert_close(quantizer.decode(1, codes), x - rest, atol=1e-5, rtol=1e-5)
+    for stage, own in enumerate(codes.split(groups, dim=1)):
+        alone = Quantizer(codebooks[:, stage * groups : (stage + 1) * groups])
+        assert torch.equal(own, alone.encode(1, residual))
+        residual = residual - alone.decode(1, own)
+    torch.testing.assert_close(quantizer.decode(1, codes), x - residual, atol=1e-5, rtol=1e-5)
     assert tokens == 0 or quantizer.excess(1, x, codes).max() < 1e-4
     assert (quantizer.excess(1, x, torch.zeros_like(codes)) >= 0).all()
 

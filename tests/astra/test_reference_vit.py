@@ -1,4 +1,4 @@
-"""The simulation in one process: the plain model where nothing is lost, a loop over queries where something is."""
+"""The simulation in one process: equal to the plain model without loss, and to a loop over queries with loss."""
 
 from __future__ import annotations
 

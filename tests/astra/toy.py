@@ -1,4 +1,4 @@
-"""A task that a tiny ViT learns in seconds: which of a few fixed patterns a noisy picture shows."""
+"""A task that a tiny ViT learns in seconds: which of a few fixed patterns a noisy image shows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def toy(count: int, seed: int, noise: float = 1.0) -> Toy:
 
 
 def tiny_model(seed: int = 0) -> VisionTransformer:
-    """With PyTorch's own initial weights."""
+    """A model with PyTorch's initial weights."""
     torch.manual_seed(seed)
     model = VisionTransformer(CONFIG)
     torch.nn.init.normal_(model.position, std=0.02)
@@ -47,5 +47,5 @@ def tiny_model(seed: int = 0) -> VisionTransformer:
 
 def tiny_student(class_tokens: ClassTokens = "distributed", noise: float = 0.3, groups: int = 2) -> AstraVit:
     """Two layers, 8 random codewords in each group."""
-    books = torch.randn(2, groups, 8, 24 // groups, generator=torch.Generator().manual_seed(1))
-    return AstraVit(tiny_model(), VectorQuantizer(books, VqSettings(noise=noise)), class_tokens)
+    codebooks = torch.randn(2, groups, 8, 24 // groups, generator=torch.Generator().manual_seed(1))
+    return AstraVit(tiny_model(), VectorQuantizer(codebooks, VqSettings(noise=noise)), class_tokens)

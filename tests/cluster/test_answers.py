@@ -1,4 +1,4 @@
-"""Whom a failed call blames."""
+"""The ranks that a failed call names."""
 
 from __future__ import annotations
 

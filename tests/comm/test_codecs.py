@@ -1,4 +1,4 @@
-"""Number formats on the wire: what comes back is within the stated error, and as many bytes as the formula says."""
+"""Codecs: what comes back is within the stated error, and the bytes are as many as the formula says."""
 
 from __future__ import annotations
 

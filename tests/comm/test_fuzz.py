@@ -278,7 +278,7 @@ def test_strangers_alone_are_named_when_the_ranks_do_not_come() -> None:
     with silent, rude, theirs, pytest.raises(CommError) as error:
         connect(0, [listener.getsockname(), theirs.getsockname()], listener, TOKEN, 0.3)
     assert time.thread_time() - busy_s < 0.1  # one that is gone is not asked again and again
-    assert str(error.value).startswith("rank 0 waited 0.3 s for ranks [1] to join; turned away 127.0.0.1:")
+    assert str(error.value).startswith("rank 0 waited 0.3 s for ranks [1] to join; refused 127.0.0.1:")
     assert error.value.ranks == (1,)
 
 

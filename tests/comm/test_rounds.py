@@ -1,4 +1,4 @@
-"""Large messages go in rounds: whoever is late or has more to send, no two senders share a receiver's link."""
+"""Large messages go in rounds: no two senders share a receiver's link, however late or unequal the senders are."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def swap(group: TcpGroup) -> Tensor:
 
 @pytest.mark.parametrize("late", range(WORLD))
 @pytest.mark.parametrize("exchange", [gather, gather_later, scatter, swap])
-def test_nobody_sends_to_a_rank_that_has_not_got_what_came_before(
+def test_no_rank_sends_to_a_receiver_that_still_waits_for_an_earlier_round(
     exchange: Callable[[TcpGroup], Tensor], late: int
 ) -> None:
     events: list[tuple[str, int, int]] = []  # what happened, to whom, in which round
@@ -80,7 +80,7 @@ def test_nobody_sends_to_a_rank_that_has_not_got_what_came_before(
 
 @given(data=st.data())
 @settings(max_examples=25)
-def test_ranks_whose_messages_differ_agree_on_turns(data: st.DataObject) -> None:
+def test_ranks_with_unequal_messages_agree_on_rounds(data: st.DataObject) -> None:
     """Some ranks may have brief messages only, and send them at once, while others go in rounds."""
     world = data.draw(st.integers(2, 4))
     lengths = st.sampled_from([0, 1, BRIEF_BYTES, BRIEF_BYTES + 1, 3 * BRIEF_BYTES])
@@ -96,7 +96,7 @@ def test_ranks_whose_messages_differ_agree_on_turns(data: st.DataObject) -> None
         assert torch.equal(received, torch.cat([row[rank] for row in sent]).to(torch.uint8))
 
 
-def test_what_waits_for_its_turn_may_wait_as_long_as_messages_take() -> None:
+def test_a_message_may_wait_as_long_as_earlier_messages_take() -> None:
     """A receiver that is busy with other large messages is not taken for one that is gone."""
 
     def main(group: TcpGroup) -> int:

@@ -1,4 +1,4 @@
-"""Ways to gather: as data, what must hold of each; over real TCP, the same result and the same received bytes."""
+"""All-gather schedules: properties of the data, and equal results and received bytes over real TCP."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.conftest import best_gather_s, check_all_gather, run_ranks
 
 
 @st.composite
-def rooms_of(draw: st.DrawFn) -> Subnets:
-    """Any ranks in any subnets."""
+def any_subnets(draw: st.DrawFn) -> Subnets:
+    """Any partition of the ranks into subnets."""
     ranks = draw(st.permutations(range(draw(st.integers(1, 9)))))
     cuts = sorted(draw(st.sets(st.integers(1, len(ranks) - 1))) if len(ranks) > 1 else [])
     ends = [0, *cuts, len(ranks)]
     return tuple(tuple(ranks[a:b]) for a, b in zip(ends, ends[1:], strict=False))
 
 
-@given(st.sampled_from(ALL_GATHERS), rooms_of())
-def test_each_rank_gets_each_other_block_once_from_who_has_it(algorithm: str, subnets: Subnets) -> None:
+@given(st.sampled_from(ALL_GATHERS), any_subnets())
+def test_each_rank_gets_each_other_block_once_from_a_rank_that_has_it(algorithm: str, subnets: Subnets) -> None:
     world = sum(map(len, subnets))
     held = {(rank, rank, WHOLE) for rank in range(world)}
     got: dict[tuple[int, int], float] = defaultdict(float)
@@ -51,8 +51,8 @@ def test_a_ring_uses_neighbors_only_and_both_ways_alike(world: int) -> None:
     assert set(carried.values()) == ({1.0} if world == 2 else {(world - 1) / 2})
 
 
-@given(rooms_of())
-def test_a_block_crosses_to_another_room_once(subnets: Subnets) -> None:
+@given(any_subnets())
+def test_a_block_enters_another_subnet_once(subnets: Subnets) -> None:
     subnet_of = {rank: subnet for subnet in subnets for rank in subnet}
     entered = Counter(
         (transfer.owner, subnet_of[transfer.target])
@@ -63,26 +63,26 @@ def test_a_block_crosses_to_another_room_once(subnets: Subnets) -> None:
     assert entered == {(rank, subnet): 1 for rank in subnet_of for subnet in subnets if rank not in subnet}
 
 
-def in_rooms(world: int) -> Subnets:
+def two_subnets(world: int) -> Subnets:
     return tuple(filter(None, (tuple(range((world + 1) // 2)), tuple(range((world + 1) // 2, world)))))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("algorithm", ALL_GATHERS)
-@pytest.mark.parametrize("rate_bps", [float("inf"), 1e6])  # small messages go at once where links are fast
-def test_all_ways_gather_the_same_and_receive_the_same(algorithm: str, world: int, rate_bps: float) -> None:
+@pytest.mark.parametrize("rate_bps", [float("inf"), 1e6])  # on fast links, small messages go without rounds
+def test_all_algorithms_gather_the_same_and_receive_the_same(algorithm: str, world: int, rate_bps: float) -> None:
     rows = [3, 1, 0, 5, 2][:world]
 
     def links(rank: int) -> RankLinks:
         route = Route(Unpaced(), rate_bps)
         peers = [peer for peer in range(world) if peer != rank]
-        return RankLinks(dict.fromkeys(peers, route), rate_bps, algorithm, in_rooms(world))
+        return RankLinks(dict.fromkeys(peers, route), rate_bps, algorithm, two_subnets(world))
 
     check_all_gather(torch.randn(sum(rows), 601), rows, links)
 
 
 @pytest.mark.parametrize("algorithm", [PAIRWISE, DIRECT])
-def test_other_collectives_mean_the_same_at_once(algorithm: str) -> None:
+def test_other_collectives_have_the_same_result(algorithm: str) -> None:
     parts = [torch.randn(9, 1000) for _ in range(4)]
 
     def main(group: TcpGroup) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +97,7 @@ def test_other_collectives_mean_the_same_at_once(algorithm: str) -> None:
 
 
 class Recorder(Unpaced):
-    """Notes what it is asked to release."""
+    """Records the bytes that it is asked to release."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -107,7 +107,7 @@ class Recorder(Unpaced):
         return now_s
 
 
-def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_once() -> None:
+def test_contending_senders_are_charged_together_and_a_lone_sender_once() -> None:
     def main(group: TcpGroup) -> list[int]:
         near, trunk = Recorder(), Recorder()
         routes = {peer: Route(near, 1e9) if peer // 2 == group.rank // 2 else Route(trunk, 1e9, 2) for peer in range(4)}
@@ -118,7 +118,7 @@ def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_on
             group.send(torch.zeros(100, dtype=torch.uint8), 2)
         elif group.rank == 2:
             group.recv([100], torch.uint8, 0)
-        if group.rank < 2:  # both know of each other
+        if group.rank < 2:  # each knows of the other
             group.exchange_async({3: torch.zeros(100, dtype=torch.uint8)}, {}, senders=2).wait()
         elif group.rank == 3:
             group.exchange_async({}, {0: 100, 1: 100}).wait()
@@ -129,7 +129,7 @@ def test_a_shared_link_is_paid_for_by_all_who_send_alike_and_by_a_lone_sender_on
 
 
 @pytest.mark.parametrize(("shared", "messages"), [(False, 1), (True, 2)])
-def test_links_of_their_own_are_used_side_by_side(shared: bool, messages: int) -> None:
+def test_separate_links_are_used_in_parallel(shared: bool, messages: int) -> None:
     size, rate_bps = 100_000, 2e7
 
     def main(group: TcpGroup) -> float:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from testbed.comm.connect import connect, listen
 from testbed.comm.frame import pack_header
 from testbed.comm.group import Handle, even_shares
-from testbed.comm.pacing import LATE_S, CreditHold, TransportPacing, Unpaced, wire_bytes
+from testbed.comm.pacing import LATE_S, BurstCredit, TransportPacing, Unpaced, wire_bytes
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.errors import CommError
@@ -120,7 +120,7 @@ def test_async_exchange_overlaps_and_may_send_nothing() -> None:
     assert blocked_s < 0.05
 
 
-def test_what_is_queued_does_not_wait_for_what_is_under_way() -> None:
+def test_a_queued_operation_does_not_wait_for_the_one_in_progress() -> None:
     received = threading.Event()
 
     def main(group: TcpGroup) -> int:
@@ -141,7 +141,7 @@ def test_what_is_queued_does_not_wait_for_what_is_under_way() -> None:
 
 @given(data=st.data())
 @settings(max_examples=30)
-def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -> None:
+def test_any_mix_of_operations_in_progress_arrives_in_order(data: st.DataObject) -> None:
     world = data.draw(st.integers(2, 4))
     kinds = st.sampled_from(["small", "large", "sum", "neighbor", "wait", "barrier"])
     program = data.draw(st.lists(kinds, min_size=1, max_size=8))
@@ -149,25 +149,25 @@ def test_any_mix_of_operations_under_way_arrives_in_order(data: st.DataObject) -
 
     def main(group: TcpGroup) -> None:
         group.set_links(RankLinks.one(group.rank, world, Unpaced(), 100e6))  # so that the large ones go in rounds
-        under_way: list[tuple[Handle, torch.Tensor]] = []
+        in_progress: list[tuple[Handle, torch.Tensor]] = []
         for step, kind in enumerate(program):
             time.sleep(pauses[group.rank])
             size = 100_000 if kind == "large" else 3
             values = [torch.full((size,), 10 * step + rank) for rank in range(world)]
             own, left = values[group.rank], (group.rank - 1) % world
             if kind in ("small", "large"):
-                under_way.append((group.all_gather_async(own, [size] * world), torch.cat(values)))
+                in_progress.append((group.all_gather_async(own, [size] * world), torch.cat(values)))
             elif kind == "sum":
-                under_way.append((group.share_sum_async(own), torch.stack(values).sum(0)))
+                in_progress.append((group.share_sum_async(own), torch.stack(values).sum(0)))
             elif kind == "neighbor":
                 sends = {(group.rank + 1) % world: own.view(torch.uint8)}
-                under_way.append((group.exchange_async(sends, {left: 8 * size}), values[left].view(torch.uint8)))
+                in_progress.append((group.exchange_async(sends, {left: 8 * size}), values[left].view(torch.uint8)))
             elif kind == "barrier":
                 group.barrier()
-            elif under_way:
-                handle, expected = under_way.pop(0)
+            elif in_progress:
+                handle, expected = in_progress.pop(0)
                 assert torch.equal(handle.wait(), expected)
-        for handle, expected in under_way:
+        for handle, expected in in_progress:
             assert torch.equal(handle.wait(), expected)
 
     run_ranks(world, main)
@@ -242,22 +242,22 @@ def test_transport_pacing_takes_the_time_of_the_link() -> None:
     assert all(ideal * 0.98 <= seconds < ideal * 2 for seconds in run_ranks(3, main))
 
 
-def test_credit_hold_charges_the_free_bytes_once() -> None:
-    hold = CreditHold(10e6, 1600)
-    assert hold.release(320, 100.0, 100.0) - 100.0 == pytest.approx(
+def test_burst_credit_is_charged_once() -> None:
+    pacing = BurstCredit(10e6, 1600)
+    assert pacing.release(320, 100.0, 100.0) - 100.0 == pytest.approx(
         8 * 386 / 10e6
     )  # smaller than the bucket: all of it
-    busy = CreditHold(10e6, 1600)
+    busy = BurstCredit(10e6, 1600)
     assert busy.release(100_000, 0.5, 0.5) - 0.5 == pytest.approx(8 * 1600 / 10e6)  # larger: one bucket
-    assert busy.release(100_000, 0.51, 0.5) == 0.51  # the link is still busy: nothing is free
+    assert busy.release(100_000, 0.51, 0.5) == 0.51  # the link is still busy: there is no credit
     assert busy.release(100_000, 5.0, 5.0) > 5.0
 
 
 @given(st.lists(st.tuples(st.integers(1, 1400), st.floats(0, 0.9 * LATE_S)), min_size=1, max_size=20), st.booleans())
-def test_who_wakes_up_late_loses_no_time_of_the_link_and_gains_none(
+def test_a_sender_that_wakes_up_late_neither_loses_nor_gains_link_time(
     messages: list[tuple[int, float]], kernel: bool
 ) -> None:
-    pacing, ready_s = CreditHold(10e6, 1600) if kernel else TransportPacing(10e6), 7.0
+    pacing, ready_s = BurstCredit(10e6, 1600) if kernel else TransportPacing(10e6), 7.0
     now_s = ideal_s = ready_s
     for size, late_s in messages:
         release_s = pacing.release(size, now_s, ready_s)
@@ -266,8 +266,8 @@ def test_who_wakes_up_late_loses_no_time_of_the_link_and_gains_none(
         now_s = max(now_s, ideal_s + late_s)
 
 
-def test_what_is_much_too_late_has_left_the_link_idle() -> None:
-    for pacing in (CreditHold(10e6, 1600), TransportPacing(10e6)):
+def test_a_sender_that_is_much_too_late_loses_link_time() -> None:
+    for pacing in (BurstCredit(10e6, 1600), TransportPacing(10e6)):
         first_s = pacing.release(1000, 7.0, 7.0)
         assert pacing.release(1000, first_s + 1.0, 7.0) >= first_s + 1.0 - LATE_S
 

@@ -1,6 +1,6 @@
-"""Whatever stands on the command line or in conf/: a Config that can be used, or one ConfigError, and nothing is run.
+"""Any command line and any file in conf/ give a valid Config or one ConfigError, and nothing is executed.
 
-Hydra and OmegaConf parse what a user writes, and other exceptions than their own come out of them.
+Hydra and OmegaConf parse what a user writes. Their parsers also raise exceptions of other libraries.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def nothing_is_run() -> Iterator[None]:
 
 
 def usable(words: list[str]) -> Config | None:
-    """The configuration, after what a run does with it first; None if there was one clear ConfigError."""
+    """The configuration, after the first steps of a run; None if there was one ConfigError."""
     try:
         with nothing_is_run():
             config = load_config(words)
@@ -135,14 +135,14 @@ def test_what_fuzzing_found(word: str, message: str) -> None:
     "value", ["${oc.env:FUZZ_SECRET}", "'${oc.env:FUZZ_SECRET}'", "a${now:%Y}", "${tokens}", "'${oc.env:${transport}}'"]
 )
 def test_nothing_is_taken_from_the_environment_the_clock_or_other_keys(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"results_dir=.*\$\{.*must be written out") as caught:
+    with pytest.raises(ConfigError, match=r"results_dir=.*\$\{.*must not contain") as caught:
         load_config([SMOKE, f"results_dir={value}"])
     assert SECRET not in str(caught.value)
 
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ in place of it."""
+    """A copy of conf/ that replaces conf/ in the test."""
     shutil.copytree(CONF, tmp_path / "conf")
     monkeypatch.setattr("testbed.config.load.CONF", tmp_path / "conf")
     monkeypatch.setattr("testbed.config.fields.CONF", tmp_path / "conf")
@@ -161,8 +161,8 @@ bandwidths: 10
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (b"tokens: 1\nresults_dir: ${oc.env:FUZZ_SECRET}", "results_dir=${oc.env:FUZZ_SECRET}: must be written out"),
-        (b"tokens: ['${seed}']", "tokens.0=${seed}: must be written out"),
+        (b"tokens: 1\nresults_dir: ${oc.env:FUZZ_SECRET}", "results_dir=${oc.env:FUZZ_SECRET}: must not contain"),
+        (b"tokens: ['${seed}']", "tokens.0=${seed}: must not contain"),
         (b"tokens: !!python/object/apply:os.system ['exit']", "could not determine a constructor"),
         (b"tokens: 1\nmodel: {_target_: os.system}", "model._target_=os.system: unknown"),
         (b"tokens: 1\nhydra: {callbacks: {x: {_target_: os.system}}}", None),  # never looked at

@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.cost_model.analytic import analytic_row
+from experiments.cost_model.point_costs import PointCosts
 from testbed.config import device_mix, fields, load
 from testbed.config.device_mix import emulated_devices, share_speeds
 from testbed.config.fields import CONF, choices
@@ -38,21 +39,24 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("model=3", "model=3: unknown"),
     ("topology=stra", "topology=stra: unknown; did you mean star?"),
     ("topology.trunk_share=0", "topology.trunk_share=0: must be a number above 0"),
-    ("topology=ring network=loopback", "topology=ring: needs network=mininet: loopback paces one link of each device"),
+    (
+        "topology=ring network=loopback",
+        "topology=ring: needs network=mininet; loopback emulates one link for each device",
+    ),
     ("all_gather=rings", "all_gather=rings: must be one of auto, pairwise"),
-    ("all_gather=hierarchical", "all_gather=hierarchical: needs devices behind two switches at least; topology=star"),
+    ("all_gather=hierarchical", "all_gather=hierarchical: needs devices at two or more switches; topology=star"),
     ("all_gather=ring transport=gloo", "all_gather=ring: must be auto with transport=gloo"),
     ("queue_kb=1", "queue_kb=1: must be a number from 4 to 1000000 (KB)"),
-    ("topology=mesh queue_kb=16", "queue_kb=16: must be 1000: it is of switches' ports"),
+    ("topology=mesh queue_kb=16", "queue_kb=16: must be 1000: queues belong to switch ports"),
     ("devices=254", "devices=254: must be from 1 to 253"),
     ("network=minnet", "network=minnet: unknown; did you mean mininet?"),
     ("network.backend=minnet", "network.backend=minnet:"),
     ("device_mix=gtx1660ti+gtx", "device_mix=gtx: unknown; did you mean gtx1660ti"),
-    ("device_mix=gtx1660ti+half_gtx1660ti+gtx1660ti", "must name 2 devices at most"),
+    ("device_mix=gtx1660ti+half_gtx1660ti+gtx1660ti", "must name at most 2 devices"),
     ("device_mix=[gtx1660ti]", "device_mix=[gtx1660ti]: must be names in conf/device/ joined by +"),
     ("profiles.gtx1660ti.reference_s=1", "profiles={"),
     ("partition=fair", "partition=fair: must be one of equal, speed"),
-    ("partition=[equal,speed]", "partition=speed: must be equal, or mix must name devices of several speeds"),
+    ("partition=[equal,speed]", "partition=speed: must be equal, or device_mix must name devices of different speeds"),
     (
         "device_mix=gtx1660ti+half_gtx1660ti partition=speed methods=block block.blocks=2",
         "partition=speed: must be equal for block",
@@ -77,7 +81,7 @@ BAD = [  # words after +experiment=smoke; what the message must contain
     ("time_scale=[1.0,2.0]", "time_scale=[1,2]: must be a number from 0.1 to 1000, or auto"),
     ("time_scale=true", "time_scale=true: must be"),
     ("network=analytic compute_mode=hold", "compute_mode=hold: must be auto for network=analytic"),
-    ("network=analytic runner=clock_check", "network=analytic: must be another one: runner clock_check measures"),
+    ("network=analytic runner=clock_check", "network=analytic: must be a backend with links: runner clock_check"),
     ("seed=-1", "seed=-1:"),
     ("compute_mode=fast", "compute_mode=fast: must be one of auto, execute, hold, replay"),
     ("transport=mpi", "transport=mpi: must be one of tcp, gloo"),
@@ -204,7 +208,7 @@ def test_every_setting_can_be_an_axis() -> None:
 def test_what_only_latencies_have_is_refused_elsewhere() -> None:
     with pytest.raises(ConfigError, match="time_scale=auto: must be a number from 0.1 to 1000 for runner fidelity"):
         load_config(["+experiment=fidelity", "time_scale=auto"])
-    with pytest.raises(ConfigError, match="network=analytic: must be another one: runner fidelity"):
+    with pytest.raises(ConfigError, match="network=analytic: must be a backend with links: runner fidelity"):
         load_config(["+experiment=fidelity", "network=analytic"])
     assert load_config(["+experiment=smoke", "network=analytic", "time_scale=auto"]).time_scale == "auto"
     assert load_config(["+experiment=smoke", "time_scale=2"]).time_scale == 2.0
@@ -230,7 +234,10 @@ MIX = "device_mix=gtx1660ti+half_gtx1660ti"
 
 def test_a_mix_goes_round_and_the_baseline_is_its_fastest() -> None:
     config = load_config(["+experiment=smoke", "devices=[2,3]", MIX, "partition=[equal,speed]"])
-    fast, slow = (load_config(["+experiment=smoke", f"device={name}"]).emulated_device() for name in MIX.partition("=")[2].split("+"))
+    fast, slow = (
+        load_config(["+experiment=smoke", f"device={name}"]).emulated_device()
+        for name in MIX.partition("=")[2].split("+")
+    )
     assert fast.macs_per_s == pytest.approx(2 * slow.macs_per_s) and fast.memory_bytes_per_s == 216e9
     assert emulated_devices(config, "astra", 3) == [fast, slow, fast]
     assert emulated_devices(config, "single", 3) == [fast, fast, fast]
@@ -243,7 +250,7 @@ def test_a_profile_of_a_mix_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
     text = (CONF / "device" / "half_gtx1660ti.yaml").read_text()
     for bad, message in (
         (text.replace("0.700", "0"), "profiles.odd.reference_s=0: must be a finite number"),
-        (text.replace("0.700", "${oc.env:HOME}"), "device_mix=odd: must be a profile that is written out"),
+        (text.replace("0.700", "${oc.env:HOME}"), "device_mix=odd: must be a profile without"),
         (text.replace("heads: 12", "heads: 7"), "profiles.odd.reference_model.heads=7: must divide"),
         ("name: odd\n", "odd"),
         (text + "color: red\n", "device_mix=odd: must be a profile of a device: Key .color. not in"),
@@ -255,7 +262,7 @@ def test_a_profile_of_a_mix_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def copy_of_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have configurations read from a copy of conf/ in this folder."""
+    """Copy conf/ to a folder and read configurations from there."""
     for source in CONF.rglob("*.yaml"):
         copy = folder / source.relative_to(CONF)
         copy.parent.mkdir(exist_ok=True)
@@ -284,7 +291,7 @@ def test_links_on_the_command_line() -> None:
 def test_a_decoder_is_an_experiment_of_its_own() -> None:
     config = load_config(["+experiment=decoder_sweep", "network=analytic", "tokens=[64,512]", "astra.anchor_tokens=4"])
     assert isinstance(config, DecoderLatencyConfig) and config.model.shape(64).causal
-    rows = [analytic_row(point, config) for point in points(config)]
+    rows = [analytic_row(PointCosts(point, config)) for point in points(config)]
     assert {row["model"] for row in rows} == {"smollm2_135m_q4"} and {row["layers"] for row in rows} == {30}
     assert all(row["formula_bytes"] > 0 for row in rows if row["method"] == "astra")
 
@@ -294,7 +301,7 @@ def test_a_decoder_is_an_experiment_of_its_own() -> None:
     [
         (
             "methods=[single,tensor]",
-            "methods=tensor: is for Vision Transformers; of model=smollm2_135m_q4 allowed: ",
+            "methods=tensor: supports Vision Transformers only; with model=smollm2_135m_q4 allowed: ",
         ),
         ("model.layers=3", "model.layers=3: "),
         ("model=hub_folder model.folder=nowhere", "model.folder=nowhere: no such folder"),

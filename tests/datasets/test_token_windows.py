@@ -1,3 +1,5 @@
+"""Token windows: order, splits, the cache, errors."""
+
 import hashlib
 import re
 from pathlib import Path
@@ -13,7 +15,7 @@ from testbed.errors import ConfigError
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A token for each byte."""
+    """A tokenizer with one token for each byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -25,7 +27,7 @@ BYTES = byte_tokenizer()
 
 
 def article(i: int) -> str:
-    """100 bytes that no other article has a long piece of."""
+    """100 bytes that share no long part with another article."""
     return f"naïve {hashlib.sha256(str(i).encode()).hexdigest()} {hashlib.md5(str(i).encode()).hexdigest()[:28]}"
 
 
@@ -37,15 +39,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "texts"
 
 
-def test_windows_are_pieces_of_the_documents(folder: Path, tmp_path: Path):
+def test_windows_are_parts_of_the_documents(folder: Path, tmp_path: Path):
     found = windows("text", BYTES, tmp_path, length=10, split="train", folder=folder)
     assert found.dtype == torch.int64 and found.shape[1] == 10
-    pieces = [BYTES.decode(ids) for ids in found.tolist()]
+    texts = [BYTES.decode(ids) for ids in found.tolist()]
     documents = sum(not held_out(f"Article {i}") for i in range(60))
-    assert len(article(7).encode()) == 100 and len(pieces) == documents * 102 // 10
-    assert sum("\n\nna" in piece for piece in pieces) > 5  # documents are joined by an empty line
+    assert len(article(7).encode()) == 100 and len(texts) == documents * 102 // 10
+    assert sum("\n\nna" in text for text in texts) > 5  # documents are joined by an empty line
     everything = "".join(article(i) for i in range(60))
-    assert sum(piece in everything for piece in pieces) > len(pieces) / 2
+    assert sum(text in everything for text in texts) > len(texts) / 2
 
 
 def test_fewer_windows_are_the_first_of_more(folder: Path, tmp_path: Path):
@@ -62,7 +64,7 @@ def test_splits_share_no_window(folder: Path, tmp_path: Path):
 
 def test_a_corpus_is_tokenized_once(folder: Path, tmp_path: Path, monkeypatch):
     first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
-    monkeypatch.setattr(token_windows, "documents", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr(token_windows, "documents", lambda *a: pytest.fail("the corpus was read again"))
     assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
     monkeypatch.undo()
     (cached,) = tmp_path.glob("tokens-*.safetensors")
@@ -71,7 +73,7 @@ def test_a_corpus_is_tokenized_once(folder: Path, tmp_path: Path, monkeypatch):
         assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
 
 
-def test_other_files_or_another_tokenizer_are_tokenized_anew(folder: Path, tmp_path: Path):
+def test_changed_files_or_another_tokenizer_are_tokenized_again(folder: Path, tmp_path: Path):
     first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
     other = byte_tokenizer()
     other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -93,6 +95,6 @@ def test_other_files_or_another_tokenizer_are_tokenized_anew(folder: Path, tmp_p
         ),
     ],
 )
-def test_windows_that_cannot_be(folder: Path, tmp_path: Path, options, message):
+def test_impossible_windows_raise(folder: Path, tmp_path: Path, options, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         windows("text", BYTES, tmp_path, split="train", folder=folder, **options)

@@ -1,4 +1,4 @@
-"""The device's clock: slots, replay, stretches, overruns. Time is faked: a busy machine changes nothing."""
+"""The device's clock: emulated compute times, replay, busy periods, overruns. Time is faked, so load has no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from testbed.device.traffic import Traffic
 
 
 class FakeTime:
-    """Time that passes only when somebody sleeps or works, and by a nanosecond when somebody looks."""
+    """Time that passes only in sleeps and in fake work, and by one nanosecond at each reading."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,7 +38,7 @@ def test_execute_adds_no_time_and_counts(fake: FakeTime) -> None:
     assert fake.now == pytest.approx(1000.0, abs=1e-6) and clock.macs == 1_000_000 and clock.overruns == 0
 
 
-def test_hold_waits_out_the_slot_and_time_scale_stretches_it(fake: FakeTime) -> None:
+def test_hold_waits_for_the_compute_time_times_time_scale(fake: FakeTime) -> None:
     clock = DeviceClock("hold", device=Device(1e6), time_scale=2.0)
     clock.run("encode", 20_000, lambda: fake.sleep(0.01))
     clock.finish()
@@ -55,12 +55,12 @@ def test_replay_returns_the_recorded_outputs_without_computing(fake: FakeTime) -
         assert [clock.run("compute", 1, lambda: pytest.fail("computed")) for _ in range(3)] == outputs
 
 
-def test_an_overrun_is_counted_once_for_a_stretch(fake: FakeTime) -> None:
+def test_an_overrun_is_counted_once_for_a_busy_period(fake: FakeTime) -> None:
     clock, traffic = DeviceClock("hold", device=Device(1e6)), Traffic()
     clock.restart(traffic)
     clock.run("compute", 1_000, lambda: fake.sleep(0.02))
     clock.run("compute", 1_000, lambda: None)
-    traffic.wait_s += 0.0001  # a message was awaited, however shortly: a new stretch
+    traffic.wait_s += 0.0001  # a message was awaited, however briefly: a new busy period
     clock.run("compute", 20_000, lambda: fake.sleep(0.001))
     clock.finish()
     assert clock.overruns == 1 and clock.late_s == pytest.approx(0.018)
@@ -68,7 +68,7 @@ def test_an_overrun_is_counted_once_for_a_stretch(fake: FakeTime) -> None:
     assert clock.overruns == 0 and clock.late_s == 0
 
 
-def test_a_short_overrun_is_made_up_for_within_the_stretch(fake: FakeTime) -> None:
+def test_a_short_overrun_is_compensated_within_the_busy_period(fake: FakeTime) -> None:
     clock = DeviceClock("hold", device=Device(1e6))
     clock.run("decode", 0, lambda: fake.sleep(0.003))
     clock.run("compute", 20_000, lambda: fake.sleep(0.001))
@@ -83,31 +83,31 @@ def test_handing_a_message_over_takes_no_device_time(fake: FakeTime) -> None:
         clock.run("compute", 20_000, lambda: None)
         fake.sleep(0.0015)  # nothing was awaited
     clock.finish()
-    assert fake.now - 1000.0 == pytest.approx(0.06 + 0.0015)  # what is after the last slot is after the pass
+    assert fake.now - 1000.0 == pytest.approx(0.06 + 0.0015)  # the time after the last segment is after the pass
 
 
-def test_what_is_awaited_takes_device_time(fake: FakeTime) -> None:
+def test_waiting_takes_device_time(fake: FakeTime) -> None:
     clock, traffic = DeviceClock("hold", device=Device(1e6)), Traffic()
     clock.restart(traffic)
     clock.run("compute", 20_000, lambda: None)
     fake.sleep(0.0015)
     traffic.wire_s += 0.0015
     clock.run("compute", 20_000, lambda: None)
-    fake.sleep(0.005)  # too long to be handing over, whatever it was
+    fake.sleep(0.005)  # longer than ADJACENT_S
     clock.run("compute", 20_000, lambda: None)
     clock.finish()
     assert fake.now - 1000.0 == pytest.approx(0.06 + 0.0015 + 0.005)
     assert clock.overruns == 0
 
 
-def test_an_overrun_of_the_last_stretch_counts(fake: FakeTime) -> None:
+def test_time_after_the_last_segment_is_no_overrun(fake: FakeTime) -> None:
     clock = DeviceClock(device=Device(1e6))
     clock.record(lambda: clock.run("compute", 10_000, lambda: None))
     clock.mode = "replay"
     clock.restart()
     fake.sleep(1)
-    slot = clock.run("compute", 10_000, lambda: None)
-    assert slot is None and clock.overruns == 0
-    fake.now += 1.0  # time after the pass is not the clock's business
+    output = clock.run("compute", 10_000, lambda: None)
+    assert output is None and clock.overruns == 0
+    fake.now += 1.0  # time after the pass does not count
     clock.finish()
     assert clock.overruns == 0

@@ -1,4 +1,4 @@
-"""Whole items over devices of unequal speed."""
+"""Partition of whole items over devices of different speeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ speeds = st.lists(st.sampled_from([0.1, 0.25, 0.5, 1.0, 3.0]), min_size=1, max_s
 
 
 @given(st.integers(0, 9), speeds)
-def test_no_other_shares_would_be_done_earlier(total: int, speeds: tuple[float, ...]) -> None:
+def test_no_other_shares_finish_earlier(total: int, speeds: tuple[float, ...]) -> None:
     shares, world = shares_by_speed(total, speeds), len(speeds)
     least = int(total >= world)
     assert sum(shares) == total and min(shares) >= least

@@ -1,28 +1,51 @@
-"""What a recorded pass keeps for its replays, and what it does not."""
+"""What a recorded pass keeps for its replays, and what it drops."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from testbed.comm.tcp import TcpGroup
+from testbed.device.clock import DeviceClock
 from testbed.device.replay import ReplayCache
+from testbed.methods import load_method
+from tests.conftest import run_ranks
+from tests.methods.small import pixels, small_model
+
+
+def kept_bytes(tree: Any) -> int:
+    """Bytes of all storages of tensors in nested tuples, lists and dicts; a tensor on ``meta`` has none."""
+    return sum(dict(storages(tree)).values())
+
+
+def storages(tree: Any) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of each tensor's storage."""
+    if isinstance(tree, Tensor):
+        if not tree.is_meta:
+            yield tree.untyped_storage().data_ptr(), tree.untyped_storage().nbytes()
+    elif isinstance(tree, dict):
+        yield from storages(list(tree.values()))
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from storages(item)
 
 
 def two_layers(cache: ReplayCache, sent: list[Tensor]) -> Tensor:
-    """A pass of a residual stream, of whose first layer a part is sent."""
+    """A pass over a residual stream that sends a part of its first layer."""
     stream, part = cache.add(lambda: (torch.ones(1000), torch.full((8,), 2.0)))
     sent.append(part.view(2, 4)[1].clone())
     return cache.add(lambda: stream[:4] + sent[-1])
 
 
-def test_values_that_nothing_beyond_segments_reads_are_not_kept() -> None:
+def test_values_that_only_segments_read_are_dropped() -> None:
     cache, sent = ReplayCache(), []
     result = cache.record(lambda: two_layers(cache, sent))
     assert result.tolist() == [3.0] * 4
-    kept = [leaf for leaf in tree_leaves(cache._outputs) if not leaf.is_meta]
-    assert sum(leaf.untyped_storage().nbytes() for leaf in kept) == 4 * (8 + 4)  # the part and the pass's result
+    assert kept_bytes(cache._outputs) == 4 * (8 + 4)  # the part and the result of the pass
     for _ in range(2):
         cache.rewind()
         stream, part = cache.next()
@@ -31,7 +54,7 @@ def test_values_that_nothing_beyond_segments_reads_are_not_kept() -> None:
         assert cache.next().tolist() == [3.0] * 4
 
 
-def test_reading_what_was_not_kept_fails() -> None:
+def test_reading_a_dropped_value_fails() -> None:
     cache = ReplayCache()
     cache.record(lambda: two_layers(cache, []))
     stream, _ = cache.next()
@@ -41,7 +64,20 @@ def test_reading_what_was_not_kept_fails() -> None:
         stream.numpy()
 
 
-def test_a_view_keeps_what_it_looks_at() -> None:
+def test_metadata_reads_keep_no_values() -> None:
+    cache = ReplayCache()
+
+    def forward() -> tuple[object, ...]:
+        x = cache.add(lambda: torch.ones(3, 4))
+        described = x.shape, x.dtype, x.device, x.ndim, x.nbytes, x.itemsize, x.is_meta, x.requires_grad, len(x)
+        called = x.size(0), x.stride(), x.dim(), x.numel(), x.element_size(), x.storage_offset(), x.is_contiguous()
+        return *described, *called
+
+    cache.record(forward)
+    assert kept_bytes(cache._outputs) == 0
+
+
+def test_a_view_keeps_its_whole_storage() -> None:
     cache = ReplayCache()
 
     def forward() -> Tensor:
@@ -53,10 +89,41 @@ def test_a_view_keeps_what_it_looks_at() -> None:
     assert cache.next().tolist() == [0, 1, 2, 3, 4, 5] and cache.next().tolist() == [3, 4, 5]
 
 
-def test_a_pass_that_fails_ends_the_watch() -> None:
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor | None
+
+
+def test_outputs_keep_their_containers() -> None:
+    cache = ReplayCache()
+    outputs: list[Any] = [Pair(torch.ones(1), None), [torch.ones(2)], {"a": (torch.ones(3), 7)}, torch.ones(4).max(0)]
+    cache.record(lambda: [cache.add(lambda output=output: output) and None for output in outputs])
+    pair, items, mapping, structseq = (cache.next() for _ in outputs)
+    assert isinstance(pair, Pair) and pair.first.is_meta and pair.second is None
+    assert isinstance(items, list) and items[0].shape == (2,)
+    assert mapping["a"][0].shape == (3,) and mapping["a"][1] == 7
+    assert type(structseq) is type(outputs[3]) and structseq.indices.is_meta
+
+
+@pytest.mark.parametrize("name", ["sequence", "ring", "pipeline"])
+def test_a_method_keeps_what_it_sends_and_what_it_returns(name: str) -> None:
+    model, method = small_model("plain"), load_method(name)
+    inputs = pixels(model)
+
+    def main(group: TcpGroup) -> None:
+        clock = DeviceClock()
+        shard = method.shard(model, group.rank, group.world)
+        output = clock.record(lambda: method.forward(inputs, shard, group, clock))
+        returned_bytes = kept_bytes([output.hidden, output.logits])
+        assert kept_bytes(clock._cache._outputs) == group.traffic.sent_bytes + returned_bytes
+
+    run_ranks(2, main)
+
+
+def test_a_failed_pass_stops_recording() -> None:
     cache = ReplayCache()
     with pytest.raises(RuntimeError):
         cache.record(lambda: cache.add(lambda: torch.ones(2) @ torch.ones(3)))
-    noted = len(cache._readers.read)
+    read = set(cache._reads.read)
     torch.ones(1).clone()
-    assert len(cache._readers.read) == noted
+    assert cache._reads.read == read

@@ -1,4 +1,4 @@
-"""Run by a test: clusters on links of several kinds; what each link carries, and what a short queue drops."""
+"""Run by a test: clusters on several topologies; the bytes on each link, and the packets that a short queue drops."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def main(names: list[str]) -> int:
                 session.rank_times("incast_all", SIZE, 1)
                 dropped.append((session.network.dropped_packets() or 0) - drops)
             session.shape(FAST_MBPS)
-            disordered, packets, sent = _disordered(session), *_packets(session)
+            reordered, packets, sent = _reordered(session), *_packets(session)
             session.collective_s("all_gather", LARGE, LARGE_REPEATS)
             packets_after, sent_after = _packets(session)
             found = {
-                "disordered": _disordered(session) - disordered,
-                "bundled": (packets_after - packets) / (sent_after - sent),
+                "reordered": _reordered(session) - reordered,
+                "packets_per_segment": (packets_after - packets) / (sent_after - sent),
                 "in_order": session.network.describe()["packet_order"],
                 "topology": name,
                 "all_gather": session.all_gather,
@@ -64,24 +64,24 @@ def main(names: list[str]) -> int:
     return 0
 
 
-def _disordered(session: Session) -> int:
-    """How often any host's TCP saw packets overtake each other."""
+def _reordered(session: Session) -> int:
+    """Number of reordering events that all hosts' TCP detected."""
     assert isinstance(session.network, MininetNetwork)
     count = 0
-    for shown in session.network.in_each_space(["cat", "/proc/net/netstat"]):
+    for shown in session.network.run_in_namespaces(["cat", "/proc/net/netstat"]):
         names, values = (line.split() for line in shown.splitlines()[:2])
         count += int(values[names.index("TCPSACKReorder")])
     return count
 
 
 def _packets(session: Session) -> tuple[int, int]:
-    """(packets that all data links have let through, turns that they took: a bundle of packets takes one)."""
+    """(packets, GSO segments) that all data links have carried."""
     assert isinstance(session.network, MininetNetwork)
     links = {"-".join(hop) for hop in session.graph.share}
-    turns = 0
-    for shown in session.network.in_each_space(["ip", "-s", "-j", "link"]):
-        turns += sum(link["stats64"]["tx"]["packets"] for link in json.loads(shown) if link["ifname"] in links)
-    return sum(session.network.counters("packets").values()), turns
+    segments = 0
+    for shown in session.network.run_in_namespaces(["ip", "-s", "-j", "link"]):
+        segments += sum(link["stats64"]["tx"]["packets"] for link in json.loads(shown) if link["ifname"] in links)
+    return sum(session.network.counters("packets").values()), segments
 
 
 if __name__ == "__main__":

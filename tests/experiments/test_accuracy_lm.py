@@ -1,4 +1,4 @@
-"""The language-model experiment end to end: a random Llama in a hub folder, texts in another, seconds in all."""
+"""The language-model experiment end to end, in seconds: a random Llama in a hub folder, and a folder of texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from analysis.accuracy import accuracy_tables, results
 from analysis.load import load_rows
 from analysis.report.write import write_report
 from experiments import accuracy_common, accuracy_lm
+from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
 from testbed.astra.training.decoder import AstraDecoder
@@ -40,14 +41,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def words(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of a command line that needs nothing but what the test made."""
+    """A command line that uses only files that the test made."""
     for module in (accuracy_lm, accuracy_common):
         monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
     texts = tmp_path / "texts"
     texts.mkdir()
     for i in range(60):
         counted = (f"{i * k % 97} sheep and {k} {'goats' * (k % 3)}" for k in range(9))
-        (texts / f"PartialAttention {i}.txt").write_text(" ".join(counted))
+        (texts / f"part {i}.txt").write_text(" ".join(counted))
     folders = [f"model.folder={hub}", f"data.folder={texts}", f"results_dir={tmp_path}"]
     return ["+experiment=accuracy_lm", "model=hub_folder", "data=text_folder", *folders, *WORDS]
 
@@ -62,7 +63,7 @@ def folder_for(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path, "accuracy_lm", "abc", ACCURACY)
 
 
-def test_every_variant_is_judged_and_no_row_is_measured_twice(
+def test_every_variant_is_evaluated_and_no_row_is_measured_twice(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = configured(words), folder_for(tmp_path)
@@ -78,11 +79,11 @@ def test_every_variant_is_judged_and_no_row_is_measured_twice(
     monkeypatch.setattr(accuracy_lm, "window_nll", stopped)
     with pytest.raises(KeyboardInterrupt):
         accuracy_lm.run(config, "", folder)
-    assert len(folder.rows()) == 7  # as soon as they are known
+    assert len(folder.rows()) == 7  # each is written as soon as it is measured
     assert accuracy_lm.run(config, "", folder) == 0
     rows = folder.rows()
     assert len(rows) == 1 + 2 * 2 * 2 * 2 and (rows["status"] == "ok").all()
-    assert calls == len(rows) + 1  # the original's likelihoods were taken from the cache
+    assert calls == len(rows) + 1  # the baseline's likelihoods came from the cache
     assert len(folder.points()) == len(rows)
     assert accuracy_lm.run(config, "", folder) == 0 and calls == len(rows) + 1
 
@@ -95,9 +96,8 @@ def test_every_variant_is_judged_and_no_row_is_measured_twice(
     assert (compressed["change_low"] <= compressed["change"]).all() and (compressed["change"].abs() > 0).all()
 
     table = results(load_rows(folder.path))
-    assert "G=4 K=16 residual 2 anchor_tokens" in set(table["label"]) and "residual 2 anchor_tokens" in set(
-        table["series"]
-    )
+    assert "G=4 K=16 residual 2 anchor tokens" in set(table["label"])
+    assert "residual 2 anchor tokens" in set(table["series"])
     assert any(path.stem == "quality" for path in write_report(folder.path))
     (grid,) = accuracy_tables(load_rows(folder.path))
     assert len(grid.rows) == 1 + 8 and grid.columns[3:] == ["text, 2 devices", "text, 4 devices"]
@@ -114,10 +114,10 @@ def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path
     assert isinstance(model, Llama)
     test = windows("text", BYTES, tmp_path / "other", 16, 5, "held_out", texts)
     seen = windows("text", BYTES, tmp_path / "other", 16, 12, "train", texts)
-    path = decoder_codebooks_for(model, seen, "keys_values", [4], 16, 0, tmp_path / "other", anchor_tokens=2)[4]
-    student = AstraDecoder(
-        model, 16, VectorQuantizer(load_codebooks(path).codebooks_LIKd), "keys_values", anchor_tokens=2
-    ).eval()
+    spec = CodebookSpec(4, 16, quantized="keys_values", anchor_tokens=2)
+    codebooks = load_codebooks(decoder_codebooks_for(model, seen, [spec], 0, tmp_path / "other")[spec])
+    quantizer = VectorQuantizer(codebooks.codebooks_LIKd)
+    student = AstraDecoder(model, 16, quantizer, "keys_values", anchor_tokens=2).eval()
     plain, compressed = window_nll(model, test), window_nll(lambda ids: student(ids, [4] * 4).logits, test)
     assert rows["uncompressed"]["value"] == pytest.approx(perplexity(plain), rel=1e-6)
     assert rows["k-means"]["value"] == pytest.approx(perplexity(compressed), rel=1e-6)
@@ -129,7 +129,7 @@ def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path
     assert high <= 100 * (changes.max().item() - 1)
 
 
-def test_adapting_wins_back(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuning_lowers_the_perplexity(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_for(tmp_path)
     few = ["groups=1", "quantized=residual", "anchor_tokens=0", "devices=4", "objectives=[labels,distill]"]
     few += ["stages=[k-means,trained]", "training={epochs: 2, batch: 8, learning_rate: 0.01}"]
@@ -193,7 +193,7 @@ def test_one_corpus_stands_for_a_list() -> None:
     assert config.data.corpora == ["brown"] and config.groups == [32, 8, 1]
 
 
-def test_a_picture_model_is_refused(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vision_model_is_refused(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from testbed.models.weights import ModelChoice, build_model
 
     monkeypatch.setattr(decoders, "load_hub", lambda folder: build_model(ModelChoice("x", 1, 8, 2, 4, 2, False), 4, 0))

@@ -1,4 +1,4 @@
-"""The accuracy experiment end to end on pictures that are made up, small enough to learn in seconds."""
+"""The accuracy experiment end to end on synthetic images that a small model learns in seconds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL += [
 SMALL += ["training={epochs: 3, batch: 64, learning_rate: 0.003}"]
 
 
-def made_up(count: int, seed: int) -> Images:
+def synthetic(count: int, seed: int) -> Images:
     """Noisy patterns, the same four for every seed."""
     patterns = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(7))
     draw = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ def made_up(count: int, seed: int) -> Images:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AccuracyConfig:
-    splits = Splits(made_up(512, 1), made_up(128, 2), made_up(400, 3), 4)
+    splits = Splits(synthetic(512, 1), synthetic(128, 2), synthetic(400, 3), 4)
     monkeypatch.setattr(accuracy_vit, "fashion_mnist", lambda side: splits)
     monkeypatch.setattr(accuracy_common, "CACHE", tmp_path / "cache")
     config = load_config(["+experiment=accuracy_vit", *SMALL, f"results_dir={tmp_path}"])
@@ -52,7 +52,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AccuracyConfig:
     return config
 
 
-def test_every_variant_is_judged_on_every_number_of_devices(
+def test_every_variant_is_evaluated_on_every_number_of_devices(
     small: AccuracyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
@@ -65,15 +65,15 @@ def test_every_variant_is_judged_on_every_number_of_devices(
     rows = folder.rows()
     assert len(rows) == 1 + 2 * 2 * 2 and (rows["status"] == "ok").all()
     assert len(folder.points()) == len(rows)
-    original = rows[rows["stage"] == "uncompressed"].iloc[0]
-    assert original["value"] > 60 and original["change"] == 0
+    baseline = rows[rows["stage"] == "uncompressed"].iloc[0]
+    assert baseline["value"] > 60 and baseline["change"] == 0
     one = rows[(rows["devices"] == 1) & (rows["stage"] == "k-means")]
     assert (one["change"] == 0).all()  # nothing is sent, so nothing is quantized
     change = rows[rows["devices"] == 4].set_index(["stage", "groups"])["change"]
-    assert change["trained", 1] > change["k-means", 1]  # 8 codewords lose much, and adapting wins some of it back
+    assert change["trained", 1] > change["k-means", 1]  # 8 codewords lose much, and fine-tuning wins some of it back
     assert (rows["bits_per_token"] == rows["groups"].where(rows["groups"] > 0, 256) * 3).all()
 
-    # a second run has nothing to do, and one with another variant keeps what there is and trains nothing twice
+    # a second run has nothing to do
     monkeypatch.setattr(accuracy_common, "train", lambda *_: pytest.fail("trained again"))
     assert accuracy_vit.run(small, "", folder) == 0
 
@@ -84,14 +84,14 @@ def test_every_variant_is_judged_on_every_number_of_devices(
     assert [row[0] for row in grid.rows] == ["uncompressed", *["G=1 K=8"] * 2, *["G=2 K=8"] * 2]
 
 
-def test_a_training_that_fails_costs_its_variant(small: AccuracyConfig, tmp_path: Path) -> None:
+def test_a_failed_training_fails_its_variant_only(small: AccuracyConfig, tmp_path: Path) -> None:
     small.training.learning_rate, small.groups, small.uncompressed.epochs = 1e30, [1], 1
     folder = RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
     assert accuracy_vit.run(small, "", folder) == 1
     rows = folder.rows()
     failed = rows[rows["status"] == "failed"]
     assert set(failed["stage"]) == {"trained"} and failed["error"].str.contains("learning rate").all()
-    assert (rows["status"] == "ok").sum() == 3  # the original and k-means on two numbers of devices
+    assert (rows["status"] == "ok").sum() == 3  # the baseline, and k-means on two numbers of devices
 
 
 @pytest.mark.parametrize(

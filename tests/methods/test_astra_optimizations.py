@@ -1,4 +1,4 @@
-"""ASTRA's speed-ups alone and together: the outputs of the simulation, the bytes and work of the formulas."""
+"""ASTRA's optimizations alone and together: outputs as simulated, bytes and MACs by formula."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from testbed.comm.group import even_shares
 from testbed.comm.wire import EXCHANGE_S, Wire
 from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.astra import HANDLED_S, Astra
+from testbed.methods.astra import MESSAGE_HANDLING_S, Astra
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig, Rotary
 from tests.methods.passes import check_accounts, execute_and_replay, joined_hidden
@@ -29,7 +29,7 @@ from tests.methods.test_formulas import VIT
 ALONE = ["paper", "lut", "dedup", "overlap", "overlap+chunks3"]
 TOGETHER = ["lut+overlap+chunks2", "lut+dedup+overlap+chunks3"]
 TOKENS = 21
-# (number of ranks, their speeds): equal shares, and the most unequal ones that leave three chunks to each
+# (number of ranks, their speeds): equal shares, and the most unequal shares of three chunks or more
 RANKS: list[tuple[int, tuple[float, ...]]] = [*((world, ()) for world in (1, 2, 3, 4)), (4, (3.0, 1.0, 2.0, 1.0))]
 
 
@@ -78,7 +78,7 @@ def test_a_causal_model_gives_what_the_simulation_gives(
     kind: str, optimizations: str, world: int, speeds: tuple[float, ...], tmp_path: Path
 ) -> None:
     if kind == "llama" and "dedup" in optimizations:
-        pytest.skip("rotated keys differ from position to position; see test_what_does_not_go_together")
+        pytest.skip("rotary embeddings do not allow dedup")
     model, method = decoder(kind), Astra(groups_for(optimizations), 32, optimizations)
     method.speeds = speeds
     generator = torch.Generator().manual_seed(5)
@@ -112,7 +112,7 @@ def test_a_causal_model_gives_what_the_simulation_gives(
     + [("residual", 3, 1, "pca", "lut+overlap+chunks2")],
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_what_is_quantized_anchors_levels_and_rotation(
+def test_quantized_tensors_anchor_tokens_stages_and_rotation(
     kind: str,
     quantized: Quantized,
     anchor_tokens: int,
@@ -126,12 +126,12 @@ def test_what_is_quantized_anchors_levels_and_rotation(
     width = quantized_width(model.shape, quantized)
     codebooks = 0.3 * torch.randn(3, 4 * num_quantizers, 32, width // 4, generator=generator)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
-    turned = torch.linalg.qr(torch.randn(3, width, width, generator=generator)).Q.contiguous()
-    turn = None if pre_rotation == "none" else turned
-    method.attach(codebooks, turn)
+    rotations = torch.linalg.qr(torch.randn(3, width, width, generator=generator)).Q.contiguous()
+    rotation_LWW = None if pre_rotation == "none" else rotations
+    method.attach(codebooks, rotation_LWW)
     passes = execute_and_replay(method, model, ids, world)
     check_accounts(passes, method, model)
-    quantizer = VectorQuantizer(codebooks, VqSettings(num_quantizers=num_quantizers), turn)
+    quantizer = VectorQuantizer(codebooks, VqSettings(num_quantizers=num_quantizers), rotation_LWW)
     student = AstraDecoder(model, TOKENS, quantizer, quantized, anchor_tokens).eval()
     expected = student(ids, even_shares(TOKENS, world), keep_states=True)
     torch.testing.assert_close(joined_hidden(passes, TOKENS), model.norm(expected.states[-1])[0], atol=1e-4, rtol=0)
@@ -155,11 +155,11 @@ def test_what_is_quantized_anchors_levels_and_rotation(
         (Astra(3, 32, "dedup"), "astra.groups=3: must be 1 for astra.optimizations=dedup"),
         (
             Astra(1, 32, "overlap+chunks16"),
-            "astra.optimizations=overlap.chunks16: must split the 10 tokens of a device less",
+            "astra.optimizations=overlap.chunks16: must have at most 10 chunks, the tokens that a device sends",
         ),
     ],
 )
-def test_what_does_not_go_together(method: Astra, message: str) -> None:
+def test_settings_that_exclude_each_other(method: Astra, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         method.check(small_model("plain").shape, 2)
 
@@ -174,7 +174,7 @@ def test_other_words_are_refused(text: str) -> None:
 
 
 @given(st.builds(Optimizations, st.booleans(), st.booleans(), st.just(True), st.integers(1, 16)))
-def test_words_and_speedups_are_the_same(optimizations: Optimizations) -> None:
+def test_optimizations_have_one_text_each(optimizations: Optimizations) -> None:
     assert Optimizations.parse(str(optimizations)) == optimizations
     assert str(Optimizations.parse("paper")) == "paper"
 
@@ -187,13 +187,13 @@ def test_auto_takes_the_fastest_that_fits() -> None:
             chosen = method.resolve(VIT, devices, wire)["optimizations"]
             cost_s = {
                 str(x): Astra(groups, optimizations=str(x)).predicted_s(VIT, devices, wire)
-                + HANDLED_S * Astra(groups, optimizations=str(x)).messages(VIT, 4)
+                + MESSAGE_HANDLING_S * Astra(groups, optimizations=str(x)).messages(VIT, 4)
                 for x in candidates(groups, rotary=False)
             }
             assert cost_s[chosen] == min(cost_s.values())
             assert cost_s[chosen] < Astra(groups).predicted_s(VIT, devices, wire)
     assert "lut" in Astra(32, optimizations="auto").resolve(VIT, devices, Wire(1e7))["optimizations"]
-    for odd in (Device(3e11, 216e9, 2e9), Device(3e11, 1e9, 6e9)):  # too small, or too slow, for what the others like
+    for odd in (Device(3e11, 216e9, 2e9), Device(3e11, 1e9, 6e9)):  # too little memory, or too slow, for lookup tables
         assert (
             "lut" not in Astra(32, optimizations="auto").resolve(VIT, [*devices[:3], odd], Wire(1e7))["optimizations"]
         )

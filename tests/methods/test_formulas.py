@@ -1,4 +1,4 @@
-"""The formulas of bits and MACs: the paper's numbers (docs/paper.md, section 3), and properties of any size."""
+"""The formulas of bits and MACs: the paper's numbers (docs/paper.md, section 3), and properties for any sizes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.comm.codecs import CODECS
-from testbed.comm.wire import Wire
-from testbed.device.spec import Device
 from testbed.methods import load_method, method_names
 from testbed.methods.astra import Astra
 from testbed.methods.sequence import reorders
 from testbed.models.shape import ModelShape
-
-# ViT-Base as the paper counts it: layers only, no class token, no embedding, no head.
-PAPER = ModelShape(
-    layers=12, hidden=768, heads=12, mlp_hidden=3072, tokens=1024, class_tokens=0, patch_values=0, classes=0
-)
-VIT = replace(PAPER, class_tokens=1, patch_values=768, classes=1000)
-U_BITS = 3 * 256 * 768 * 32  # what a device receives when all embeddings are gathered once, N = 4
+from tests.methods.small import PAPER, U_BITS, VIT
 
 
 def macs_without_encoding(shape: ModelShape, world: int) -> int:
@@ -59,7 +51,8 @@ def test_pipeline_hops_shrink_with_the_codec(codec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "units"),  # (N - 1) / N T D numbers a layer, rank 0 and the others (docs/baselines.md, 2)
+    # units of (N - 1) / N * T * D numbers in a layer, of rank 0 and of other ranks (docs/baselines.md, section 2)
+    ("name", "settings", "units"),
     [
         ("tensor", {"sync": "star"}, (8, 8 / 3)),
         ("tensor", {"sync": "gather"}, (8, 8)),
@@ -74,16 +67,16 @@ def test_pipeline_hops_shrink_with_the_codec(codec: str) -> None:
         ("prism", {"segment_means": 16}, (16 / 256, 16 / 256)),
     ],
 )
-def test_baselines_receive_what_is_known_of_them(
+def test_baselines_receive_the_documented_volumes(
     name: str, settings: dict[str, Any], units: tuple[float, float]
 ) -> None:
     rank0, others = (12 * U_BITS * each for each in units)
     assert load_method(name, **settings).received_bits(PAPER, 4) == pytest.approx((rank0, others, others, others))
     for codec, ratio in (("fp16", 2), ("int8", 4 * 32 / 34), ("int4", 4 * 32 / 18), ("topk", 6.4)):
-        coded = load_method(name, **settings, codec=codec).received_bits(PAPER, 4)
-        assert ratio * coded[0] == pytest.approx(rank0)
-        # a lossy star sends the same messages; a lossy ring all-reduce has the volume of the exact one
-        assert ratio * coded[1] == pytest.approx(others)
+        compressed = load_method(name, **settings, codec=codec).received_bits(PAPER, 4)
+        assert ratio * compressed[0] == pytest.approx(rank0)
+        # A lossy star sends the same messages; a lossy ring all-reduce has the volume of the exact one.
+        assert ratio * compressed[1] == pytest.approx(others)
 
 
 def test_a_decoupled_layer_computes_what_the_papers_block_parallelism_does() -> None:
@@ -93,7 +86,7 @@ def test_a_decoupled_layer_computes_what_the_papers_block_parallelism_does() -> 
     assert decoupled / layer == pytest.approx(0.135 / 0.350, abs=0.001)
 
 
-def test_sequence_with_codecs_takes_what_reviewers_asked_for() -> None:
+def test_sequence_with_codecs_takes_the_documented_time() -> None:
     """Seconds of communication alone at 10 Mbps: docs/baselines.md, section 5."""
     for codec, seconds in (("fp32", 22.6), ("int8", 6.0), ("int4", 3.2)):
         bits = load_method("sequence", codec=codec).received_bits(PAPER, 4)[0]
@@ -134,127 +127,8 @@ def test_the_cost_model_gives_the_papers_speedups(groups: int, bits_per_s: float
     assert 0.350 / astra_s == pytest.approx(speedup, rel=0.02)
 
 
-ALIKE = [Device(1e11)] * 4
-MIXED, SPEEDS = [Device(1e11, 1e9)] * 2 + [Device(5e10, 5e8)] * 2, (1.0, 1.0, 0.5, 0.5)
-
-
-def test_predictions() -> None:
-    single, pipeline, sequence = (load_method(name) for name in ("single", "pipeline", "sequence"))
-    wire = Wire(1e8)
-    single_s = single.predicted_s(PAPER, ALIKE, wire)
-    assert single_s == single.macs(PAPER, 0, 4) / 1e11
-    # Stages run one after another: a pipeline never beats one device on one request.
-    hops_s = 3 * 1024 * 768 * 32 / 1e8
-    assert pipeline.predicted_s(PAPER, ALIKE, wire) == pytest.approx(single_s + hops_s)
-    expected = sequence.macs(PAPER, 0, 4) / 1e11 + 12 * U_BITS / 1e8
-    assert sequence.predicted_s(PAPER, ALIKE, wire) == pytest.approx(expected)
-
-
-def test_an_astra_without_overlap_does_one_thing_after_another() -> None:
-    for groups in (1, 32):
-        astra = Astra(groups)
-        expected = astra.macs(PAPER, 0, 4) / 1e11 + astra.received_bits(PAPER, 4)[0] / 1e7
-        assert astra.predicted_s(PAPER, ALIKE, Wire(1e7)) == pytest.approx(expected)
-
-
-def test_what_an_exchange_takes_beyond_its_bits_is_hidden_by_overlap() -> None:
-    plain, late = Wire(1e8), Wire(1e8, exchange_s=1e-3)
-    for name, exchanges in (("sequence", 12), ("pipeline", 3), ("galaxy", 48), ("ring", 12), ("astra", 12)):
-        method = load_method(name)
-        added_s = method.predicted_s(PAPER, ALIKE, late) - method.predicted_s(PAPER, ALIKE, plain)
-        assert added_s == pytest.approx(1e-3 * exchanges)
-    overlapped = Astra(optimizations="lut+overlap")
-    assert overlapped.predicted_s(PAPER, ALIKE, late) == overlapped.predicted_s(PAPER, ALIKE, plain)
-    assert Astra().predicted_s(PAPER, ALIKE[:1], late) == Astra().predicted_s(PAPER, ALIKE[:1], plain)
-    slow = Wire(1e8, exchange_s=1.0)
-    assert overlapped.predicted_s(PAPER, ALIKE, slow) > 12
-
-
-def test_headers_of_short_messages_count() -> None:
-    message, real = Wire(1e6), Wire(1e6, packets=True)
-    assert message.message_s(320) == pytest.approx(320 * 8e-6)
-    assert real.message_s(320) == pytest.approx((320 + 16 + 66) * 8e-6)
-    assert real.message_s(3000) == pytest.approx((3000 + 16 + 3 * 66) * 8e-6)
-    assert real.bulk_s(1448 * 8) == pytest.approx(1514 * 8e-6)
-    for overlap in ("paper", "overlap"):
-        astra = Astra(optimizations=overlap)
-        assert astra.predicted_s(PAPER, ALIKE, real) > astra.predicted_s(PAPER, ALIKE, message)
-
-
-@pytest.mark.parametrize(
-    ("name", "equal", "by_speed"),  # how long it takes, compared with the fastest device alone
-    [("tensor", 1 / 2, 1 / 3), ("megatron_sp", 1 / 2, 1 / 3), ("galaxy", 1 / 2, 1 / 3), ("pipeline", 3 / 2, 4 / 3)],
-)
-def test_shares_by_speed_end_together(name: str, equal: float, by_speed: float) -> None:
-    single_s = load_method("single").predicted_s(PAPER, MIXED[:1], Wire(1e18))
-    for speeds, share in (((), equal), (SPEEDS, by_speed)):
-        assert load_method(name, speeds).predicted_s(PAPER, MIXED, Wire(1e18)) == pytest.approx(share * single_s)
-
-
-@pytest.mark.parametrize("bits_per_s", [1e7, 1e8, 1e12])
-@pytest.mark.parametrize("speeds", [(), SPEEDS], ids=str)
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        *((name, {}) for name in method_names() if name not in ("single", "block")),
-        ("ring", {"directions": 2}),
-        ("sequence", {"gather": "kv"}),
-        *(("astra", {"groups": groups, "optimizations": "lut+overlap+chunks2"}) for groups in (1, 32)),
-    ],
-    ids=str,
-)
-def test_slower_devices_make_no_pass_faster(
-    name: str, settings: dict[str, Any], speeds: tuple[float, ...], bits_per_s: float
-) -> None:
-    method = load_method(name, speeds, **settings)
-    fast, mixed, slow = (
-        method.predicted_s(VIT, devices, Wire(bits_per_s)) for devices in (MIXED[:1] * 4, MIXED, MIXED[3:] * 4)
-    )
-    assert 0 < fast <= mixed <= slow * (1 + 1e-12)
-    if not speeds and name != "pipeline":
-        assert mixed > (fast + slow) / 2, "the slowest device is what all wait for"
-
-
-def test_the_most_rows_pass_one_link() -> None:
-    sequence = load_method("sequence", SPEEDS)
-    rows = sequence.shares(PAPER.tokens, 4)
-    assert rows == [342, 342, 170, 170]
-    assert sequence.wire_bits(PAPER, 4) == 12 * 3 * 342 * 768 * 32 > max(sequence.received_bits(PAPER, 4))
-
-
-def test_unequal_shares_mean_more_full_precision() -> None:
-    assert Astra().full_precision_pct(PAPER, 4) == 25
-    assert Astra().full_precision_pct(PAPER, 1) == 100
-    assert load_method("astra", SPEEDS).full_precision_pct(PAPER, 4) == pytest.approx(100 * 10 / 36, abs=0.05)
-    assert load_method("sequence").full_precision_pct(PAPER, 4) is None
-
-
-def test_a_star_keeps_rank_0_busy_both_ways() -> None:
-    star, ring = load_method("tensor", sync="star"), load_method("tensor")
-    compute_s = star.macs(PAPER, 0, 4) / 1e11
-    assert star.predicted_s(PAPER, ALIKE, Wire(1e8)) == pytest.approx(compute_s + 12 * 4 * 3 * 1024 * 768 * 32 / 1e8)
-    assert star.predicted_s(PAPER, ALIKE, Wire(1e8)) - compute_s == pytest.approx(
-        4 * (ring.predicted_s(PAPER, ALIKE, Wire(1e8)) - compute_s)
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [("galaxy", {}), ("ring", {}), ("ring", {"directions": 2})],
-)
-def test_what_overlaps_costs_the_longer_of_both(name: str, settings: dict[str, Any]) -> None:
-    method = load_method(name, **settings)
-    compute_s = method.macs(PAPER, 0, 4) / 1e11
-    assert method.predicted_s(PAPER, ALIKE, Wire(1e12)) == pytest.approx(compute_s)  # all hidden
-    for bits_per_s in (1e7, 1e8, 1e9):
-        wire_s = method.received_bits(PAPER, 4)[0] / bits_per_s
-        assert max(compute_s, wire_s) <= method.predicted_s(PAPER, ALIKE, Wire(bits_per_s)) <= compute_s + wire_s
-    slow_s = method.predicted_s(PAPER, ALIKE, Wire(1e6))
-    assert slow_s == pytest.approx(method.received_bits(PAPER, 4)[0] / 1e6, rel=0.001)  # computing is hidden instead
-
-
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([1, 2, 4, 8]), st.sampled_from([8, 24, 64, 768]))
-def test_voltage_reorders_by_its_rule(own: int, others: int, heads: int, hidden: int) -> None:
+def test_sequence_reorders_products_by_the_rule_of_voltage(own: int, others: int, heads: int, hidden: int) -> None:
     shape = replace(PAPER, hidden=hidden, heads=heads, tokens=own + others)
     rows, width = own + others, hidden // heads
     # multiplied out: 1/P - 1/T > (F - F_H) / (F F_H)

@@ -1,4 +1,4 @@
-"""Every method on real TCP: right numbers, bytes and MACs as its formulas say, a replay that does no arithmetic."""
+"""Each method on real TCP: correct outputs, bytes and MACs as its formulas say, a replay that computes nothing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ASTRA = {
     "astra": {"groups": 4, "codebook_size": 64},
     "astra, padded messages": {"groups": 3, "codebook_size": 32},
     "astra, one group": {"groups": 1, "codebook_size": 256},
-    "astra, turned": {"groups": 4, "codebook_size": 64, "pre_rotation": "pca"},
+    "astra, pre-rotated": {"groups": 4, "codebook_size": 64, "pre_rotation": "pca"},
     "astra, lut of pre-rotated": {"groups": 4, "codebook_size": 64, "pre_rotation": "pca", "optimizations": "lut"},
     "astra, dedup of pre-rotated": {"codebook_size": 64, "pre_rotation": "pca", "optimizations": "dedup"},
-    "astra, two num_quantizers": {"groups": 3, "codebook_size": 32, "num_quantizers": 2},
+    "astra, two quantizers": {"groups": 3, "codebook_size": 32, "num_quantizers": 2},
 }
 
 
@@ -45,9 +45,9 @@ def test_exact_methods_equal_the_plain_model(variant: str, world: int, speeds: t
     torch.testing.assert_close(
         joined_hidden(passes, model.shape.tokens), layer_inputs(model, inputs)[-1][1:], atol=1e-4, rtol=0
     )
-    answers = [executed.output.logits for executed, _ in passes if executed.output.logits is not None]
-    assert answers
-    for logits in answers:
+    all_logits = [executed.output.logits for executed, _ in passes if executed.output.logits is not None]
+    assert all_logits
+    for logits in all_logits:
         torch.testing.assert_close(logits, model(inputs)[0].detach(), atol=1e-4, rtol=0)
 
 
@@ -58,13 +58,15 @@ def test_astra_equals_its_simulation(
     settings: dict[str, Any], world: int, speeds: tuple[float, ...], size: str
 ) -> None:
     model, method = small_model(size), load_method("astra", speeds, **settings)
-    num_quantizers = [
-        random_codebooks(model, method.groups, method.codebook_size) / 2**at for at in range(method.num_quantizers)
+    assert isinstance(method, Astra)
+    stages = [
+        random_codebooks(model, method.groups, method.codebook_size) / 2**stage
+        for stage in range(method.num_quantizers)
     ]
-    inputs, codebooks = pixels(model), torch.cat(num_quantizers, dim=1)
+    inputs, codebooks = pixels(model), torch.cat(stages, dim=1)
     layers, width = model.shape.layers, model.shape.hidden
-    turn = torch.linalg.qr(torch.randn(layers, width, width, generator=torch.Generator().manual_seed(1))).Q
-    pre_rotation = None if method.pre_rotation == "none" else turn.contiguous()
+    rotation = torch.linalg.qr(torch.randn(layers, width, width, generator=torch.Generator().manual_seed(1))).Q
+    pre_rotation = None if method.pre_rotation == "none" else rotation.contiguous()
     method.attach(codebooks, pre_rotation)
     passes = execute_and_replay(method, model, inputs, world)
     check_accounts(passes, method, model)
@@ -79,7 +81,7 @@ def test_astra_equals_its_simulation(
         assert executed.output.logits is not None
         torch.testing.assert_close(executed.output.logits, expected.logits, atol=1e-4, rtol=0)
     exact = layer_inputs(model, inputs)[-1][1:]
-    assert (expected.hidden - exact).abs().max() > 1e-2, "random codebooks must show: nothing was quantized"
+    assert (expected.hidden - exact).abs().max() > 1e-2, "random codebooks must change the output"
 
 
 def test_astra_on_one_device_is_single() -> None:
@@ -117,8 +119,8 @@ def test_tensor_shards_share_the_models_memory() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -> None:
-    """The small models have even chunks; the formula holds for any [S, D]."""
+def test_tensor_formula_equals_what_a_ring_with_uneven_parts_receives(world: int) -> None:
+    """The small models have even parts; the formula holds for any [S, D]."""
     shape = ModelShape(layers=1, hidden=5, heads=1, mlp_hidden=5, tokens=6, class_tokens=1, patch_values=1, classes=1)
 
     def rank_main(group: TcpGroup) -> int:
@@ -144,7 +146,7 @@ def test_tensor_formula_is_what_a_ring_with_uneven_chunks_receives(world: int) -
         ("astra", 22, "devices=22: astra needs 1 to 21 devices"),
     ],
 )
-def test_devices_that_do_not_fit(name: str, world: int, message: str) -> None:
+def test_unsuitable_numbers_of_devices_raise(name: str, world: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_method(name).check(CONFIGS["plain"].shape, world)
 
@@ -159,13 +161,13 @@ def test_devices_that_do_not_fit(name: str, world: int, message: str) -> None:
         ("block", "sync", "tp", "allowed: ag, sp"),
     ],
 )
-def test_settings_that_there_are_not(name: str, setting: str, value: Any, allowed: str) -> None:
+def test_unknown_values_of_settings_raise(name: str, setting: str, value: Any, allowed: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}.{setting}={value}: {allowed}"):
         load_method(name, **{setting: value})
 
 
 @pytest.mark.parametrize("sync", ["ag", "sp"])
-def test_block_cuts_features_equally_only(sync: str) -> None:
+def test_block_splits_features_equally_only(sync: str) -> None:
     with pytest.raises(ConfigError, match="partition=speed: must be equal for block"):
         load_method("block", (1.0, 0.5), blocks=2, sync=sync).check(CONFIGS["plain"].shape, 2)
 
@@ -181,7 +183,7 @@ def test_block_groups_must_divide_the_layers() -> None:
 
 
 @pytest.mark.parametrize(("setting", "value"), [("groups", 5), ("codebook_size", 1000)])
-def test_quantizer_settings_that_do_not_fit(setting: str, value: int) -> None:
+def test_unsuitable_quantizer_settings_raise(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"astra.{setting}={value}"):
         load_method("astra", **{setting: value}).check(CONFIGS["plain"].shape, 2)
 
@@ -198,7 +200,7 @@ def test_methods_are_found_by_name() -> None:
         load_method("single", groups=4)
 
 
-def test_labels_tell_variants_apart() -> None:
+def test_labels_distinguish_variants() -> None:
     variants = [load_method("astra", groups=g, optimizations=s) for g in (1, 16) for s in ("paper", "lut")]
     assert len({method.label for method in variants}) == 4
     assert load_method("tensor").label == "tensor"

@@ -1,4 +1,4 @@
-"""Methods that lose something, by a codec or by design: equal to their simulation in one process, bytes by formula."""
+"""Methods with a lossy codec, or not exact by design: equal to their simulation in one process, bytes by formula."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from testbed.methods import load_method
 from tests.methods.passes import EXACT, SPLITS, check_accounts, execute_and_replay
 from tests.methods.small import layer_inputs, pixels, small_model
 
-CODED = {label: variant for label, variant in EXACT.items() if label != "single"}
-ALTERED: dict[str, tuple[str, dict[str, Any]]] = {
+COMPRESSED = {label: variant for label, variant in EXACT.items() if label != "single"}
+APPROXIMATE: dict[str, tuple[str, dict[str, Any]]] = {
     "block Nb=1": ("block", {"blocks": 1}),
     "block Nb=2": ("block", {"blocks": 2}),
     "block Nb=1 sp": ("block", {"blocks": 1, "sync": "sp"}),
@@ -22,14 +22,14 @@ ALTERED: dict[str, tuple[str, dict[str, Any]]] = {
     "prism S=1": ("prism", {"segment_means": 1}),
     "prism S=3": ("prism", {"segment_means": 3}),
 }
-VARIANTS = CODED | ALTERED
+VARIANTS = COMPRESSED | APPROXIMATE
 LOSSY = [name for name, codec in CODECS.items() if codec.lossy]
 
 
 # (codec, number of ranks, their speeds)
 RUNS = [(codec, world, ()) for codec in CODECS for world in (1, 2, 3, 4) if world > 1 or codec in ("fp32", "int8")]
 RUNS += [(codec, world, speeds) for codec in ("fp32", "int8") for world, speeds in SPLITS if speeds]
-# block cuts features equally: test_block_cuts_features_equally_only
+# block splits features equally: test_block_splits_features_equally_only
 CASES = [(name, *run) for name in VARIANTS for run in RUNS if not (run[2] and VARIANTS[name][0] == "block")]
 
 
@@ -55,31 +55,31 @@ def test_methods_equal_their_simulation(variant: str, codec: str, world: int, sp
             torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
     assert covered.all() and any(output.logits is not None for output in outputs)
     error = (hidden - layer_inputs(model, inputs)[-1][1:]).abs().max()
-    exact = world == 1 or (codec == "fp32" and variant in CODED)
+    exact = world == 1 or (codec == "fp32" and variant in COMPRESSED)
     assert error < 1e-4 if exact else error > 1e-3 * (codec != "fp16")
-    assert method.exact == (codec == "fp32" and variant in CODED)
+    assert method.exact == (codec == "fp32" and variant in COMPRESSED)
 
 
 @pytest.mark.parametrize("codec", LOSSY)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_simulation_of_its_own_is_near_that_of_the_messages(variant: str, codec: str) -> None:
-    """Without messages it encodes itself: other roundings, but the same places."""
+def test_a_simulation_without_messages_is_near_one_with_them(variant: str, codec: str) -> None:
+    """Without messages the simulation encodes itself: other rounding, but at the same places."""
     name, settings = VARIANTS[variant]
     method, model = load_method(name, **settings, codec=codec), small_model("plain")
     inputs = pixels(model)
     passes = execute_and_replay(method, model, inputs, 2)
-    told, _ = method.simulate(model, inputs, 2, [executed.output.messages for executed, _ in passes])
-    alone, _ = method.simulate(model, inputs, 2)
+    with_messages, _ = method.simulate(model, inputs, 2, [executed.output.messages for executed, _ in passes])
+    without, _ = method.simulate(model, inputs, 2)
     exact = layer_inputs(model, inputs)[-1][1:]
-    assert (told - alone).square().mean() <= 0.1 * (told - exact).square().mean()
+    assert (with_messages - without).square().mean() <= 0.1 * (with_messages - exact).square().mean()
 
 
-def test_precision_helps() -> None:
-    """More bits a number, less error: each codec is really applied."""
+def test_more_bits_give_less_error() -> None:
+    """Each codec is really applied."""
     model = small_model("plain")
     inputs = pixels(model)
     exact = layer_inputs(model, inputs)[-1][1:]
-    for variant, (name, settings) in CODED.items():
+    for variant, (name, settings) in COMPRESSED.items():
         errors = {}
         for codec in ("fp16", "int8", "int4"):
             hidden, _ = load_method(name, **settings, codec=codec).simulate(model, inputs, 4)
@@ -104,8 +104,8 @@ def test_segments_of_one_row_are_exact() -> None:
     torch.testing.assert_close(logits, model(inputs)[0].detach(), atol=1e-4, rtol=0)
 
 
-def test_a_mean_counts_as_its_rows() -> None:
-    """Where all rows of a device are equal, they and their means are the same to others, if the weights are right."""
+def test_a_mean_has_the_weight_of_its_rows() -> None:
+    """Where all rows of a device are equal, attention to their means is exact if the means' weights are correct."""
     model, rows = small_model("plain"), torch.tensor([8, 7, 7])
     inputs = torch.ones_like(pixels(model))
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_a_mean_counts_as_its_rows() -> None:
 
 
 @pytest.mark.parametrize("codec", LOSSY)
-def test_a_message_that_is_wrong_is_noticed(codec: str) -> None:
+def test_a_wrong_message_raises(codec: str) -> None:
     model, method = small_model("plain"), load_method("sequence", codec=codec)
     inputs = pixels(model)
     messages = [executed.output.messages for executed, _ in execute_and_replay(method, model, inputs, 2)]
@@ -128,7 +128,7 @@ def test_a_message_that_is_wrong_is_noticed(codec: str) -> None:
         method.simulate(model, inputs, 2, [own[:-1] for own in messages])
 
 
-def test_a_relay_without_loss_changes_nothing() -> None:
+def test_a_lossless_relay_changes_nothing() -> None:
     relay, parts = Relay(CODECS["fp32"], 2), [torch.randn(3, 4), torch.randn(2, 4)]
     assert all(torch.equal(seen, torch.cat(parts)) for seen in relay.all_gather_seen(parts))
     terms = [torch.randn(5, 4), torch.randn(5, 4)]

@@ -1,3 +1,5 @@
+"""Decoders: blocks computed in parts equal the model, causality, rotary embeddings, cost formulas."""
+
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from testbed.models.decoder import causal_mask
 from testbed.models.gpt2 import Gpt2, Gpt2Config
 from testbed.models.llama import Llama, LlamaConfig, Rotary, RotaryScaling, halves_from_interleaved
 
-LLAMA = LlamaConfig(2, 24, 4, 2, 8, 40, 50, 1e-5, Rotary(8, 1000.0), tied=False)  # 4 heads of 8: wider than 24
+LLAMA = LlamaConfig(2, 24, 4, 2, 8, 40, 50, 1e-5, Rotary(8, 1000.0), tied=False)  # 4 heads of 8, more than 24
 GPT2 = Gpt2Config(2, 24, 4, 96, 50, 20)
 SCALING = RotaryScaling(factor=8, low_factor=1, high_factor=4, original_positions=64)
 
@@ -29,8 +31,8 @@ IDS = torch.randint(0, 50, (2, 20), generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=20)
 @given(data=st.data())
-def test_blocks_driven_by_slices_equal_the_model(name, data):
-    """Each device computes its own rows, from everyone's rows before them: sequence parallelism."""
+def test_blocks_computed_in_slices_equal_the_model(name, data):
+    """Sequence parallelism: each device computes its own rows from these and all rows before them."""
     model = MODELS[name]
     stops = sorted(data.draw(st.sets(st.integers(1, 19), max_size=4)) | {20})
     slices = list(zip([0, *stops], stops, strict=False))
@@ -50,7 +52,7 @@ def test_blocks_driven_by_slices_equal_the_model(name, data):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_token_sees_a_later_one(name):
+def test_no_token_attends_to_a_later_one(name):
     model, other = MODELS[name], IDS.clone()
     other[:, 12] = (other[:, 12] + 1) % 50
     before, after = model(IDS), model(other)
@@ -64,7 +66,7 @@ def test_mask_of_the_last_rows():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_order_matters(name):
+def test_logits_depend_on_the_order_of_tokens(name):
     swapped = IDS.clone()
     swapped[:, [3, 4]] = IDS[:, [4, 3]]
     assert not torch.allclose(MODELS[name](IDS)[:, -1], MODELS[name](swapped)[:, -1], atol=1e-3)
@@ -79,19 +81,19 @@ def test_scores_depend_on_distances_only(shift, scaled):
     torch.testing.assert_close(scores[0], scores[1], atol=1e-3, rtol=1e-3)
 
 
-def test_rotation_turns_pair_i_by_position_over_theta_to_the_2i_over_width():
+def test_pair_i_rotates_by_position_times_theta_to_the_minus_2i_over_width():
     rotary = Rotary(4, 100.0)
     x = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     angles = torch.tensor([7.0, 7.0 / 10])  # 100 ** (2 / 4) = 10
     torch.testing.assert_close(rotary.apply(x, 7), torch.cat([angles.cos(), angles.sin()])[None])
 
 
-def test_scaling_slows_long_waves_only():
+def test_scaling_lowers_low_frequencies_only():
     plain, scaled = Rotary(32, 10_000.0).frequencies(), Rotary(32, 10_000.0, SCALING).frequencies()
-    turns = 64 * plain / (2 * torch.pi)  # in the original context
-    torch.testing.assert_close(scaled[turns > 4], plain[turns > 4])
-    torch.testing.assert_close(scaled[turns < 1], plain[turns < 1] / 8)
-    between = (turns > 1) & (turns < 4)
+    rotations = 64 * plain / (2 * torch.pi)  # within the original context
+    torch.testing.assert_close(scaled[rotations > 4], plain[rotations > 4])
+    torch.testing.assert_close(scaled[rotations < 1], plain[rotations < 1] / 8)
+    between = (rotations > 1) & (rotations < 4)
     assert between.any() and (scaled[between] < plain[between]).all() and (scaled[between] > plain[between] / 8).all()
 
 
@@ -113,7 +115,7 @@ def test_interleaved_weights_give_the_same_scores():
     torch.testing.assert_close(halves(wq) @ halves(wk).mT, interleaved(wq) @ interleaved(wk).mT)
 
 
-def test_tables_made_in_inference_serve_training():
+def test_angles_computed_in_inference_serve_training():
     rotary = Rotary(8, 77.0)
     with torch.inference_mode():
         rotary.apply(torch.ones(3, 8), 5)
@@ -124,7 +126,7 @@ def test_tables_made_in_inference_serve_training():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shape_counts_the_linear_layers_parameters(name):
-    # a linear layer costs one MAC per weight and token; scores and weighted sum are counted apart
+    # A linear layer costs one MAC per weight and token; scores and weighted sum are counted separately.
     model = MODELS[name]
     shape = model.config.shape(20)
     per_block = sum(p.numel() for p in model.blocks[0].parameters() if p.dim() == 2)
@@ -142,6 +144,6 @@ def test_a_tied_head_is_the_embedding():
     torch.testing.assert_close(model.logits(torch.eye(24)[None])[0], model.token_embed.weight.T)
 
 
-def test_more_tokens_than_positions():
+def test_more_tokens_than_positions_raise():
     with pytest.raises(ValueError, match="21 tokens; expected at most 20, the positions of the model"):
         MODELS["gpt2"](torch.zeros(1, 21, dtype=torch.int64))

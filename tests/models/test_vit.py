@@ -1,3 +1,5 @@
+"""The Vision Transformer: patches, slices of the embedding, PyTorch's own encoder, cost formulas."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,7 +49,7 @@ def test_linear_patch_embedding_equals_a_convolution():
 
 
 @pytest.mark.parametrize("layer_scale", [False, True])
-def test_the_model_equals_pytorch_s_own_encoder(layer_scale):
+def test_blocks_equal_the_encoder_layers_of_pytorch(layer_scale):
     config = VitConfig(
         layers=2, hidden=24, heads=3, patch=4, tokens=6, classes=5, norm_eps=1e-5, layer_scale=layer_scale
     )
@@ -64,7 +66,7 @@ def test_the_model_equals_pytorch_s_own_encoder(layer_scale):
             {
                 "self_attn.in_proj_weight": torch.cat([attn.q.weight, attn.k.weight, attn.v.weight]),
                 "self_attn.in_proj_bias": torch.cat([attn.q.bias, attn.k.bias, attn.v.bias]),
-                # layer scale is the same as scaled rows of the last matrix
+                # Layer scale equals scaled rows of the last matrix.
                 "self_attn.out_proj.weight": attn.proj.weight * ls1[:, None],
                 "self_attn.out_proj.bias": attn.proj.bias * ls1,
                 "linear1.weight": mlp.fc1.weight,
@@ -80,7 +82,7 @@ def test_the_model_equals_pytorch_s_own_encoder(layer_scale):
 
 
 def test_shape_counts_the_linear_layers_parameters():
-    # a linear layer costs one MAC per weight and token; scores and weighted sum are counted apart
+    # A linear layer costs one MAC per weight and token; scores and weighted sum are counted separately.
     model = build_model(TINY, 6, seed=0)
     shape = model.shape
     per_block = sum(p.numel() for p in model.blocks[0].parameters() if p.dim() == 2)

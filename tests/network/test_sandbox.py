@@ -1,4 +1,4 @@
-"""The supervisor: exit codes, signals, and nothing left when it is killed."""
+"""The supervisor: exit codes, signals, and no leftovers when it is killed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_signal_that_a_library_swallowed_is_sent_again(tmp_path: Path) -> None
     assert run.stdout is not None
     run.stdout.readline()
     run.send_signal(signal.SIGTERM)
-    assert run.wait(2 * sandbox.ASK_AGAIN_S) == 128 + signal.SIGTERM
+    assert run.wait(2 * sandbox.RESEND_S) == 128 + signal.SIGTERM
     wait_gone()
 
 

@@ -1,4 +1,4 @@
-"""The tc lines, as text, and the arithmetic behind them."""
+"""The tc lines as text, and the arithmetic behind them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.comm.pacing import SEGMENT_PAYLOAD, CreditHold, TransportPacing, wire_bytes
+from testbed.comm.pacing import SEGMENT_PAYLOAD, BurstCredit, TransportPacing, wire_bytes
 from testbed.network.shaping import LinkPolicy
 
 
@@ -26,7 +26,7 @@ def test_golden_tc_lines(mbps: float, line: str) -> None:
     assert policy.commands("d0-h1", host=True) == [line, first]
 
 
-def test_a_short_queue_has_a_bucket_that_is_shorter_still() -> None:
+def test_a_short_queue_has_a_shorter_bucket() -> None:
     line = "qdisc replace dev d0-h1 root handle 1: tbf rate 20000000bit burst 2000b limit 8000b"
     assert LinkPolicy(20e6, queue_kb=8).commands("d0-h1", host=False) == [line]
     netem = LinkPolicy(20e6, "netem", queue_kb=8)
@@ -39,7 +39,7 @@ RATES_AND_QUEUES = given(st.floats(1e5, 1e10), st.floats(4, 1e6))
 
 
 @RATES_AND_QUEUES
-def test_bucket_holds_a_packet_and_beyond_it_neither_five_milliseconds_nor_the_queue(
+def test_a_bucket_is_at_least_a_packet_and_at_most_5_ms_and_a_quarter_of_the_queue(
     rate_bps: float, queue: float
 ) -> None:
     bucket = LinkPolicy(rate_bps, queue_kb=queue).bucket_bytes
@@ -48,10 +48,10 @@ def test_bucket_holds_a_packet_and_beyond_it_neither_five_milliseconds_nor_the_q
 
 
 @RATES_AND_QUEUES
-def test_no_bucket_has_to_cut_up_what_sockets_bundle(rate_bps: float, queue: float) -> None:
+def test_no_bucket_splits_a_gso_segment(rate_bps: float, queue: float) -> None:
     policy = LinkPolicy(rate_bps, queue_kb=queue)
-    assert policy.bundle_packets >= 1
-    assert policy.bundle_packets == 1 or policy.bundle_packets * wire_bytes(SEGMENT_PAYLOAD) <= policy.bucket_bytes / 2
+    assert policy.gso_packets >= 1
+    assert policy.gso_packets == 1 or policy.gso_packets * wire_bytes(SEGMENT_PAYLOAD) <= policy.bucket_bytes / 2
 
 
 @given(st.integers(0, 10**7))
@@ -67,6 +67,6 @@ def test_paced_chunks_leave_at_the_rate(chunks: list[int], rate_bps: float) -> N
 
 
 @given(st.integers(1, 65536), st.floats(1e6, 1e9), st.integers(1600, 10**6))
-def test_credit_is_never_charged_above_the_message_or_the_bucket(chunk: int, rate_bps: float, bucket: int) -> None:
-    held = CreditHold(rate_bps, bucket).release(chunk, 50.0, 50.0) - 50.0
-    assert held == pytest.approx(8 * min(wire_bytes(chunk), bucket) / rate_bps, abs=1e-9)
+def test_burst_credit_is_the_smaller_of_message_and_bucket(chunk: int, rate_bps: float, bucket: int) -> None:
+    delay_s = BurstCredit(rate_bps, bucket).release(chunk, 50.0, 50.0) - 50.0
+    assert delay_s == pytest.approx(8 * min(wire_bytes(chunk), bucket) / rate_bps, abs=1e-9)

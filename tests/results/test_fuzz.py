@@ -1,4 +1,4 @@
-"""Results folders that somebody else made, or that were damaged: rows that make tables, or one clear error."""
+"""Foreign and damaged results folders give rows that tables can use, or one clear error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARQUET = parquet(TABLE)
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A few bytes replaced, or the end missing."""
+    """The file with a few bytes replaced, or without its end."""
     data = bytearray(whole)
     for place in draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=8)):
         data[place : place + 1] = draw(st.binary(max_size=2))
@@ -65,7 +65,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def read(path: Path) -> pd.DataFrame | None:
-    """What ``load_rows`` makes of a folder's file; None for an error that names the file."""
+    """The rows that ``load_rows`` reads; None for an error that names the file."""
     try:
         rows = load_rows(path.parent)
     except ResultsError as error:
@@ -76,7 +76,7 @@ def read(path: Path) -> pd.DataFrame | None:
 
 
 def resume(folder: RunFolder) -> bool:
-    """Whether a run could go on from the folder's rows; False for an error that names the file."""
+    """Whether a run could continue from the folder's rows; False for an error that names the file."""
     try:
         folder.points()
     except TestbedError as error:

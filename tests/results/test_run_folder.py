@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 
 from testbed.errors import ConfigError, TestbedError
+from testbed.results.column import STAMPED
 from testbed.results.provenance import provenance
 from testbed.results.run_folder import RunFolder
-from testbed.results.schema import LATENCY, STAMPED
+from testbed.results.schema import LATENCY
 
 COLUMNS, point_key = LATENCY.columns, LATENCY.key
 EXAMPLE = {"string": "x", "Int64": 1, "Float64": 0.5, "boolean": True}
 
 
 def row(method: str = "single", bandwidth_mbps: float = 10, **values: Any) -> dict[str, Any]:
-    filled = {name: EXAMPLE[kind] for name, kind in COLUMNS.items() if name not in (*STAMPED, *LATENCY.derived)}
+    stamped = {column.name for column in STAMPED}
+    filled = {name: EXAMPLE[kind] for name, kind in COLUMNS.items() if name not in {*stamped, *LATENCY.derived}}
     return {**filled, "method": method, "bandwidth_mbps": bandwidth_mbps, "status": "ok", "error": None, **values}
 
 
@@ -40,14 +42,13 @@ def test_rows_come_back_with_their_types(folder: RunFolder) -> None:
     assert list(copy.columns) == list(COLUMNS) and len(copy) == 3 and copy["verified"].all()
 
 
-def test_columns_are_the_design_cards() -> None:
-    text = """experiment signature method codec groups codebook_size optimizations settings devices partition
-    bandwidth_mbps delay_ms loss_pct tokens layers hidden heads model topology all_gather queue_kb network
-    device_profile compute_mode
-    time_scale optimizations_resolved full_precision_pct repeat latency_ms compute_ms encode_ms wire_ms wait_ms
-    decode_ms straggler_wait_pct speedup payload_bytes
-    formula_bytes messages wire_bytes wire_floor_ms burst_credit_bytes paper_bytes paper_latency_ms verified max_abs_err
-    overruns steal_pct fidelity fidelity_note residual_pct status error"""
+def test_the_columns_and_their_order() -> None:
+    text = """experiment signature method groups optimizations settings codec codebook_size partition devices
+    bandwidth_mbps model tokens layers hidden heads topology all_gather queue_kb delay_ms loss_pct
+    device_profile compute_mode network time_scale optimizations_resolved full_precision_pct
+    repeat latency_ms compute_ms encode_ms wire_ms wait_ms decode_ms straggler_wait_pct speedup
+    payload_bytes formula_bytes messages wire_bytes wire_floor_ms burst_credit_bytes paper_bytes paper_latency_ms
+    verified max_abs_err overruns steal_pct fidelity fidelity_note residual_pct status error"""
     assert list(COLUMNS) == text.split()
 
 
@@ -71,25 +72,27 @@ def test_only_points_with_all_rows_ok_are_finished(folder: RunFolder) -> None:
     assert set(folder.rows()["status"]) == {"ok"} and len(folder.rows()) == 3
 
 
-def test_a_degraded_point_is_measured_again_and_the_calmer_time_stays(folder: RunFolder) -> None:
+def test_a_degraded_point_is_measured_again_and_the_rows_with_lower_steal_stay(folder: RunFolder) -> None:
     disturbed = {"fidelity": "degraded", "fidelity_note": "busy"}
     folder.append_lower_steal([row(latency_ms=90.0, steal_pct=9.0, **disturbed)])
     folder.append_lower_steal([row("tensor", steal_pct=9.0)])
     assert folder.completed(retry_failed=False) == {point_key(row()), point_key(row("tensor"))}
     assert folder.completed(retry_failed=False, retry_degraded=True) == {point_key(row("tensor"))}
 
-    assert not folder.append_lower_steal([row(latency_ms=50.0, steal_pct=20.0)])  # better, but from a worse time
+    assert not folder.append_lower_steal([row(latency_ms=50.0, steal_pct=20.0)])  # a lower latency with more CPU steal
     assert not folder.append_lower_steal([row(steal_pct=0.0, status="failed", error="rank 1 is gone")])
     kept = folder.rows().set_index("method")
     assert kept.latency_ms["single"] == 90.0 and kept.status["single"] == "ok"
 
     assert folder.append_lower_steal([row(latency_ms=95.0, steal_pct=2.0, **disturbed)])
-    assert folder.append_lower_steal([row(latency_ms=99.0, steal_pct=3.0, fidelity="ok")])  # calm too: the later
+    assert folder.append_lower_steal(
+        [row(latency_ms=99.0, steal_pct=3.0, fidelity="ok")]
+    )  # below the limit too: the later rows
     kept = folder.rows().set_index("method")
     assert len(kept) == 2 and kept.latency_ms["single"] == 99.0 and kept.fidelity["single"] == "ok"
 
 
-def test_a_point_of_which_a_repeat_failed_is_mended_in_any_time(folder: RunFolder) -> None:
+def test_a_failed_repeat_is_replaced_whatever_the_steal(folder: RunFolder) -> None:
     folder.append([row(repeat=0, steal_pct=1.0), row(repeat=1, steal_pct=1.0, status="failed", error="too few bytes")])
     assert folder.append_lower_steal([row(repeat=1, steal_pct=9.0)])
     assert folder.points() == {point_key(row()): True} and len(folder.rows()) == 2

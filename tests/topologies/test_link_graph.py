@@ -1,4 +1,4 @@
-"""Descriptions of links: which ones they make, the ways through them, what each has to carry, and what is refused."""
+"""Descriptions of links: the links, the routes, the load of each link, and the descriptions that are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from testbed.comm.schedule import DIRECT, HIERARCHICAL, PAIRWISE, RING
 from testbed.config.fields import CONF, choices
 from testbed.errors import ConfigError
 from topologies.link_graph import LinkGraph, link_graph, star
-from topologies.mininet_topo import Described
+from topologies.mininet_topo import LinkGraphTopo
 
 TRUNK = 0.25
 
@@ -35,26 +35,26 @@ def test_every_topology_joins_any_number_of_devices(name: str, devices: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "devices", "count", "way", "algorithm"),
+    ("name", "devices", "count", "route", "algorithm"),
     [
         ("star", 4, 4, "h0 d0 h2", PAIRWISE),
         ("ring", 5, 5, "h0 h1 h2", RING),
-        ("ring", 4, 4, "h0 h1 h2", RING),  # of two ways alike the one ahead
+        ("ring", 4, 4, "h0 h1 h2", RING),  # of two equal routes, the one through higher ranks
         ("ring", 3, 3, "h0 h2", DIRECT),
         ("mesh", 5, 10, "h0 h2", DIRECT),
         ("two_tier", 4, 5, "h0 d0 d1 h2", HIERARCHICAL),
         ("two_tier", 5, 6, "h0 d0 h2", HIERARCHICAL),  # three devices in the first subnet
     ],
 )
-def test_what_the_topologies_are(name: str, devices: int, count: int, way: str, algorithm: str) -> None:
+def test_properties_of_the_topologies(name: str, devices: int, count: int, route: str, algorithm: str) -> None:
     links = graph(name, devices)
     assert len(links.shares) == count
-    assert links.routes[0, 2] == tuple(itertools.pairwise(way.split()))
+    assert links.routes[0, 2] == tuple(itertools.pairwise(route.split()))
     assert links.suited == algorithm
     assert links.is_star == (name == "star")
 
 
-def test_a_description_of_ones_own() -> None:
+def test_a_user_description() -> None:
     links = link_graph(("h* d0", "h3 d0 0.1", "h0 h1 2", "d0 d7", "h0 d7"), TRUNK, 4)
     assert links.share["d0", "h3"] == 0.1 and links.share["d7", "d0"] == TRUNK
     assert links.routes[0, 1] == (("h0", "h1"),)
@@ -63,7 +63,7 @@ def test_a_description_of_ones_own() -> None:
     assert links.subnets == ((0, 1, 2, 3),)
 
 
-def test_the_trunk_is_shared_by_the_devices_of_a_room() -> None:
+def test_the_trunk_is_shared_by_the_devices_of_a_subnet() -> None:
     links = graph("two_tier", 5)
     assert links.subnets == ((0, 1, 2), (3, 4))
     assert (links.contending_senders["d0", "d1"], links.contending_senders["d1", "d0"]) == (3, 2)
@@ -81,7 +81,7 @@ def test_the_trunk_is_shared_by_the_devices_of_a_room() -> None:
         ("two_tier", PAIRWISE, 4 / TRUNK),  # each of two blocks crosses twice: rounds of 1, 2 and 1
     ],
 )
-def test_an_all_gather_takes_what_its_busiest_links_need(name: str, algorithm: str, seconds: float) -> None:
+def test_an_all_gather_takes_the_time_of_its_busiest_links(name: str, algorithm: str, seconds: float) -> None:
     links = graph(name, 4)
     assert links.stages_s(links.gather_loads(algorithm, 1000), 8000) == pytest.approx(seconds)
     assert links.relative_rate(("gather",), algorithm) == pytest.approx(3 / seconds)
@@ -100,7 +100,7 @@ def test_an_all_gather_takes_what_its_busiest_links_need(name: str, algorithm: s
         ("two_tier", "root", 6 / (3 / TRUNK + 2)),  # two terms cross, and one sum
     ],
 )
-def test_how_fast_other_traffic_is(name: str, kind: str, rate: float) -> None:
+def test_relative_rates_of_other_patterns(name: str, kind: str, rate: float) -> None:
     links = graph(name, 4)
     assert links.relative_rate((kind,), links.suited) == pytest.approx(rate)
     assert star(4).relative_rate((kind,), PAIRWISE) == pytest.approx(1)
@@ -123,7 +123,7 @@ def graphs(draw: st.DrawFn) -> LinkGraph:
 
 
 @given(st.permutations(["h* d0", "h3 d0 0.1", "h0 h1 2", "d0 d7", "d7 h0", "h0 d0"]))
-def test_the_order_of_lines_means_nothing(lines: list[str]) -> None:
+def test_the_order_of_lines_has_no_effect(lines: list[str]) -> None:
     assert link_graph(tuple(lines), TRUNK, 4) == link_graph(
         ("h* d0", "h3 d0 .1", "h1 h0 2.0", "d0 d7", "h0 d7"), TRUNK, 4
     )
@@ -155,7 +155,7 @@ def test_stages_take_at_least_as_long_as_all_bytes_on_any_link(links: LinkGraph,
     [
         (["h* d0", "h9 d0"], "topology.links=h9 d0: must name devices from h0 to h3"),
         (["h0 d0"], "must join all devices: h0 cannot reach h1"),
-        (["h* d0", "d0 d1", "d1 d2", "d2 d0"], "must not link switches in a circle"),
+        (["h* d0", "d0 d1", "d1 d2", "d2 d0"], "must not link switches in a cycle"),
         (["d0 next"], "must have devices before 'next'"),
         (["h3/2 d0"], "must have parts from h1/2 to h2/2"),
         (["h* d0 0"], "must end with a number above 0"),
@@ -166,15 +166,16 @@ def test_stages_take_at_least_as_long_as_all_bytes_on_any_link(links: LinkGraph,
         (["h* d0 -1"], "must be lines as"),
     ],
 )
-def test_what_cannot_be_is_refused(lines: list[str], message: str) -> None:
+def test_invalid_descriptions_are_refused(lines: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         link_graph(tuple(lines), 1.0, 4)
     assert message in str(error.value)
 
 
-def test_mininet_gets_an_interface_with_an_address_of_its_own_at_each_end() -> None:
+def test_each_end_of_a_link_has_its_own_interface_and_address() -> None:
     links = graph("two_tier", 3)
-    made = [info for _, _, info in Described(graph=links, private_dirs=["/x"]).links(withInfo=True)]  # pyright: ignore
+    topo = LinkGraphTopo(graph=links, private_dirs=["/x"])
+    made = [info for _, _, info in topo.links(withInfo=True)]  # pyright: ignore
     names = {info[key] for info in made for key in ("intfName1", "intfName2")}
     control = {"ctl-control", "c0-ctl"} | {name for r in range(3) for name in (f"h{r}-control", f"c0-h{r}")}
     assert names == control | {"-".join(hop) for hop in links.share}

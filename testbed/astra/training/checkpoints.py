@@ -1,7 +1,7 @@
-"""Files of a training run: a checkpoint to go on from, and the result that a distributed run loads.
+"""Files of a training run: a checkpoint from which it resumes, and the result that a distributed run loads.
 
-Both are safetensors with JSON in the header, never pickles, and are written whole or not at all. A checkpoint needs no
-state of random generators: each step seeds them from the run's seed and its own number.
+Both are safetensors files with JSON in the header, never pickles, and are written atomically. A checkpoint has no state
+of random generators, because each step seeds them from the run's seed and the step's number.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from testbed.models.vit import VisionTransformer, VitConfig
 from testbed.models.weights import save_tensors
 from testbed.results.atomic_write import replacing
 
-STATE = "state"  # key of the JSON in the header
+STATE = "state"  # the header's key of the JSON
 CODEBOOKS, ROTATION = "codebooks", "pre_rotation"
 _MODEL, _QUANTIZER, _OPTIMIZER = "model.", "quantizer.", "optimizer."
 
 
 def save_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Everything that the rest of a run depends on, with ``state`` as JSON data."""
+    """Write model, codebooks, optimizer, and ``state`` as JSON: all that the rest of a run depends on."""
     tensors = dict(student.state_dict()) | _optimizer_tensors(optimizer)
     _save(path, tensors, state)
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
-    """The state of ``save_checkpoint``. Raises EnvironmentFault, in one line, if the file is missing or damaged."""
+    """The ``state`` of ``save_checkpoint``. Raises EnvironmentFault if the file is missing or damaged."""
     return _read(path)[1]
 
 
 def load_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimizer) -> None:
     """Fill model, codebooks and optimizer from ``save_checkpoint``.
 
-    Raises EnvironmentFault, in one line, if the file is missing, damaged or of another model; nothing is changed then.
+    Raises EnvironmentFault if the file is missing, damaged or of another model; then nothing is changed.
     """
     tensors, _ = _read(path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path, student: Student, optimizer: torch.optim.Optimiz
 
 
 def save_result(path: Path, student: Student) -> None:
-    """Weights, and codebooks [L, I, K, d] where there are any, without what only training needs."""
+    """Write the weights and codebooks [L, I, K, d], if there are any, without what only training needs."""
     tensors = {_MODEL + name: value for name, value in student.model.state_dict().items()}
     if student.quantizer is not None:
         tensors[CODEBOOKS] = student.quantizer.codebooks_LIKd
@@ -75,9 +75,9 @@ def save_result(path: Path, student: Student) -> None:
 
 
 def load_result(path: Path, student: Student) -> None:
-    """Fill a student from ``save_result``. Its codebooks' moving averages start anew from the loaded codewords.
+    """Fill a student from ``save_result``. The moving averages of its codebooks restart from the loaded codewords.
 
-    Raises EnvironmentFault, in one line, if the file is missing, damaged or of another model or codebook.
+    Raises EnvironmentFault if the file is missing, damaged or of another model or codebook.
     """
     tensors, _ = _read(path)
     expected = {_MODEL + name: list(value.shape) for name, value in student.model.state_dict().items()}
@@ -94,9 +94,9 @@ def load_result(path: Path, student: Student) -> None:
 
 
 def open_result(path: Path, config: VitConfig) -> AstraVit:
-    """The ViT of a result file, in eval mode, with the file's codebooks and kind of class tokens.
+    """The ViT of a result file, in eval mode, with the file's codebooks and settings.
 
-    Raises EnvironmentFault, in one line, if the file is missing, damaged or of another model.
+    Raises EnvironmentFault if the file is missing, damaged or of another model.
     """
     described, quantizer = _described(path, config)
     with torch.device("meta"):
@@ -107,7 +107,7 @@ def open_result(path: Path, config: VitConfig) -> AstraVit:
 
 
 def open_decoder(path: Path, config: LlamaConfig | Gpt2Config) -> AstraDecoder:
-    """As ``open_result``, the Llama or GPT-2, with what of it is quantized and its anchor_tokens."""
+    """The Llama or GPT-2 of a result file; see ``open_result``."""
     described, quantizer = _described(path, config)
     with torch.device("meta"):
         model = DecoderChoice("", config).skeleton(described["tokens"])
@@ -120,12 +120,12 @@ def open_decoder(path: Path, config: LlamaConfig | Gpt2Config) -> AstraDecoder:
 def _described(
     path: Path, config: VitConfig | LlamaConfig | Gpt2Config
 ) -> tuple[dict[str, Any], VectorQuantizer | None]:
-    """What ``save_result`` wrote of a model of this config, and its codebooks."""
+    """The settings that ``save_result`` wrote, for a model of this config, and its quantizer."""
     tensors, described = _read(path)
     if described.get("model") != asdict(config):
         found = described.get("model")
         raise EnvironmentFault(f"{path}: holds a model of sizes {found}; expected {asdict(config)}")
-    described = {"int8_tokens": 0, **described}  # as the number of num_quantizers, older files lack it
+    described = {"int8_tokens": 0, **described}  # older files lack it, as they lack num_quantizers
     if CODEBOOKS not in tensors:
         return described, None
     settings = VqSettings(num_quantizers=described["quantizer"].get("num_quantizers", 1))
@@ -133,7 +133,7 @@ def _described(
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a JSON file whole."""
+    """Replace a JSON file atomically."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(data, indent=2, default=str) + "\n")
 
@@ -165,7 +165,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, list[int]]) -> None:
-    """EnvironmentFault for the first tensor that is missing, too many, or of another shape."""
+    """Raise EnvironmentFault for the first tensor that is missing, unexpected, or of another shape."""
     for name, shape in expected.items():
         found = list(tensors[name].shape) if name in tensors else "none"
         if found != shape:

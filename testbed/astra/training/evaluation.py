@@ -1,4 +1,4 @@
-"""How often a model is right on N devices, example by example, so that intervals and paired differences can be made."""
+"""Whether a model classifies each example correctly on N devices, for intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Examples(Protocol):
         ...
 
     def batch(self, indices: Tensor, augmented: bool = False) -> tuple[Tensor, Tensor]:
-        """(inputs [B, ...], targets) on the CPU; augmented: varied at random, by the global generator."""
+        """(inputs [B, ...], targets) on the CPU. augmented: with random changes from the global generator."""
         ...
 
 
@@ -27,17 +27,17 @@ class Examples(Protocol):
 def correctness(student: Student, examples: Examples, devices: int, batch: int = 250) -> Tensor:
     """Whether each example is classified correctly on ``devices`` devices of even shares: bool [examples], on the CPU.
 
-    What is evaluated is inference: no noise, and codebooks stay as they are. The examples come in their own order, so
-    two results can be compared example by example. Where targets have more dimensions, so has the result.
+    The model is evaluated in eval mode. The order is that of the examples, so that two results can be compared example
+    by example. The result has all dimensions of the targets.
     """
     shares = even_shares(student.tokens, devices)
     on = next(student.parameters()).device
     was_training = student.training
     student.eval()
-    right = []
+    correct = []
     for indices in torch.arange(len(examples)).split(batch):
         inputs, targets = examples.batch(indices)
         found: Forward = student(inputs.to(on), shares)
-        right.append(found.logits.argmax(-1).cpu() == targets)
+        correct.append(found.logits.argmax(-1).cpu() == targets)
     student.train(was_training)
-    return torch.cat(right)
+    return torch.cat(correct)

@@ -1,4 +1,4 @@
-"""What training minimizes: cross-entropy on labels, distillation from the uncompressed model, and the commitment."""
+"""The training loss: cross-entropy on labels, distillation from the uncompressed model, and the commitment term."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from testbed.errors import ConfigError
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the loss's terms; a term of weight 0 is not computed.
+    """Weights of the terms of the loss; a term of weight 0 is not computed.
 
-    labels: cross-entropy. logits: KL from the teacher's softened outputs, at ``temperature``, times its square (as
-    Hinton et al.). states: squared difference to the teacher's content rows over their mean square, mean of all layers.
-    commitment: beta, for the layers' sum of |X - sg(X̂)|^2, mean over tokens; the paper has 1e-4 to 5e-4.
+    labels: cross-entropy. logits: KL divergence from the teacher's outputs at ``temperature``, times its square (Hinton
+    et al., arXiv 1503.02531). states: squared difference to the teacher's content rows over their mean square, mean of
+    all layers. commitment: beta, for the sum over layers of |X - sg(X̂)|^2, mean over tokens; the paper uses 1e-4 to
+    5e-4.
     """
 
     labels: float = 1.0
@@ -34,7 +35,7 @@ class Objective:
         return self.logits > 0 or self.states > 0
 
     def check(self) -> None:
-        """Raise ConfigError for values that cannot be."""
+        """Raise ConfigError (key ``training.objective.<setting>``) for a value outside its range."""
         for key in ("labels", "logits", "states", "commitment"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"training.objective.{key}", getattr(self, key), "must be 0 or more")

@@ -1,4 +1,4 @@
-"""Settings of a training run, and what of them can be checked before it starts."""
+"""Settings of a training run, with the checks that are possible before it starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from testbed.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long, how fast, on which devices, and towards what.
+    """Settings of a training run.
 
-    warmup: fraction of all steps. devices: their numbers; one is drawn for each batch. random_cuts: cut points are
-    drawn too, else shares are even. patience: epochs without a better validation accuracy after which training ends, 0
-    for never. collapse_below: a codebook that uses fewer than this fraction of its codewords (perplexity over an epoch)
-    is warned of. augment: vary the training examples at random, against overfitting in long runs; it makes short ones
-    worse (150 batches of 128 Fashion-MNIST pictures, patch 7: 68% of validation pictures right, 81% without).
+    warmup: fraction of all steps. augment: change the training examples at random, which reduces overfitting in long
+    runs but harms short ones (150 batches of 128 Fashion-MNIST images, patch 7: 68% of validation images correct, 81%
+    without). devices: numbers of devices, one of which is drawn for each batch. random_cuts: draw the cut points too;
+    otherwise shares are even. patience: epochs without a better validation accuracy after which training ends, 0 for
+    never. collapse_below: warn of a codebook that uses fewer than this fraction of its codewords (perplexity over an
+    epoch).
     """
 
     epochs: int = 10
@@ -36,7 +37,7 @@ class TrainingSettings:
     checkpoint_steps: int = 500
 
     def check(self, tokens: int, examples: int) -> None:
-        """Raise ConfigError for values that cannot be, alone or with this model and these examples."""
+        """Raise ConfigError (key ``training.<setting>``) for a value outside its range."""
         rules = (
             ("epochs", self.epochs >= 1, "1 or more"),
             ("batch", 1 <= self.batch <= examples, f"1 to {examples}, the number of training examples"),
@@ -59,7 +60,7 @@ class TrainingSettings:
         self.objective.check()
 
     def rate(self, step: int, total_steps: int) -> float:
-        """Learning rate of a step: a straight line up over the warm-up, then half a cosine down towards 0."""
+        """Learning rate of a step: linear warm-up, then half a cosine down to 0."""
         warm = self.warmup * total_steps
         if step + 1 <= warm:
             return self.learning_rate * (step + 1) / warm

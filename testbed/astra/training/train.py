@@ -1,13 +1,12 @@
-"""Training of a model on N simulated devices (ASTRA, arXiv 2505.19342; docs/paper.md, section 1.4): the plain one is N
-= 1.
+"""Training of a model on N simulated devices (ASTRA, arXiv 2505.19342; docs/paper.md, section 1.4).
 
-AdamW (Loshchilov and Hutter, arXiv 1711.05101) under a cosine with warm-up. The loss is cross-entropy on labels, or
-distillation from the uncompressed model (Hinton et al., arXiv 1503.02531), or both, and beta times the commitment.
-*Elastic* training draws the number of devices and their cut points for each batch, so that one checkpoint serves them
-all. A GPU is used where there is one, in bfloat16 where it has that; a CPU computes in float32.
+The uncompressed baseline is trained in the same way with N = 1. The optimizer is AdamW (Loshchilov and Hutter, arXiv
+1711.05101) with warm-up and a cosine schedule. objective.py defines the loss. *Elastic* training draws the number of
+devices and their cut points for each batch, so that one checkpoint serves all numbers of devices. Training runs on a
+GPU where there is one, in bfloat16 if the GPU supports it, and otherwise on the CPU in float32.
 
-Each step seeds the random generators from (seed, step), and each epoch's order is drawn from (seed, epoch): a run that
-goes on from a checkpoint does on a CPU, bit by bit, what it would have done without the interruption.
+Each step seeds the random generators from (seed, step), and each epoch's order is drawn from (seed, epoch). On a CPU, a
+run that resumes from a checkpoint is therefore bit-identical to a run without the interruption.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ CHECKPOINT, RESULT, MANIFEST = "checkpoint.safetensors", "astra.safetensors", "m
 
 @dataclass
 class Progress:
-    """Where a run stands; written into its checkpoints. Accuracies are fractions, times sums over interruptions."""
+    """The progress of a run, kept in its checkpoints. Accuracies are fractions; times are sums over interruptions."""
 
     step: int = 0
     best_accuracy: float = -1.0
@@ -67,18 +66,18 @@ def train(
     teacher: Student | None = None,
     resume: bool = True,
 ) -> dict[str, Any]:
-    """Train ``student`` in place, to the weights of its best epoch, and return the manifest.
+    """Train ``student`` in place, restore the weights of its best epoch, and return the manifest.
 
-    ``folder`` belongs to this run alone: what it holds is taken up again with ``resume``, or overwritten. Afterwards it
-    has RESULT and MANIFEST, with what the adaptation cost. teacher: the uncompressed model, where the objective needs
-    it; on one device.
+    folder: of this run alone. With ``resume`` the run continues from the checkpoint in it, otherwise it overwrites the
+    folder. Afterwards the folder holds RESULT and MANIFEST, which has the cost of the training. teacher: the
+    uncompressed baseline, for an objective with distillation; it runs on one device.
 
-    Raises ConfigError for settings that cannot be or differ from those of the folder, EnvironmentFault for a damaged
-    checkpoint, and TestbedError, with step and learning rate, if the loss is no longer finite. The last checkpoint then
-    stays. Warns of a collapsed codebook.
+    Raises ConfigError for settings outside their range or other than those of the folder's checkpoint, EnvironmentFault
+    for a damaged checkpoint, and TestbedError, with step and learning rate, for a loss that is not finite; the last
+    checkpoint stays. Warns of a collapsed codebook.
     """
     with torch.random.fork_rng():
-        return _Run(student, examples, validation, settings, folder, teacher).all(resume)
+        return _Run(student, examples, validation, settings, folder, teacher).run(resume)
 
 
 class _Run:
@@ -100,10 +99,8 @@ class _Run:
             raise ConfigError("training.devices", settings.devices, "more than one device needs codebooks")
         self.examples, self.validation, self.settings, self.folder = examples, validation, settings, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.student, self.teacher = (
-            student.to(self.device),
-            None if teacher is None else teacher.to(self.device).eval(),
-        )
+        self.student = student.to(self.device)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval()
         self.student.requires_grad_(True)
         self.optimizer = _adamw(student, settings)
         self.epoch_steps = len(examples) // settings.batch
@@ -111,18 +108,16 @@ class _Run:
         self.progress = Progress()
         self.config = {"training": asdict(settings), **student.describe(), "examples": len(examples)}
 
-    def all(self, resume: bool) -> dict[str, Any]:
+    def run(self, resume: bool) -> dict[str, Any]:
         """See ``train``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             for name in (CHECKPOINT, RESULT, MANIFEST):
                 (self.folder / name).unlink(missing_ok=True)
         elif (self.folder / CHECKPOINT).exists():
-            self._take_up()
-        with (
-            steps(f"training on {self.device}, {self.settings.epochs} epochs", self.total_steps) as shown,
-            self._timed(),
-        ):
+            self._resume()
+        title = f"training on {self.device}, {self.settings.epochs} epochs"
+        with steps(title, self.total_steps) as shown, self._timed():
             shown.fraction(self.progress.step)
             while self.progress.step < self.total_steps and not self._stalled():
                 self._epoch(shown)
@@ -133,14 +128,14 @@ class _Run:
         return manifest
 
     def _epoch(self, shown: Steps) -> None:
-        """From where the run stands to the end of the epoch."""
+        """Train to the end of the current epoch, evaluate, and save."""
         progress, settings = self.progress, self.settings
         epoch, done = divmod(progress.step, self.epoch_steps)
         generator = torch.Generator().manual_seed(_seed(settings.seed, "epoch", epoch))
         order = torch.randperm(len(self.examples), generator=generator).split(settings.batch)
         quantizer = self.student.quantizer
         if quantizer is not None and done == 0:
-            quantizer.forget_use()
+            quantizer.reset_usage()
         self.student.train()
         for indices in order[done : self.epoch_steps]:
             progress.loss_sum += self._step(indices)
@@ -148,13 +143,13 @@ class _Run:
             shown.fraction(1)
             if progress.step % settings.checkpoint_steps == 0 and progress.step % self.epoch_steps:
                 self._save()
-        # a batch that fits with gradients fits without: a decoder's logits are large
-        right = (correctness(self.student, self.validation, n, settings.batch) for n in settings.devices)
-        accuracies = [flags.float().mean().item() for flags in right]
+        # the training batch size, because a decoder's logits are large
+        results = (correctness(self.student, self.validation, n, settings.batch) for n in settings.devices)
+        accuracies = [correct.float().mean().item() for correct in results]
         accuracy = sum(accuracies) / len(accuracies)
         entry = {"epoch": epoch + 1, "loss": progress.loss_sum / self.epoch_steps, "validation_accuracy": accuracy}
         if quantizer is not None and quantizer.used_LIK.any():
-            entry["lowest_perplexity"] = self._check_use(epoch + 1)
+            entry["lowest_perplexity"] = self._check_usage(epoch + 1)
         progress.history.append(entry)
         progress.loss_sum = 0.0
         if accuracy > progress.best_accuracy:
@@ -164,15 +159,15 @@ class _Run:
         shown.done(0, ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in entry.items()))
 
     def _step(self, indices: Tensor) -> float:
-        """One batch; returns its loss."""
+        """Train on one batch and return its loss."""
         settings, step = self.settings, self.progress.step
         torch.manual_seed(_seed(settings.seed, "step", step))
         devices = settings.devices[int(torch.randint(len(settings.devices), ()))]
         cut = random_shares if settings.random_cuts else even_shares
         shares = cut(self.student.tokens, devices)
         inputs, targets = (tensor.to(self.device) for tensor in self.examples.batch(indices, settings.augment))
-        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             loss = objective(settings.objective, self.student, self.teacher, inputs, targets, shares)
         self.optimizer.zero_grad()
         loss.backward()
@@ -190,11 +185,11 @@ class _Run:
         return value
 
     def _stalled(self) -> bool:
-        """Whether patience is at an end."""
+        """Whether ``patience`` epochs have passed without a better one."""
         return 0 < self.settings.patience <= len(self.progress.history) - self.progress.best_epoch
 
-    def _check_use(self, epoch: int) -> float:
-        """The lowest perplexity of all codebooks over the epoch; warns where one has collapsed."""
+    def _check_usage(self, epoch: int) -> float:
+        """The lowest perplexity of all codebooks over the epoch. Warns of collapsed codebooks."""
         assert self.student.quantizer is not None
         perplexity_LI = self.student.quantizer.perplexity()
         size = self.student.quantizer.codebook_size
@@ -206,7 +201,7 @@ class _Run:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Count wall and processor time on from what the checkpoint says."""
+        """Measure wall and processor time, added to those of the checkpoint."""
         self._wall_start = time.monotonic() - self.progress.wall_s
         self._cpu_start = time.process_time() - self.progress.cpu_s
         yield
@@ -221,14 +216,14 @@ class _Run:
         state = {"config": self.config, "progress": asdict(self.progress)}
         save_checkpoint(self.folder / CHECKPOINT, self.student, self.optimizer, state)
 
-    def _take_up(self) -> None:
-        """Go on from the folder's checkpoint."""
+    def _resume(self) -> None:
+        """Continue from the folder's checkpoint."""
         path = self.folder / CHECKPOINT
         state = checkpoint_state(path)
         now = _flat(self.config)
         for key, before in _flat(state["config"]).items():
             if before != now.get(key):
-                allowed = f"{path} was made with {before}; set it so, or resume=false to begin anew"
+                allowed = f"{path} was made with {before}; set it so, or resume=false to start again"
                 raise ConfigError(key, now.get(key), allowed)
         load_checkpoint(path, self.student, self.optimizer)
         self.progress = Progress(**state["progress"])
@@ -238,7 +233,7 @@ class _Run:
         hours = {"gpu_hours": progress.wall_s / 3600} if gpu else {"cpu_hours": progress.cpu_s / 3600}
         return {
             "config": self.config,
-            "adaptation": {
+            "cost": {
                 "device": torch.cuda.get_device_name() if gpu else "cpu",
                 "wall_s": progress.wall_s,
                 **hours,
@@ -254,7 +249,7 @@ class _Run:
 
 
 def _adamw(student: Student, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Weight decay for matrices only: of linear layers, and a decoder's embeddings."""
+    """AdamW with weight decay for matrices only: those of linear layers and a decoder's embeddings."""
     decayed = [p for n, p in student.named_parameters() if n.endswith("weight") and p.dim() == 2]
     rest = [p for n, p in student.named_parameters() if not (n.endswith("weight") and p.dim() == 2)]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -262,12 +257,12 @@ def _adamw(student: Student, settings: TrainingSettings) -> torch.optim.AdamW:
 
 
 def _seed(*parts: object) -> int:
-    """63 bits that differ with every part."""
+    """A seed of 63 bits that depends on every part."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8]) >> 1
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; tuples as JSON has them."""
+    """Nested settings by dotted key, with tuples as lists, as in JSON."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:

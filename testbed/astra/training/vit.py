@@ -1,12 +1,13 @@
-"""ASTRA on N devices in one process, batched and differentiable: what training sees (docs/paper.md, sections 1.2, 1.4
-and 1.6).
+"""A Vision Transformer under ASTRA on N devices in one process, batched and differentiable, for training.
 
-Every layer has the exact rows X and the quantized content rows X̂; a mask says which of both a query may look at. It
-equals the one-sample inference of ``attention.simulate``, which is written otherwise and stands as the reference.
+docs/paper.md, sections 1.2, 1.4 and 1.6, describes the method.
 
-A class token is *distributed* (a copy on each device, which attends to its device's rows exactly and to the rest
-quantized; the copies are averaged before the head) or *single*: it lives on device 0, attends to device 0's rows
-exactly and to the rest quantized, and nobody but device 0 sees it, because class tokens are never sent.
+Every layer has the exact rows X and the quantized content rows X̂. A mask says which of them a query sees. The result
+equals that of ``reference_vit.simulate``, an independent implementation for one image.
+
+A *distributed* class token has a copy on each device. A copy attends to its device's rows exactly and to all other
+rows quantized, and the copies are averaged before the head. A *single* class token is on device 0 only. It attends to
+device 0's rows exactly and to all other rows quantized. Only device 0 sees it, because class tokens are never sent.
 
 Shape suffixes: B batch, S = C + T sequence, C copies of the class token, T content tokens, D hidden, N devices.
 """
@@ -20,6 +21,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.int8_tokens import check_int8_tokens, with_int8_tokens
 from testbed.astra.training.ema_quantizer import VectorQuantizer
 from testbed.errors import ConfigError, nearest
@@ -31,9 +33,9 @@ ClassTokens = Literal["distributed", "single"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Who sees what. ``visible`` [S, S + T] is True where a query may look: at exact rows, then at quantized ones.
+    """The attention mask. ``visible`` [S, S + T] is True where a query sees an exact row (first S) or a quantized row.
 
-    class_copies: the first rows of the sequence, which are never quantized.
+    class_copies: how many first rows of the sequence are class tokens, which are never quantized.
     """
 
     class_copies: int
@@ -43,8 +45,8 @@ class Layout:
 def device_layout(shares: Sequence[int], class_owners: Sequence[int]) -> Layout:
     """The layout of devices that own ``shares`` content tokens each, in order.
 
-    class_owners: the device of each class token, in the order in which they stand in front of the content. A causal
-    model has none, and hides later rows of both halves on top.
+    class_owners: the device of each class token, in their order before the content. A causal model has none, and masks
+    later rows in both halves as well.
     """
     owner_T = torch.arange(len(shares)).repeat_interleave(torch.tensor(list(shares)))
     owner_S = torch.cat([torch.tensor(list(class_owners), dtype=torch.int64), owner_T])
@@ -54,9 +56,9 @@ def device_layout(shares: Sequence[int], class_owners: Sequence[int]) -> Layout:
 
 
 def random_shares(tokens: int, devices: int, generator: torch.Generator | None = None) -> list[int]:
-    """Shares of ``tokens`` with cut points drawn evenly from all there are; each device has one token or more.
+    """Shares of ``tokens`` between cut points drawn uniformly; each device has one token or more.
 
-    Without ``generator`` the global one draws.
+    generator: None for the global one. Raises ValueError for more devices than tokens.
     """
     if not 1 <= devices <= tokens:
         raise ValueError(f"{tokens} tokens cannot be cut for {devices} devices; allowed: 1 to {tokens}")
@@ -68,12 +70,12 @@ def random_shares(tokens: int, devices: int, generator: torch.Generator | None =
 def mixed_attention(block: Block, x_BSD: Tensor, quantized_BTD: Tensor, visible: Tensor) -> Tensor:
     """Attention's weighted sum [B, S, D], before the output projection; one softmax over exact and quantized rows.
 
-    x_BSD, quantized_BTD: the layer's input before its norm, and what other devices know of its content rows.
-    visible: of ``Layout``.
+    x_BSD: the layer's input before its norm. quantized_BTD: its content rows as other devices receive them. visible:
+    see ``Layout``.
 
-    Keys side by side, under a mask, are faster than scores chosen from two products. One core, forward and backward,
-    B x S = 128 x 53: 34 ms against 43; 32 x 201: 234 against 276; 16 x 261: 205 against 247; plain 18, 146, 103.
-    At 128 x 20 they are alike (9 against 8).
+    Concatenated keys under one mask are faster than a choice between two score matrices. One core, forward and
+    backward, B x S = 128 x 53: 34 ms against 43; 32 x 201: 234 against 276; 16 x 261: 205 against 247; the plain model
+    takes 18, 146 and 103. At 128 x 20 it is 9 against 8.
     """
     rows_BRD = block.norm1(torch.cat([x_BSD, quantized_BTD], dim=1))
     q_BHSK = block.attn.query(rows_BRD[:, : x_BSD.shape[1]])
@@ -82,11 +84,11 @@ def mixed_attention(block: Block, x_BSD: Tensor, quantized_BTD: Tensor, visible:
 
 @dataclass(frozen=True)
 class Forward:
-    """What a pass gives.
+    """The result of a forward pass.
 
-    logits: [B, classes], or [B, T, vocabulary] of a decoder. commitment: scalar, the layers' sum (see
-    VectorQuantizer.forward), 0 where nothing is quantized. states: the content rows [B, T, D] after each layer, if
-    asked for.
+    logits: [B, classes], or [B, T, vocabulary] of a decoder. commitment: scalar, the sum over layers (see
+    VectorQuantizer.forward); 0 where nothing is quantized. states: the content rows [B, T, D] after each layer, if
+    requested.
     """
 
     logits: Tensor
@@ -95,10 +97,10 @@ class Forward:
 
 
 class Student(nn.Module):
-    """A plain model as ASTRA runs it on any number of devices: what training and evaluation need to know of it.
+    """A model under ASTRA on any number of devices, as training and evaluation use it.
 
-    model: the plain model. quantizer: None where it only ever runs on one device, which is the plain model.
-    int8_tokens: how many tokens each device sends in int8 besides their codes.
+    model: the plain model. quantizer: None for the uncompressed baseline, which runs on one device only. int8_tokens:
+    how many tokens each device sends in int8 in addition to their codes (int8_tokens.py).
     """
 
     model: nn.Module
@@ -107,8 +109,17 @@ class Student(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Content tokens, which devices share."""
+        """Content tokens, which are split over the devices."""
         raise NotImplementedError
+
+    @property
+    def codebook_spec(self) -> CodebookSpec | None:
+        """The settings of its codebooks; None where it has none."""
+        quantizer = self.quantizer
+        if quantizer is None:
+            return None
+        num_quantizers = quantizer.settings.num_quantizers
+        return CodebookSpec(quantizer.groups, quantizer.codebook_size, num_quantizers, quantizer.pre_rotation)
 
     def describe(self) -> dict[str, Any]:
         """All settings, as JSON data."""
@@ -116,7 +127,7 @@ class Student(nn.Module):
 
 
 def check_codebooks(quantizer: VectorQuantizer | None, layers: int, width: int) -> None:
-    """Raise ValueError for codebooks of other ``layers`` or tokens of another ``width``."""
+    """Raise ValueError for codebooks of another number of ``layers`` or of another ``width``."""
     if quantizer is None:
         return
     found = len(quantizer.codebooks_LIKd)
@@ -126,7 +137,7 @@ def check_codebooks(quantizer: VectorQuantizer | None, layers: int, width: int) 
 
 
 def check_shares(shares: Sequence[int], tokens: int, quantizer: VectorQuantizer | None) -> None:
-    """Raise ValueError for shares that do not cover the tokens, or several devices without a quantizer."""
+    """Raise ValueError for shares that do not cover the tokens, and for several devices without a quantizer."""
     if sum(shares) != tokens or min(shares) < 1:
         raise ValueError(f"shares are {list(shares)}; expected positive numbers of sum {tokens}")
     if len(shares) > 1 and quantizer is None:
@@ -145,11 +156,8 @@ class AstraVit(Student):
         class_tokens: ClassTokens = "distributed",
         int8_tokens: int = 0,
     ):
-        """quantizer: of the model's layers and width; None for a model that only ever runs on one device.
-
-        int8_tokens: how many tokens each device sends in int8 besides; see int8_tokens.py.
-
-        Raises ConfigError for another kind of class tokens, ValueError for a quantizer of another model.
+        """Raises ConfigError for an unknown kind of class tokens or fewer than 0 ``int8_tokens``, ValueError for a
+        quantizer that does not fit the model.
         """
         super().__init__()
         if class_tokens not in get_args(ClassTokens):
@@ -170,9 +178,9 @@ class AstraVit(Student):
         return {"model": asdict(self.model.config), **own, "quantizer": quantizer}
 
     def forward(self, pixels_BCHW: Tensor, shares: Sequence[int], keep_states: bool = False) -> Forward:
-        """One pass of ``len(shares)`` devices, which own ``shares`` content tokens each, in order.
+        """One pass of images [B, 3, height, width] on ``len(shares)`` devices with ``shares`` content tokens each.
 
-        Raises ValueError for shares that do not cover the tokens, or several devices without a quantizer.
+        Raises ValueError for shares that do not cover the tokens, and for several devices without a quantizer.
         """
         world = len(shares)
         check_shares(shares, self.tokens, self.quantizer)

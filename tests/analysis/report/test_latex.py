@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.report.render import latex
-from analysis.report.sections import PartialAttention, Section
+from analysis.report.sections import Section, Subsection
 from analysis.text_table import LATEX_PACKAGES, PAGE_LINES, TextTable
 
 TOKENS = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
@@ -75,7 +75,7 @@ def test_special_characters_stay_text_in_short_and_long_tables(rows: int) -> Non
 def test_the_file_says_which_packages_it_needs() -> None:
     section = Section(
         "One",
-        [PartialAttention("a", tables=[table("x", "y")]), PartialAttention("b", tables=[table("x", "y", rows=99)])],
+        [Subsection("a", tables=[table("x", "y")]), Subsection("b", tables=[table("x", "y", rows=99)])],
     )
     text = latex([section])
     preamble = re.findall(r"^% \\usepackage(?:\[.*\])?\{(.*)\}$", text, re.MULTILINE)

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis.accuracy import accuracy_figures, results
-from analysis.latency import latency_breakdown, save, speedup_plot
+from analysis.latency import latency_breakdown, speedup_plot
 from analysis.load import load_rows, normalize
+from analysis.panels import save
 from analysis.points import points
 from analysis.report import render, sections
 from analysis.report.__main__ import main as report_main
@@ -24,7 +25,7 @@ from tests.analysis.synthetic_quality import quality, quality_row
 
 FIGURES = ["breakdown.pdf", "breakdown.png", "speedup.pdf", "speedup.png"]
 TEXTS = {"report.html", "tables.md", "tables.tex"}
-DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "tokens_plot", "break_even_map", "unequal_plot")
+DRAWERS = ("speedup_plot", "latency_breakdown", "devices_plot", "tokens_plot", "break_even_map", "heterogeneous_plot")
 PARTIAL = {
     "one bandwidth": synthetic.sweep(bandwidths=(10.0,), repeats=1),
     "one method": synthetic.frame([synthetic.row("astra", 1, speedup=None)]),
@@ -54,8 +55,8 @@ def no_figures(monkeypatch):
 
 @pytest.fixture
 def no_rendering(monkeypatch):
-    """Figures are made, but what is written of them is not a picture."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not a picture"))
+    """Figures are made, but no image is written."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: path.write_bytes(b"not an image"))
 
 
 def is_png(path):
@@ -92,20 +93,20 @@ def test_variants_of_one_number_of_groups_differ_by_more_than_their_dash():
     assert len({(look["color"], look["marker"]) for look in looks}) == len({look["marker"] for look in looks}) == 7
 
 
-def test_a_number_format_has_one_dash_in_every_method():
-    formats = ("fp32", "fp16", "int8", "int4", "topk")
-    rows = [synthetic.row(method, codec=codec) for method in ("tensor", "sequence") for codec in formats]
+def test_a_codec_has_one_dash_in_every_method():
+    codecs = ("fp32", "fp16", "int8", "int4", "topk")
+    rows = [synthetic.row(method, codec=codec) for method in ("tensor", "sequence") for codec in codecs]
     table = points(synthetic.frame(rows))
     styles = line_styles(table)
     looks = {
         (str(styles[label]["linestyle"]), codec) for label, codec in zip(table["label"], table["codec"], strict=True)
     }
-    assert len(looks) == len(formats) == len({dash for dash, _ in looks})
+    assert len(looks) == len(codecs) == len({dash for dash, _ in looks})
 
 
 @pytest.fixture
 def tick_labels(monkeypatch):
-    """What the ticks of figures say, instead of pictures: a list of (x, y) for each panel."""
+    """What the ticks of figures say, instead of images: a list of (x, y) for each panel."""
     panels = []
 
     def collect(self, _):
@@ -147,9 +148,9 @@ def test_summary_says_everything_and_is_not_cut(folder, capsys, no_rendering):
     summarize(folder)
     out = capsys.readouterr().out
     assert "vit_base, 12 layers, D = 768, 1024 tokens, 4 devices, star" in out
-    assert "compute replay: arithmetic replaced by the device profile's slots" in out
+    assert "compute replay: emulated compute times replace arithmetic" in out
     assert "Speed-up over one device" in out
-    assert "The paper's reported figures beside ours" in out
+    assert "Speed-ups of the paper beside ours" in out
     assert "results.parquet" in out and "speedup.pdf" in out
     assert "…" not in out and "\x1b" not in out
 
@@ -246,7 +247,7 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):
     _, text = html_of(folder)
-    assert text.count("(nothing yet)") == 9
+    assert text.count("(no results yet)") == 9
     said = re.findall(r"Run: \.venv/bin/python -m testbed\.run ([^<]*)", unescape(text))
     assert len(said) == 8
     for words in said:  # commands that exist, with keys that exist
@@ -319,7 +320,7 @@ def test_what_can_be_shown_is_shown(folder, capsys, no_figures):
 def test_a_browser_prints_the_page_where_there_is_one(folder, capsys, monkeypatch, tmp_path, no_figures):
     monkeypatch.setattr(render, "CHROMIUM", ("no-such-browser",))
     report_main([str(folder)])
-    assert "no PDF: there is no Chromium here" in capsys.readouterr().out
+    assert "no PDF: printing the page needs Chromium" in capsys.readouterr().out
     browser = tmp_path / "chromium"
     browser.write_text(
         '#!/bin/sh\nfor word; do case $word in --print-to-pdf=*) echo %PDF > "${word#*=}";; esac; done\n'

@@ -23,7 +23,7 @@ def trained(student: AstraVit) -> torch.optim.Optimizer:
     return optimizer
 
 
-def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_everything(tmp_path: Path) -> None:
     path, student = tmp_path / "c.safetensors", tiny_student()
     optimizer = trained(student)
     save_checkpoint(path, student, optimizer, {"step": 7})
@@ -84,7 +84,7 @@ def test_files_of_another_model(tmp_path: Path) -> None:
         load_result(path, AstraVit(tiny_model()))
 
 
-def test_results_go_on_with_fresh_averages_and_without_them_in_the_file(tmp_path: Path) -> None:
+def test_results_have_no_averages_and_these_restart(tmp_path: Path) -> None:
     path, student = tmp_path / "r.safetensors", tiny_student()
     student(torch.randn(4, 3, 8, 8), [8, 8])
     save_result(path, student)
@@ -99,20 +99,21 @@ def test_results_go_on_with_fresh_averages_and_without_them_in_the_file(tmp_path
     assert torch.equal(open_result(path, CONFIG).model.position, plain.model.position)
 
 
-def test_levels_rotation_and_int8_tokens_come_back(tmp_path: Path) -> None:
+def test_stages_rotation_and_int8_tokens_come_back(tmp_path: Path) -> None:
     path, generator = tmp_path / "r.safetensors", torch.Generator().manual_seed(1)
-    books = torch.randn(2, 2 * 2, 8, 12, generator=generator)
-    turn = torch.linalg.qr(torch.randn(2, 24, 24, generator=generator)).Q.contiguous()
-    quantizer = VectorQuantizer(books, VqSettings(num_quantizers=2), turn)
+    codebooks = torch.randn(2, 2 * 2, 8, 12, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(2, 24, 24, generator=generator)).Q.contiguous()
+    quantizer = VectorQuantizer(codebooks, VqSettings(num_quantizers=2), rotation)
     student = AstraVit(tiny_model(), quantizer, int8_tokens=1).eval()
     save_result(path, student)
     opened, pixels = open_result(path, CONFIG), torch.randn(3, 3, 8, 8, generator=generator)
     assert torch.equal(opened(pixels, [8, 8]).logits, student(pixels, [8, 8]).logits)
     assert opened.describe() == student.describe()
     with pytest.raises(EnvironmentFault, match=r"holds pre_rotation, expected none"):
-        load_result(path, AstraVit(tiny_model(), VectorQuantizer(books, VqSettings(num_quantizers=2))))
-    for num_quantizers, other_turn in ((1, turn), (2, None)):
-        fewer = VectorQuantizer(books[:, : 2 * num_quantizers], VqSettings(num_quantizers=num_quantizers), other_turn)
-        plain = AstraVit(tiny_model(), fewer).eval()
+        load_result(path, AstraVit(tiny_model(), VectorQuantizer(codebooks, VqSettings(num_quantizers=2))))
+    for num_quantizers, other_rotation in ((1, rotation), (2, None)):
+        settings = VqSettings(num_quantizers=num_quantizers)
+        other = VectorQuantizer(codebooks[:, : 2 * num_quantizers], settings, other_rotation)
+        plain = AstraVit(tiny_model(), other).eval()
         plain.model.load_state_dict(student.model.state_dict())
         assert not torch.allclose(plain(pixels, [8, 8]).logits, student(pixels, [8, 8]).logits)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from testbed.astra.quantized import Quantized, apart, quantized_width, side_by_side
+from testbed.astra.codebook_spec import CodebookSpec
+from testbed.astra.quantized import Quantized, join_keys_values, quantized_width, split_keys_values
 from testbed.astra.training.checkpoints import open_decoder, save_result
-from testbed.astra.training.decoder import AstraDecoder, bits_per_token
+from testbed.astra.training.decoder import AstraDecoder
 from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
 from testbed.astra.training.settings import TrainingSettings
 from testbed.astra.training.train import RESULT, train
@@ -50,23 +51,23 @@ IDS = torch.randint(0, VOCABULARY, (2, TOKENS), generator=torch.Generator().manu
 KINDS = get_args(Quantized)
 
 
-def books(model: Llama | Gpt2, quantized: Quantized, groups: int, size: int = 16) -> Tensor:
+def random_codebooks(model: Llama | Gpt2, quantized: Quantized, groups: int, size: int = 16) -> Tensor:
     shape = model.config.shape(TOKENS)
     each = quantized_width(shape, quantized) // groups
     return 0.5 * torch.randn(shape.layers, groups, size, each, generator=torch.Generator().manual_seed(3))
 
 
-class Faithful(VectorQuantizer):
-    """A quantizer that reproduces what it is given."""
+class Lossless(VectorQuantizer):
+    """A quantizer without loss."""
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         return x_BTD.clone(), x_BTD.new_zeros(())
 
 
 def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) -> Tensor:
-    """Logits [S, V]: every device computes its own rows, and each query looks at rows that are gathered for it alone.
+    """Logits [S, V]: every device computes its own rows, and the rows that each query sees are gathered for it alone.
 
-    What devices know of each other goes through a list of rows; anchor_tokens go whole.
+    Rows of other devices go through their codes; anchor tokens stay exact.
     """
     model, quantizer, quantized = student.model, student.quantizer, student.quantized
     assert quantizer is not None
@@ -79,14 +80,14 @@ def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) ->
         def exact(at: int, rows=x, block=block) -> tuple[Tensor, Tensor]:
             return block.attn.keys_values(block.norm1(rows[at][None, None]), at)
 
-        def coded(at: int, rows=x, block=block, heads=heads, layer=layer) -> tuple[Tensor, Tensor]:
+        def received(at: int, rows=x, block=block, heads=heads, layer=layer) -> tuple[Tensor, Tensor]:
             def through_codes(row: Tensor) -> Tensor:
                 width = row.shape[-1] // quantizer.groups
                 parts = []
                 for group in range(quantizer.groups):
-                    book = quantizer.codebooks_LIKd[layer, group]
+                    codebook = quantizer.codebooks_LIKd[layer, group]
                     part = row[group * width : (group + 1) * width]
-                    parts.append(book[(book - part).square().sum(-1).argmin()])
+                    parts.append(codebook[(codebook - part).square().sum(-1).argmin()])
                 return torch.cat(parts)
 
             row = rows[at]
@@ -102,7 +103,7 @@ def device_by_device(student: AstraDecoder, ids_S: Tensor, shares: list[int]) ->
         new = []
         for at in range(len(x)):
             seen = [
-                exact(other) if owner[other] == owner[at] or other < student.anchor_tokens else coded(other)
+                exact(other) if owner[other] == owner[at] or other < student.anchor_tokens else received(other)
                 for other in range(at + 1)
             ]
             k, v = (torch.cat(pair, dim=2)[0] for pair in zip(*seen, strict=True))
@@ -124,7 +125,7 @@ def test_it_equals_devices_one_by_one(name: str, data: st.DataObject) -> None:
     shares = random_shares(
         TOKENS, data.draw(st.integers(2, TOKENS)), torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
     )
-    quantizer = VectorQuantizer(books(model, quantized, data.draw(st.sampled_from([1, 2, 4, 8]))))
+    quantizer = VectorQuantizer(random_codebooks(model, quantized, data.draw(st.sampled_from([1, 2, 4, 8]))))
     student = AstraDecoder(model, TOKENS, quantizer, quantized, data.draw(st.integers(0, TOKENS + 1))).eval()
     found = student(IDS, shares).logits
     for index in range(2):
@@ -142,16 +143,15 @@ def test_it_equals_devices_one_by_one(name: str, data: st.DataObject) -> None:
     seed=st.integers(0, 999),
 )
 @torch.no_grad()
-def test_nothing_lost_is_the_plain_model(
+def test_without_loss_it_is_the_plain_model(
     name: str, quantized: Quantized, devices: int, anchor_tokens: int, groups: int, seed: int
 ) -> None:
     model, expected = MODELS[name], MODELS[name](IDS)
     shares = random_shares(TOKENS, devices, torch.Generator().manual_seed(seed))
-    faithful = AstraDecoder(model, TOKENS, Faithful(books(model, quantized, groups)), quantized, anchor_tokens)
-    torch.testing.assert_close(faithful(IDS, shares).logits, expected, atol=1e-5, rtol=1e-5)
-    lossy = AstraDecoder(
-        model, TOKENS, VectorQuantizer(books(model, quantized, groups)), quantized, anchor_tokens
-    ).eval()
+    codebooks = random_codebooks(model, quantized, groups)
+    lossless = AstraDecoder(model, TOKENS, Lossless(codebooks), quantized, anchor_tokens)
+    torch.testing.assert_close(lossless(IDS, shares).logits, expected, atol=1e-5, rtol=1e-5)
+    lossy = AstraDecoder(model, TOKENS, VectorQuantizer(codebooks), quantized, anchor_tokens).eval()
     alone = lossy(IDS, [TOKENS], keep_states=True)
     torch.testing.assert_close(alone.logits, expected, atol=1e-5, rtol=1e-5)
     assert alone.commitment == 0 and len(alone.states) == 2
@@ -162,10 +162,10 @@ def test_nothing_lost_is_the_plain_model(
 
 
 @pytest.mark.parametrize("quantized", KINDS)
-def test_codes_cost_something_and_gradients_reach_every_parameter(quantized: Quantized) -> None:
+def test_codes_change_the_logits_and_gradients_reach_every_parameter(quantized: Quantized) -> None:
     for model in MODELS.values():
         student = AstraDecoder(
-            model, TOKENS, VectorQuantizer(books(model, quantized, 2), VqSettings(noise=0.3)), quantized, 1
+            model, TOKENS, VectorQuantizer(random_codebooks(model, quantized, 2), VqSettings(noise=0.3)), quantized, 1
         )
         found = student(IDS, [5, 4, 3])
         assert (found.logits[:, 5:] - model(IDS)[:, 5:]).abs().amax(-1).min() > 1e-3
@@ -174,37 +174,35 @@ def test_codes_cost_something_and_gradients_reach_every_parameter(quantized: Qua
         (found.logits.square().mean() + 1e-3 * found.commitment).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-            # softmax does not feel what is added to all keys alike; but some keys are coded without their bias
+            # softmax ignores a constant that is added to all keys, but keys from codes may have no bias
             assert parameter.grad.abs().max() > 1e-7 or name.endswith("attn.k.bias"), name
 
 
 def test_codebooks_follow_only_what_is_sent() -> None:
     model = MODELS["grouped"]
-    student = AstraDecoder(model, TOKENS, VectorQuantizer(books(model, "keys_values", 2)), "keys_values", 2)
+    student = AstraDecoder(model, TOKENS, VectorQuantizer(random_codebooks(model, "keys_values", 2)), "keys_values", 2)
     assert student.quantizer is not None
     student(IDS, [5, 4, 3])
     assert student.quantizer.used_LIK.sum(-1).unique().tolist() == [2 * (TOKENS - 2 - 3)]
-    student.quantizer.forget_use()
+    student.quantizer.reset_usage()
     student.eval()(IDS, [5, 4, 3])
     assert student.quantizer.used_LIK.sum() == 0
 
 
 def test_keys_come_before_values() -> None:
     k, v = torch.randn(2, 1, 3, 5, 4)
-    rows = side_by_side(k, v)
+    rows = join_keys_values(k, v)
     assert rows.shape == (1, 5, 24)
     assert torch.equal(rows[0, 1, 4:8], k[0, 1, 1]) and torch.equal(rows[0, 4, 12:16], v[0, 0, 4])
-    assert all(torch.equal(a, b) for a, b in zip(apart(rows, 3), (k, v), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(split_keys_values(rows, 3), (k, v), strict=True))
 
 
-def test_bits() -> None:
-    shape = GROUPED.shape(8)
-    assert quantized_width(shape, "residual") == quantized_width(shape, "normalized") == 24
-    assert quantized_width(shape, "keys_values") == 2 * 2 * 8
-    assert bits_per_token(shape, "residual", 3, 1024) == 30
-    assert bits_per_token(shape, "residual", 3, 1024, anchor_tokens=2) == (6 * 30 + 2 * 24 * 32) / 8
-    assert bits_per_token(shape, "keys_values", 3, 1024, anchor_tokens=2, anchor_bits=16) == (6 * 30 + 2 * 32 * 16) / 8
-    assert bits_per_token(shape, "residual", 3, 1024, anchor_tokens=2, anchor_bits=0) == 22.5
+def test_a_student_knows_the_spec_of_its_codebooks() -> None:
+    model = MODELS["grouped"]
+    quantizer = VectorQuantizer(torch.zeros(2, 4, 16, 16), VqSettings(num_quantizers=2))
+    student = AstraDecoder(model, TOKENS, quantizer, "keys_values", 3)
+    assert student.codebook_spec == CodebookSpec(2, 16, 2, "none", "keys_values", 3)
+    assert AstraDecoder(model, TOKENS).codebook_spec is None
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -214,7 +212,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ConfigError, match="astra.anchor_tokens=-1"):
         AstraDecoder(model, TOKENS, anchor_tokens=-1)
     with pytest.raises(ValueError, match="codebooks are for 2 layers of 24 numbers; the model has 2 x 32"):
-        AstraDecoder(model, TOKENS, VectorQuantizer(books(model, "residual", 2)), "keys_values")
+        AstraDecoder(model, TOKENS, VectorQuantizer(random_codebooks(model, "residual", 2)), "keys_values")
     with pytest.raises(ValueError, match=r"shares are \[6, 5\]; expected positive numbers of sum 12"):
         AstraDecoder(model, TOKENS)(IDS, [6, 5])
     with pytest.raises(ValueError, match="2 devices need a quantizer"):
@@ -222,7 +220,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def sentences(count: int, seed: int) -> NextTokens:
-    """Windows whose next token is the last one plus 1 or 2, whichever a first token far back said."""
+    """Windows whose next token is the last one plus 1 or 2, as the first token of the window says."""
     generator = torch.Generator().manual_seed(seed)
     start, stride = (torch.randint(low, high, (count, 1), generator=generator) for low, high in ((0, 24), (1, 3)))
     said = torch.full_like(start, 24) + stride
@@ -231,7 +229,7 @@ def sentences(count: int, seed: int) -> NextTokens:
 
 def test_training_lowers_the_loss_and_its_result_opens(tmp_path: Path) -> None:
     model = build(GROUPED)
-    student = AstraDecoder(model, TOKENS, VectorQuantizer(books(model, "keys_values", 2)), "keys_values", 1)
+    student = AstraDecoder(model, TOKENS, VectorQuantizer(random_codebooks(model, "keys_values", 2)), "keys_values", 1)
     chosen = TrainingSettings(epochs=4, batch=16, learning_rate=1e-2, devices=(1, 3), random_cuts=True)
     manifest = train(student, sentences(320, 0), sentences(64, 1), chosen, tmp_path)
     history = manifest["history"]

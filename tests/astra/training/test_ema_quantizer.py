@@ -1,4 +1,4 @@
-"""Codebooks in training: they follow clusters, revive, let gradients through, and make noise of the residual."""
+"""Codebooks in training: they follow clusters, restart dead codewords, pass gradients, and add noise."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def clusters(batch: int, seed: int, spread: float = 0.05) -> tuple[Tensor, Tenso
     return centers[which] + spread * torch.randn(batch, 5, 2, generator=generator), centers
 
 
-def quantizer(books: Tensor, **chosen: Any) -> VectorQuantizer:
-    return VectorQuantizer(books, VqSettings(**chosen))
+def quantizer(codebooks: Tensor, **chosen: Any) -> VectorQuantizer:
+    return VectorQuantizer(codebooks, VqSettings(**chosen))
 
 
 @settings(max_examples=30)
@@ -34,15 +34,15 @@ def quantizer(books: Tensor, **chosen: Any) -> VectorQuantizer:
     tokens=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_codes_and_words_are_those_of_inference(groups: int, num_quantizers: int, tokens: int, seed: int) -> None:
+def test_codes_and_codewords_are_those_of_inference(groups: int, num_quantizers: int, tokens: int, seed: int) -> None:
     torch.manual_seed(seed)
-    books, x = torch.randn(3, num_quantizers * groups, 16, 8 // groups), torch.randn(2, tokens, 8)
-    vq, reference = quantizer(books, num_quantizers=num_quantizers).eval(), Quantizer(books, num_quantizers)
-    known, commitment = vq(1, x)
+    codebooks, x = torch.randn(3, num_quantizers * groups, 16, 8 // groups), torch.randn(2, tokens, 8)
+    vq, reference = quantizer(codebooks, num_quantizers=num_quantizers).eval(), Quantizer(codebooks, num_quantizers)
+    received, commitment = vq(1, x)
     codes = reference.encode(1, x.flatten(0, 1))
     expected = reference.decode(1, codes).view_as(x)
-    assert torch.equal(nearest_codes(x.flatten(0, 1), books[1, :groups]), codes[:, :groups])
-    assert torch.equal(known, expected)
+    assert torch.equal(nearest_codes(x.flatten(0, 1), codebooks[1, :groups]), codes[:, :groups])
+    assert torch.equal(received, expected)
     assert commitment.item() == pytest.approx((x - expected).square().sum(-1).mean().item(), rel=1e-5)
 
 
@@ -65,20 +65,20 @@ def test_one_step_of_the_moving_average_by_hand() -> None:
     torch.testing.assert_close(vq.codebooks_LIKd[0, 0, :, 0], expected, atol=1e-4, rtol=0)
 
 
-def test_groups_and_layers_learn_apart() -> None:
+def test_groups_and_layers_are_independent() -> None:
     torch.manual_seed(0)
-    books = torch.randn(2, 2, 4, 1)
-    vq = quantizer(books, decay=0.9, dead_below=0)
+    codebooks = torch.randn(2, 2, 4, 1)
+    vq = quantizer(codebooks, decay=0.9, dead_below=0)
     x = torch.cat([clusters(32, 1)[0][..., :1], torch.full((32, 5, 1), 7.0)], dim=-1)
     for _ in range(80):
         vq(1, x)
-    assert torch.equal(vq.codebooks_LIKd[0], books[0])
+    assert torch.equal(vq.codebooks_LIKd[0], codebooks[0])
     nearest_seven = (vq.codebooks_LIKd[1, 1, :, 0] - 7).abs().min().item()
     assert nearest_seven < 0.01 and (vq.codebooks_LIKd[1, 0].abs() < 3).all()
     assert (vq.used_LIK[0].sum(), vq.used_LIK[1].sum()) == (0, 2 * 80 * 160)
 
 
-def test_dead_codewords_start_again_from_tokens() -> None:
+def test_dead_codewords_restart_from_tokens() -> None:
     torch.manual_seed(0)
     far = torch.full((16, 2), 100.0)
     far[0] = 0
@@ -88,22 +88,22 @@ def test_dead_codewords_start_again_from_tokens() -> None:
     for step in range(60):
         vq(0, clusters(64, step)[0])
     assert vq.codebooks_LIKd.abs().max() < 2
-    vq.forget_use()
+    vq.reset_usage()
     after = vq(0, clusters(64, 99)[0])[1]
     assert after < before / 10
     assert vq.perplexity()[0, 0] > 8
     frozen = quantizer(far[None, None], decay=0.9, dead_below=0)
     for step in range(60):
         frozen(0, clusters(64, step)[0])
-    assert (frozen.codebooks_LIKd[0, 0, 1:] > 90).all(), "without revival they stay where no token is"
+    assert (frozen.codebooks_LIKd[0, 0, 1:] > 90).all(), "without a restart they stay where no token is"
 
 
 def test_gradients_pass_straight_through_and_commitment_pulls_to_the_codeword() -> None:
     vq = quantizer(torch.tensor([[0.0, 0.0], [4.0, 4.0]])[None, None], noise=0.5)
     x = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]], requires_grad=True)
-    known, commitment = vq(0, x)
+    received, commitment = vq(0, x)
     weights = torch.tensor([[[1.0, -2.0], [0.5, 3.0]]])
-    (gradient,) = torch.autograd.grad((known * weights).sum(), x, retain_graph=True)
+    (gradient,) = torch.autograd.grad((received * weights).sum(), x, retain_graph=True)
     assert torch.equal(gradient, weights)
     (gradient,) = torch.autograd.grad(commitment, x)
     torch.testing.assert_close(gradient, torch.tensor([[[1.0, 2.0], [-1.0, 1.0]]]))  # 2 (x - codeword) / 2 tokens
@@ -111,50 +111,50 @@ def test_gradients_pass_straight_through_and_commitment_pulls_to_the_codeword() 
 
 @settings(max_examples=30)
 @given(groups=st.sampled_from([1, 2]), seed=st.integers(0, 99))
-def test_rotated_gradients_are_those_of_a_constant_rotation_and_stretch(groups: int, seed: int) -> None:
+def test_rotation_trick_gradients_are_those_of_a_constant_rotation_and_scale(groups: int, seed: int) -> None:
     torch.manual_seed(seed)
     vq = quantizer(torch.randn(1, groups, 16, 4), noise=0.5, gradient="rotation_trick")
     x = torch.randn(2, 5, 4 * groups, requires_grad=True)
     weights = torch.randn(2, 5, 4 * groups)
-    known, _ = vq.eval()(0, x)
-    (gradient,) = torch.autograd.grad((known * weights).sum(), x)
-    parts = (tensor.detach().reshape(-1, 4) for tensor in (x, known, weights, gradient))
+    received, _ = vq.eval()(0, x)
+    (gradient,) = torch.autograd.grad((received * weights).sum(), x)
+    parts = (tensor.detach().reshape(-1, 4) for tensor in (x, received, weights, gradient))
     for part_x, part_q, part_w, found in zip(*parts, strict=True):
-        matrix = _turned_and_stretched(part_x, part_q)
+        matrix = _rotation_and_scale(part_x, part_q)
         torch.testing.assert_close(matrix @ part_x, part_q, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found, matrix.T @ part_w, atol=1e-4, rtol=1e-3)
 
 
-def _turned_and_stretched(x: Tensor, q: Tensor) -> Tensor:
-    """The matrix that turns x to q in their plane and stretches it, by an orthonormal basis of that plane."""
+def _rotation_and_scale(x: Tensor, q: Tensor) -> Tensor:
+    """The matrix that rotates x to q in their plane and scales it, by an orthonormal basis of that plane."""
     first = x / x.norm()
     second = q - (q @ first) * first
     second = second / second.norm()
     cosine, sine = q @ first / q.norm(), q @ second / q.norm()
     plane = torch.stack([first, second])
-    turn = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
-    return q.norm() / x.norm() * (torch.eye(len(x)) - plane.T @ plane + plane.T @ turn @ plane)
+    rotation = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    return q.norm() / x.norm() * (torch.eye(len(x)) - plane.T @ plane + plane.T @ rotation @ plane)
 
 
-def test_a_level_follows_what_the_one_before_left_over() -> None:
+def test_a_stage_follows_the_residual_of_the_stage_before() -> None:
     torch.manual_seed(0)
     first = torch.tensor([[-10.0], [10.0]])
     vq = quantizer(torch.stack([first, torch.tensor([[-0.6], [0.4]])])[None], num_quantizers=2, decay=0.9)
     x = first[torch.randint(2, (64, 5))] + torch.tensor([[-1.0], [1.0]])[torch.randint(2, (64, 5))]
     for _ in range(80):
-        known, commitment = vq(0, x)
+        received, commitment = vq(0, x)
     torch.testing.assert_close(vq.codebooks_LIKd[0, 1, :, 0], torch.tensor([-1.0, 1.0]), atol=0.1, rtol=0)
-    assert commitment < 0.02 and (known - x).abs().max() < 0.3
+    assert commitment < 0.02 and (received - x).abs().max() < 0.3
 
 
 def test_noise_has_the_mean_and_variance_of_the_residual() -> None:
     torch.manual_seed(0)
-    books = torch.zeros(1, 1, 2, 3)
-    books[0, 0, 1] = 1000.0
-    vq = quantizer(books, noise=1.0, decay=0.999999, dead_below=0)
+    codebooks = torch.zeros(1, 1, 2, 3)
+    codebooks[0, 0, 1] = 1000.0
+    vq = quantizer(codebooks, noise=1.0, decay=0.999999, dead_below=0)
     mean, std = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.1, 1.0, 3.0])
     x = mean + std * torch.randn(200, 50, 3)
-    for part in x.split(50):  # the first batches weigh alike
+    for part in x.split(50):  # the first batches weigh equally
         vq(0, part)
     torch.testing.assert_close(vq.residual_mean_LD[0], x.mean((0, 1)), atol=1e-2, rtol=0)
     codeword = vq.codebooks_LIKd[0, 0, 0].clone()
@@ -166,12 +166,12 @@ def test_noise_has_the_mean_and_variance_of_the_residual() -> None:
 def test_noise_is_scaled_by_lambda_and_absent_in_eval() -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 50, 4)
-    books = torch.randn(1, 2, 8, 2)
+    codebooks = torch.randn(1, 2, 8, 2)
     spreads = []
     for noise in (0.0, 0.3, 1.0):
-        vq = quantizer(books, noise=noise)
+        vq = quantizer(codebooks, noise=noise)
         blurred = vq(0, x)[0]
-        spreads.append((blurred - quantizer(books)(0, x)[0]).std().item())
+        spreads.append((blurred - quantizer(codebooks)(0, x)[0]).std().item())
         vq.eval()
         assert torch.equal(vq(0, x)[0], vq(0, x)[0])
         codes = nearest_codes(x.flatten(0, 1), vq.codebooks_LIKd[0])
@@ -180,7 +180,7 @@ def test_noise_is_scaled_by_lambda_and_absent_in_eval() -> None:
     assert spreads[1] == pytest.approx(0.3 * spreads[2], rel=0.05) and spreads[2] > 0.1
 
 
-def test_eval_moves_nothing() -> None:
+def test_eval_changes_nothing() -> None:
     vq = quantizer(torch.randn(1, 2, 8, 2), noise=1.0).eval()
     before = {name: value.clone() for name, value in vq.state_dict().items()}
     vq(0, torch.randn(3, 7, 4))
@@ -192,12 +192,12 @@ def test_perplexity_counts_codewords_in_use() -> None:
     assert vq.perplexity().isnan().all()
     vq.used_LIK[0, 0] = torch.tensor([5, 5, 5, 5, 0, 0, 0, 0])
     assert vq.perplexity()[0, 0].item() == pytest.approx(4)
-    vq.forget_use()
+    vq.reset_usage()
     vq(0, torch.full((1, 10, 1), 3.0))
     assert vq.perplexity()[0, 0].item() == pytest.approx(1)
 
 
-def test_gradients_and_levels_that_cannot_be() -> None:
+def test_gradients_and_stages_that_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="vq.gradient=turn: unknown; allowed: rotation_trick, straight_through"):
         quantizer(torch.zeros(1, 1, 2, 2), gradient="turn")
     with pytest.raises(ConfigError, match="astra.num_quantizers=2: must be a positive divisor of 3, the codebooks"):
@@ -205,7 +205,7 @@ def test_gradients_and_levels_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("chosen", [{"decay": 1.0}, {"decay": -0.1}, {"dead_below": 1.5}, {"noise": -1.0}])
-def test_settings_that_cannot_be(chosen: dict[str, float]) -> None:
+def test_settings_outside_their_range(chosen: dict[str, float]) -> None:
     ((key, value),) = chosen.items()
     with pytest.raises(ConfigError, match=f"vq.{key}={value}: must be 0 or more"):
         quantizer(torch.zeros(1, 1, 2, 2), **chosen)

@@ -1,4 +1,4 @@
-"""Training: it learns, goes on from a checkpoint as if nothing had been, and says what went wrong."""
+"""Training: it learns, resumes from a checkpoint without a difference, and names what went wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from testbed.astra.codebooks import train_codebooks
+from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.training import train as train_module
 from testbed.astra.training.checkpoints import open_result
 from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
@@ -22,6 +22,7 @@ from testbed.astra.training.objective import Objective
 from testbed.astra.training.settings import TrainingSettings
 from testbed.astra.training.train import CHECKPOINT, MANIFEST, RESULT, train
 from testbed.astra.training.vit import AstraVit, Student
+from testbed.astra.vit_codebooks import train_vit_codebooks
 from testbed.errors import ConfigError, TestbedError
 from tests.astra.toy import CONFIG, Toy, tiny_model, tiny_student, toy
 
@@ -52,15 +53,15 @@ def test_fine_tuning_wins_back_what_k_means_loses(tmp_path: Path) -> None:
     plain = AstraVit(tiny_model())
     settings = TrainingSettings(epochs=4, batch=32, learning_rate=3e-3)
     manifest = run(plain, tmp_path / "plain", settings, examples=data)
-    original = accuracy(plain, test, 1)
-    books = train_codebooks(plain.model, data.pixels, [1], 4, seed=0)[1].codebooks_LIKd
-    student = AstraVit(copy.deepcopy(plain.model), VectorQuantizer(books, VqSettings(noise=0.3)))
-    after_the_fact = accuracy(student, test, 4)
+    uncompressed, spec = accuracy(plain, test, 1), CodebookSpec(1, 4)
+    codebooks_LIKd = train_vit_codebooks(plain.model, data.pixels, [spec], seed=0)[spec].codebooks_LIKd
+    student = AstraVit(copy.deepcopy(plain.model), VectorQuantizer(codebooks_LIKd, VqSettings(noise=0.3)))
+    kmeans = accuracy(student, test, 4)
     run(student, tmp_path / "astra", replace(settings, devices=(4,), learning_rate=1e-3), examples=data)
-    tuned = accuracy(student, test, 4)
-    assert original > 0.9 and manifest["history"][-1]["loss"] < manifest["history"][0]["loss"] / 2
-    assert after_the_fact < original - 0.1
-    assert tuned > after_the_fact + 0.1
+    fine_tuned = accuracy(student, test, 4)
+    assert uncompressed > 0.9 and manifest["history"][-1]["loss"] < manifest["history"][0]["loss"] / 2
+    assert kmeans < uncompressed - 0.1
+    assert fine_tuned > kmeans + 0.1
 
 
 def states_equal(one: Student, other: Student) -> bool:
@@ -88,7 +89,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, monkeyp
     torch.manual_seed(1234)  # whatever the process has drawn meanwhile
     again = tiny_student()
     found = run(again, tmp_path / "halves", settings, teacher=teacher)
-    assert found["history"] == expected["history"] and found["adaptation"]["samples"] == 160
+    assert found["history"] == expected["history"] and found["cost"]["samples"] == 160
     assert states_equal(again, whole)
     for name in (CHECKPOINT, RESULT):
         with_state = {part: tensors_of(tmp_path / part / name) for part in ("whole", "halves")}
@@ -129,7 +130,7 @@ def test_manifest_and_result_say_what_was_made_and_what_it_cost(tmp_path: Path) 
     manifest = run(student, tmp_path)
     assert json.loads((tmp_path / MANIFEST).read_text())["config"] == json.loads(json.dumps(manifest["config"]))
     assert manifest["config"]["class_tokens"] == "single" and manifest["config"]["quantizer"]["noise"] == 0.3
-    cost = manifest["adaptation"]
+    cost = manifest["cost"]
     assert (cost["steps"], cost["samples"], cost["epochs"]) == (10, 160, 2)
     assert cost["wall_s"] > 0 and (cost.get("cpu_hours", 0) > 0 or cost.get("gpu_hours", 0) > 0)
     assert manifest["best_validation_accuracy"] == max(e["validation_accuracy"] for e in manifest["history"])
@@ -173,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(tmp_pa
     assert "\n" not in str(caught.value)
     if poisoned_after:
         assert all(value.isfinite().all() for value in tensors_of(tmp_path / CHECKPOINT).values())
-        assert run(tiny_student(), tmp_path)["adaptation"]["steps"] == 10, "and training goes on from it"
+        assert run(tiny_student(), tmp_path)["cost"]["steps"] == 10, "training resumes from it"
 
 
 def test_a_collapsed_codebook_is_warned_of(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The batched simulation against the one-sample reference of inference, and what its masks mean."""
+"""The batched simulation against the one-sample reference of inference, and the meaning of its masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from testbed.models.vit import VisionTransformer, VitConfig
 from tests.methods.small import random_codebooks, small_model
 
 
-def pictures(model: VisionTransformer, count: int) -> Tensor:
+def images(model: VisionTransformer, count: int) -> Tensor:
     rows = {21: (3, 7), 50: (5, 10), 12: (3, 4)}[model.config.tokens]
     height, width = (side * model.config.patch for side in rows)
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(5))
@@ -41,13 +41,13 @@ def random_model(layers: int) -> VisionTransformer:
 @torch.no_grad()
 def test_it_equals_the_inference_simulation(layers: int, groups: int, devices: int, seed: int) -> None:
     model = random_model(layers)
-    books = random_codebooks(model, groups, 16)
-    student = AstraVit(model, VectorQuantizer(books, VqSettings(noise=1.0))).eval()
+    codebooks = random_codebooks(model, groups, 16)
+    student = AstraVit(model, VectorQuantizer(codebooks, VqSettings(noise=1.0))).eval()
     shares = random_shares(12, devices, torch.Generator().manual_seed(seed))
-    inputs = pictures(model, 3)
+    inputs = images(model, 3)
     found = student(inputs, shares, keep_states=True)
     for index in range(3):
-        expected = simulate(model, Quantizer(books), inputs[index : index + 1], shares)
+        expected = simulate(model, Quantizer(codebooks), inputs[index : index + 1], shares)
         torch.testing.assert_close(found.logits[index], expected.logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model.norm(found.states[-1][index]), expected.hidden, atol=1e-5, rtol=1e-5)
 
@@ -56,7 +56,7 @@ def test_it_equals_the_inference_simulation(layers: int, groups: int, devices: i
 @torch.no_grad()
 def test_one_device_is_the_plain_model(size: str) -> None:
     model = small_model(size)
-    inputs = pictures(model, 2)
+    inputs = images(model, 2)
     found = AstraVit(model)(inputs, [model.config.tokens])
     torch.testing.assert_close(found.logits, model(inputs), atol=1e-5, rtol=1e-5)
     assert found.commitment == 0 and found.states == []
@@ -86,13 +86,13 @@ def test_layout_of_distributed_and_single_class_tokens() -> None:
 def test_the_single_class_token_is_unseen_by_other_devices_and_sees_the_others_quantized() -> None:
     model = random_model(3)
     student = AstraVit(model, VectorQuantizer(random_codebooks(model, 2, 16)), "single").eval()
-    inputs, shares = pictures(model, 2), [5, 4, 3]
+    inputs, shares = images(model, 2), [5, 4, 3]
     before = student(inputs, shares, keep_states=True)
     model.class_token += torch.linspace(-1, 1, 24)
     after = student(inputs, shares, keep_states=True)
     assert not torch.allclose(before.states[0][:, :5], after.states[0][:, :5])
     torch.testing.assert_close(before.states[0][:, 5:], after.states[0][:, 5:])
-    # in one layer the class token knows of device 2 what its codes say, and no more
+    # in one layer the class token sees of device 2 only its codes
     one = AstraVit(random_model(1), VectorQuantizer(random_codebooks(random_model(1), 2, 16)), "single").eval()
     assert one.quantizer is not None
     moved = inputs.clone()
@@ -105,11 +105,11 @@ def test_the_single_class_token_is_unseen_by_other_devices_and_sees_the_others_q
 def test_gradients_reach_every_parameter() -> None:
     model = random_model(2).train()
     student = AstraVit(model, VectorQuantizer(random_codebooks(model, 2, 16), VqSettings(noise=0.3)))
-    found = student(pictures(model, 4), [5, 4, 3])
+    found = student(images(model, 4), [5, 4, 3])
     (found.logits.square().mean() + 1e-3 * found.commitment).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        # softmax does not feel what is added to all keys alike
+        # softmax ignores a constant that is added to all keys
         assert parameter.grad.abs().max() > 1e-6 or name.endswith("attn.k.bias"), name
 
 
@@ -133,8 +133,8 @@ def test_random_cuts_reach_every_cut() -> None:
 def test_what_does_not_fit_is_named() -> None:
     model = random_model(2)
     with pytest.raises(ValueError, match=r"shares are \[6, 5\]; expected positive numbers of sum 12"):
-        AstraVit(model)(pictures(model, 1), [6, 5])
+        AstraVit(model)(images(model, 1), [6, 5])
     with pytest.raises(ValueError, match="2 devices need a quantizer"):
-        AstraVit(model)(pictures(model, 1), [6, 6])
+        AstraVit(model)(images(model, 1), [6, 6])
     with pytest.raises(ValueError, match="codebooks are for 3 layers of 24 numbers; the model has 2 x 24"):
         AstraVit(model, VectorQuantizer(torch.zeros(3, 2, 4, 12)))

@@ -1,4 +1,4 @@
-"""The cost model as a network: whole grids from formulas, in both accountings, and never taken for measurements."""
+"""network=analytic: grids from formulas, by this project's and the paper's cost model, never shown as measured."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from analysis.report.terminal import summarize
 from experiments import latency
 from experiments.cost_model.analytic import analytic_row
 from experiments.cost_model.paper_accounting import paper_bits, paper_compute_s
+from experiments.cost_model.point_costs import PointCosts
 from testbed import run
 from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
@@ -88,7 +89,7 @@ def test_latency_is_compute_and_what_of_the_transfer_is_not_hidden(devices: int,
     changes = {"devices": [devices], "tokens": [tokens], "bandwidths": [mbps]}
     config = replace(grid("methods=[single,sequence,ring,astra]", "astra.groups=[1,32]"), **changes)
     for point in points(config):
-        row = analytic_row(point, config)
+        row = analytic_row(PointCosts(point, config))
         shape, wire_ms = config.model.shape(tokens), row["wire_floor_ms"]
         link_ms = 1e3 * point.load().wire_bits(shape, point.devices) / (mbps * 1e6)  # of the device that sends most
         assert row["compute_ms"] + row["wire_ms"] == pytest.approx(row["latency_ms"])
@@ -136,7 +137,11 @@ def test_nothing_of_it_looks_measured(tmp_path: Path, monkeypatch: Any, capsys: 
 def test_a_large_grid_takes_no_time() -> None:
     config = grid("devices=[2,4,8,16,32,64]", "bandwidths=[10,100,1000]", "tokens=4096", "astra.optimizations=paper")
     begin = time.process_time()
-    rows = [analytic_row(point, config) for point in points(config) if not impossible(point, config.model.shape(4096))]
+    rows = [
+        analytic_row(PointCosts(point, config))
+        for point in points(config)
+        if not impossible(point, config.model.shape(4096))
+    ]
     assert len(rows) > 80
     assert time.process_time() - begin < 0.05 * len(rows)
     assert all(math.isfinite(row["latency_ms"]) for row in rows)

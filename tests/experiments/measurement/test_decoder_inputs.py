@@ -1,4 +1,4 @@
-"""What actors need of a causal decoder: weights, a prompt, codebooks of what is quantized, what single computes."""
+"""What a run needs of a causal decoder: weights, a prompt, codebooks, and the result of one device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.measurement import decoder_inputs, vit_inputs
+from experiments.measurement import decoder_inputs, model_inputs
 from testbed.astra.codebooks import load_codebooks
 from testbed.config.load import load_config
 from testbed.config.schema import DecoderLatencyConfig
@@ -20,7 +20,7 @@ from tests.tiny_llama import LLAMA, save_tiny_llama
 WORDS = ["+experiment=decoder_sweep", "model=hub_folder", "astra.groups=4", "astra.codebook_size=16", "bandwidths=10"]
 
 
-def prepared(folder: Path, *words: str) -> dict[int, vit_inputs.Assets]:
+def prepared(folder: Path, *words: str) -> dict[int, model_inputs.Assets]:
     config = load_config([*WORDS, f"model.folder={folder}", *words])
     assert isinstance(config, DecoderLatencyConfig)
     return decoder_inputs.prepare_decoder_inputs(config, points(config))
@@ -28,9 +28,8 @@ def prepared(folder: Path, *words: str) -> dict[int, vit_inputs.Assets]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (vit_inputs, decoder_inputs):
-        monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-        monkeypatch.setattr(module, "scratch", lambda: tmp_path)
+    monkeypatch.setattr(decoder_inputs, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(decoder_inputs, "scratch", lambda: tmp_path)
     return save_tiny_llama(tmp_path / "tiny-llama")
 
 
@@ -44,7 +43,10 @@ def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path)
             torch.testing.assert_close(each.logits, each.model(each.inputs)[0, -1])
         again = load_model(each.choice, tokens, *each.weights)  # what an actor does
         assert torch.equal(again.token_embed.weight, each.model.token_embed.weight)
-        shapes = {key[2:4]: tuple(load_codebooks(path).codebooks_LIKd.shape) for key, path in each.codebooks.items()}
+        shapes = {
+            (spec.quantized, spec.anchor_tokens): tuple(load_codebooks(path).codebooks_LIKd.shape)
+            for spec, path in each.codebooks.items()
+        }
         residual, keys_values = (LLAMA.layers, 4, 16, 6), (LLAMA.layers, 4, 16, 8)
         assert shapes == {
             (quantized, anchor_tokens): shape

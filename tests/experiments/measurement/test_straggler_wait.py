@@ -1,4 +1,4 @@
-"""How much of the latency the others wait for the slowest."""
+"""Straggler wait: the part of the latency that other ranks wait for the rank with the longest computation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def spent(compute_s: float, end_s: float, encode_s: float = 0.0, decode_s: float
 
 
 def test_it_is_what_the_straggler_computes_longer() -> None:
-    # 8 s on the straggler, 4 and 6 s on the others, which so are blocked 3 s longer than it on average, of 10 s
+    # The straggler computes 8 s, the others 4 and 6 s. They wait 3 s longer on average, of 10 s.
     ranks = [spent(4.0, 10.0), spent(5.0, 10.0, encode_s=2.0, decode_s=1.0), spent(6.0, 9.0)]
     assert straggler_wait_pct(ranks) == pytest.approx(30)
     blocked = [done.wait_s + done.wire_s for done in ranks[:2]]

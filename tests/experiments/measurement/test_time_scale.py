@@ -1,4 +1,4 @@
-"""How fast points run: never faster than links and messages allow, and as slow as the budget lets them."""
+"""Time scales of points: large enough for links and messages, and as large as the time budget allows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.measurement.time_scale import CORE_MBPS, DISTORTION, SCALES, SLOWEST_SCALE, fitting_scale, pace
+from experiments.cost_model.point_costs import PointCosts
+from experiments.measurement.time_scale import (
+    CORE_MBPS,
+    DISTORTION,
+    SCALES,
+    SLOWEST_SCALE,
+    PassPlan,
+    fitting_scale,
+    plan_passes,
+)
 from testbed.comm.wire import EXCHANGE_S
 from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
-from testbed.grid import points
+from testbed.grid import Point, points
 
 CORES = 2
+
+
+def plan(point: Point, config: LatencyConfig, mode: str) -> PassPlan:
+    return plan_passes(PointCosts(point, config), mode)
 
 
 @cache
@@ -43,16 +56,16 @@ def test_the_scale_is_the_slowest_of_the_budget_and_keeps_every_limit(
     faster, slower = ([other for other in SCALES if other < scale], [other for other in SCALES if other > scale])
     if affordable(scale):
         assert not slower or not affordable(slower[0] * (1 + 1e-6))
-    else:  # over its budget only as far as the limits ask
+    else:  # larger than the budget only because the limits require it
         assert not faster or not keeps(faster[-1] * (1 - 1e-6))
 
 
-def test_points_of_a_sweep_are_paced_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_of_a_sweep_are_planned_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     config = sweep("devices=4", "bandwidths=[10,500]")
-    paces = {point.label: pace(point, config, "replay") for point in points(config)}
+    plans = {point.label: plan(point, config, "replay") for point in points(config)}
     slow, fast, short, single = (
-        paces[f"{name}, 1024 tokens, {mbps} Mbps"]
+        plans[f"{name}, 1024 tokens, {mbps} Mbps"]
         for name, mbps in (
             ("tensor, 4 devices", 10),
             ("tensor int4, 4 devices", 500),
@@ -67,17 +80,17 @@ def test_points_of_a_sweep_are_paced_each_by_itself(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("mode", ["hold", "execute"])
-def test_real_arithmetic_runs_at_its_own_pace(mode: str) -> None:
+def test_real_arithmetic_runs_at_time_scale_1(mode: str) -> None:
     for point in points(sweep("devices=4", "bandwidths=10")):
-        assert pace(point, sweep("devices=4", "bandwidths=10"), mode).time_scale == 1
+        assert plan(point, sweep("devices=4", "bandwidths=10"), mode).time_scale == 1
 
 
 def test_a_number_is_for_all_points() -> None:
     config = sweep("devices=2", "bandwidths=[10,500]", "time_scale=8")
     for point in points(config):
-        found = pace(point, config, "replay")
+        found = plan(point, config, "replay")
         assert found.time_scale == 8
         assert 1 <= found.repeats <= config.repeats
         assert found.repeats == 1 or found.repeats * found.pass_s <= config.point_budget_s
-        slower = pace(point, dataclasses.replace(config, time_scale=16.0), "replay")
+        slower = plan(point, dataclasses.replace(config, time_scale=16.0), "replay")
         assert slower.pass_s == 2 * found.pass_s

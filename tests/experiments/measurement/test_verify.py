@@ -1,4 +1,4 @@
-"""The check of a method before it is timed: right passes are let through, and each kind of wrong one is told."""
+"""Verification before measurement: correct passes are accepted, and each kind of fault is named."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.measurement.model_inputs import Assets
 from experiments.measurement.verify import _compare, verify
-from experiments.measurement.vit_inputs import Assets
 from testbed.astra.codebooks import save_codebooks
 from testbed.astra.quantized import Quantized, quantized_width
 from testbed.astra.quantizer import Codebooks
@@ -56,7 +56,7 @@ def passes(method: Method, assets: Assets, world: int) -> list[tuple[Output, For
 
 
 @pytest.mark.parametrize(("name", "settings"), METHODS, ids=str)
-def test_right_passes_are_let_through_and_wrong_ones_not(name: str, settings: dict[str, Any]) -> None:
+def test_correct_passes_are_accepted_and_faults_named(name: str, settings: dict[str, Any]) -> None:
     method, assets = load_method(name, **settings), small_assets()
     ranks = passes(method, assets, 2)
     good = verify(method, 2, ranks, assets)
@@ -74,32 +74,32 @@ def test_right_passes_are_let_through_and_wrong_ones_not(name: str, settings: di
 
 
 @pytest.mark.parametrize(
-    ("largest", "difference", "right"), [(5.0, 3e-4, False), (45.0, 3e-4, True), (45.0, 6e-4, False)]
+    ("largest", "difference", "accepted"), [(5.0, 3e-4, False), (45.0, 3e-4, True), (45.0, 6e-4, False)]
 )
-def test_what_is_allowed_grows_with_the_references_numbers(largest: float, difference: float, right: bool) -> None:
+def test_the_tolerance_grows_with_the_references_magnitude(largest: float, difference: float, accepted: bool) -> None:
     hidden, logits = torch.full((3, 4), largest), torch.zeros(2)
     output = Output(hidden + difference, 0, logits)
-    assert (_compare([output], hidden, logits)[1] == "") == right
+    assert (_compare([output], hidden, logits)[1] == "") == accepted
     assert _compare([replace(output, logits=torch.full((2,), torch.nan))], hidden, logits)[1]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize(("quantized", "anchor_tokens", "num_quantizers"), [("residual", 0, 1), ("keys_values", 2, 2)])
-def test_a_decoder_is_held_to_its_simulation(
+def test_a_decoder_is_compared_with_its_simulation(
     world: int, quantized: Quantized, anchor_tokens: int, num_quantizers: int, tmp_path: Path
 ) -> None:
-    model, method = (
-        decoder("llama"),
-        Astra(4, 32, quantized=quantized, anchor_tokens=anchor_tokens, num_quantizers=num_quantizers),
-    )
+    model = decoder("llama")
+    method = Astra(4, 32, quantized=quantized, anchor_tokens=anchor_tokens, num_quantizers=num_quantizers)
     generator = torch.Generator().manual_seed(6)
     width = quantized_width(model.shape, quantized)
-    books = 0.3 * torch.randn(model.shape.layers, num_quantizers * 4, 32, width // 4, generator=generator)
-    save_codebooks(Codebooks(books), tmp_path / "books.safetensors")
-    method.attach(books)
+    codebooks = 0.3 * torch.randn(model.shape.layers, num_quantizers * 4, 32, width // 4, generator=generator)
+    save_codebooks(Codebooks(codebooks), tmp_path / "codebooks.safetensors")
+    method.attach(codebooks)
     ids = torch.randint(31, (1, TOKENS), generator=generator)
-    hidden = torch.zeros(TOKENS, model.shape.hidden)  # of the plain model: nothing that is quantized may be held to it
-    files = {method.codebook_key: tmp_path / "books.safetensors"}
+    hidden = torch.zeros(
+        TOKENS, model.shape.hidden
+    )  # the plain model's; quantized methods must not be compared with it
+    files = {method.codebook_spec: tmp_path / "codebooks.safetensors"}
     assets = Assets(DecoderChoice("llama", model.config), model, [], ids, hidden, torch.zeros(31), files, 1e9)
     ranks = passes(method, assets, world)
     good = verify(method, world, ranks, assets)

@@ -1,0 +1,121 @@
+"""Latencies as text, for the terminal and tables.md. Each cell shows whether its point is degraded or failed."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.describe import MODEL, is_analytic, statistic
+from analysis.points import mode_table, points, unfinished
+from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number, percent, signed_pct
+
+# Mark in a cell -> note below the table.
+NOTES = {
+    DEGRADED: f"{DEGRADED_NOTE}; the reasons are below",
+    "failed": "failed: the point has no result; the errors are below",
+    "skipped": "skipped: this point is not possible with this method; the reasons are below",
+    "no": "verified no: this run did not compare all outputs with the reference model",
+    "one": "spread -: one repeat only, so the spread is unknown",
+}
+
+
+def latency_tables(frame: pd.DataFrame) -> list[TextTable]:
+    """Latency and speed-up of each method at each bandwidth.
+
+    Columns: the method variant, one column for each bandwidth in Mbps, the largest spread of a point, the repeats
+    (fewest to most) and whether all outputs were verified. If the rows have several compute modes, a table that
+    compares them comes first. There is no table of speed-ups where the rows have none.
+    """
+    measured = points(frame)
+    tables = [mode_comparison(frame), _grid(f"Latency (ms, {statistic(frame)})", measured, frame, "latency_ms")]
+    if measured["speedup"].notna().any():
+        how = f", {MODEL}" if is_analytic(frame) else ""
+        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup"))
+    return [table for table in tables if table.rows]
+
+
+def problem_tables(frame: pd.DataFrame) -> list[TextTable]:
+    """Points that are degraded and points without a result, each with its reason; no table without such points."""
+    return [table for table in (_degraded(frame), _unfinished(frame)) if table.rows]
+
+
+def mode_comparison(frame: pd.DataFrame) -> TextTable:
+    """The median latency of the same points in each compute mode, in ms; no rows if there is one mode only."""
+    table = mode_table(frame)
+    rows = []
+    for (label, bandwidth), values in table.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
+        cells = [signed_pct(value) if " vs " in str(name) else number(value) for name, value in values.items()]
+        rows.append([str(label), f"{bandwidth:g}", *cells])
+    columns = ["method", "Mbps", *map(str, table.columns)]
+    return TextTable("Latency in each compute mode (ms, median over repeats)", columns, rows)
+
+
+def _grid(title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str) -> TextTable:
+    lost = unfinished(frame)
+    cells = {_place(row): str(row["status"]) for _, row in lost.iterrows()}
+    for _, row in measured.iterrows():  # a point with at least one good repeat has a result
+        cells[_place(row)] = number(row[column]) + (DEGRADED if row["degraded"] else "")
+    bandwidths = sorted({bandwidth for _, bandwidth in cells if bandwidth}) or [0.0]
+    rows = []
+    for label in pd.concat([measured["label"], lost["label"]]).drop_duplicates():
+        about = _about(measured[measured["label"] == label])
+        rows.append([label, *(cells.get((label, bandwidth), "-") for bandwidth in bandwidths), *about])
+    columns = ["method", *(_heading(bandwidth) for bandwidth in bandwidths), "spread", "repeats", "verified"]
+    return TextTable(title, columns, rows, _notes(cells, rows))
+
+
+def _place(row: pd.Series) -> tuple[str, float]:
+    """(label, bandwidth in Mbps) of a cell; bandwidth 0 where the point has none."""
+    return str(row["label"]), 0.0 if pd.isna(row["bandwidth_mbps"]) else float(row["bandwidth_mbps"])
+
+
+def _notes(cells: dict[tuple[str, float], str], rows: list[list[str]]) -> list[str]:
+    """Explanations of the marks that this table has, and of no others."""
+    used = {text for text in cells.values() if text in NOTES}
+    used |= {DEGRADED} if any(text.endswith(DEGRADED) for text in cells.values()) else set()
+    used |= {"no"} if any(row[-1] == "no" for row in rows) else set()
+    used |= {"one"} if any(row[-3] == "-" and row[-2] not in ("0", "-") for row in rows) else set()
+    return [text for mark, text in NOTES.items() if mark in used]
+
+
+def _about(rows: pd.DataFrame) -> list[str]:
+    """[largest spread, repeats from fewest to most, whether every repeat was verified] of one label's points."""
+    if rows.empty:
+        return ["-", "0", "-"]
+    if is_analytic(rows):
+        return ["-", "-", "model"]
+    low, high = int(rows["repeats"].min()), int(rows["repeats"].max())
+    repeats = f"{low}" if low == high else f"{low}-{high}"
+    return [percent(rows["spread_pct"].max()), repeats, "yes" if rows["verified"].all() else "no"]
+
+
+def _degraded(frame: pd.DataFrame) -> TextTable:
+    rows = [
+        [
+            point["label"],
+            f"{point['bandwidth_mbps']:g}",
+            f"{point['degraded_repeats']} of {point['repeats']}",
+            signed_pct(point["residual_pct"]),
+            point["fidelity_note"],
+        ]
+        for _, point in points(frame).query("degraded").iterrows()
+    ]
+    columns = ["method", "Mbps", "degraded repeats", "from the cost model", "reason (first degraded repeat)"]
+    return TextTable("Points with degraded fidelity", columns, rows, left=frozenset({columns[0], columns[-1]}))
+
+
+def _unfinished(frame: pd.DataFrame) -> TextTable:
+    rows = [
+        [
+            row["label"],
+            "-" if pd.isna(row["bandwidth_mbps"]) else f"{row['bandwidth_mbps']:g}",
+            row["status"],
+            row["error"],
+        ]
+        for _, row in unfinished(frame).iterrows()
+    ]
+    columns = ["method", "Mbps", "status", "error"]
+    return TextTable("Points without a result", columns, rows, left=frozenset(columns))
+
+
+def _heading(bandwidth: float) -> str:
+    return f"{bandwidth:g} Mbps" if bandwidth else "any bandwidth"
