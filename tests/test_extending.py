@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
 INSERTIONS = re.findall(
-    r"[Ii]n\s`([\w/.]+)`, after the line `(.*?)`:\n\n```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL
+    r"[Ii]n\s`([\w/.]+)`, after the line `(.*?)`:\n\n```text\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL
 )
 COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 CHECK = """
