@@ -36,14 +36,7 @@ def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
         case Single():
             return 0.0
         case Astra(optimizations="paper"):
-            return (
-                shape.layers
-                * others
-                * shape.tokens
-                * method.num_quantizers
-                * method.groups
-                * math.log2(method.codebook_size)
-            )
+            return shape.layers * others * shape.tokens * method.codebook_spec.token_bits
         case SequenceParallel(gather="x"):
             return shape.layers * _unit_bits(method, shape, others)
         case TensorParallel(sync="ring"):
