@@ -49,7 +49,7 @@ def verify(method: Method, world: int, ranks: list[tuple[Output, ForwardTiming]]
             hidden, logits, ties = _simulated(method, world, outputs, assets)
         except ValueError as error:
             return Verification(float("nan"), 0, f"what was sent differs from the simulation's: {error}")
-    error, fault = _compare(outputs, hidden, logits)
+    error, fault = compare_outputs(outputs, hidden, logits)
     formula = method.received_bits(shape, world)
     for rank, (_, done) in enumerate(ranks):
         if 8 * done.received_bytes != formula[rank]:
@@ -78,7 +78,7 @@ def _simulated(method: Method, world: int, outputs: list[Output], assets: Assets
     return done.hidden, done.logits, done.ties
 
 
-def _compare(outputs: list[Output], hidden: Tensor, logits: Tensor) -> tuple[float, str]:
+def compare_outputs(outputs: list[Output], hidden: Tensor, logits: Tensor) -> tuple[float, str]:
     """(largest difference, fault). Some rank must hold each content row, and some rank the logits."""
     covered = torch.zeros(hidden.shape[0], dtype=torch.bool)
     errors = []

@@ -151,8 +151,8 @@ def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
     """
     parts = []
     for name, count in (("train", 60_000), ("t10k", 10_000)):
-        pixels = _idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
-        labels = _idx(folder / f"{name}-labels-idx1-ubyte.gz", (count,))
+        pixels = read_idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
+        labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz", (count,))
         parts.append(Memory(pixels[:, None], labels.long()))
     return _in_memory(*parts, side=side, classes=10)
 
@@ -228,7 +228,7 @@ def _split(train: Source, test: Source, mean: Sequence[float], std: Sequence[flo
     )
 
 
-def _idx(path: Path, shape: tuple[int, ...]) -> Tensor:
+def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     """A gzipped idx file of bytes: two zero bytes, type 8, number of dimensions, sizes as big-endian int32, values."""
     header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4) for size in shape)
     try:

@@ -90,7 +90,7 @@ def test_missing_and_damaged_idx_files_raise(tmp_path: Path) -> None:
 def test_idx_files_are_read_in_order(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     write_idx(tmp_path / "x.gz", values)
-    assert torch.equal(images._idx(tmp_path / "x.gz", (2, 3, 4)), torch.from_numpy(values))
+    assert torch.equal(images.read_idx(tmp_path / "x.gz", (2, 3, 4)), torch.from_numpy(values))
 
 
 def test_cifar_100_in_binary(tmp_path: Path) -> None:

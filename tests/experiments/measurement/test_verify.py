@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.measurement.model_inputs import Assets
-from experiments.measurement.verify import _compare, verify
+from experiments.measurement.verify import compare_outputs, verify
 from testbed.astra.codebooks import save_codebooks
 from testbed.astra.quantized import Quantized, quantized_width
 from testbed.astra.quantizer import Codebooks
@@ -79,8 +79,8 @@ def test_correct_passes_are_accepted_and_faults_named(name: str, settings: dict[
 def test_the_tolerance_grows_with_the_references_magnitude(largest: float, difference: float, accepted: bool) -> None:
     hidden, logits = torch.full((3, 4), largest), torch.zeros(2)
     output = Output(hidden + difference, 0, logits)
-    assert (_compare([output], hidden, logits)[1] == "") == accepted
-    assert _compare([replace(output, logits=torch.full((2,), torch.nan))], hidden, logits)[1]
+    assert (compare_outputs([output], hidden, logits)[1] == "") == accepted
+    assert compare_outputs([replace(output, logits=torch.full((2,), torch.nan))], hidden, logits)[1]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
