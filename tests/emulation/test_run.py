@@ -85,7 +85,7 @@ def test_a_trained_decoder_across_mininet_links(tmp_path: Path) -> None:
     assert (rows.status == "ok").all() and (rows.verified.astype(str) == "True").all()  # equal the simulation's
     assert (rows.payload_bytes == rows.formula_bytes).all() and set(rows.model) == {"tiny-llama"}
     assert set(rows.settings[rows.method == "astra"]) == {
-        "anchor_tokens=2,num_quantizers=2,quantized=keys_values,pre_rotation=pca"
+        "anchor_tokens=2,num_quantizers=2,pre_rotation=pca,quantized=keys_values"
     }
 
 
