@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,8 +14,9 @@ WIDTH_WHEN_PLAIN = 120  # a log file has no width, and rich would wrap its lines
 
 def console() -> Console:
     """The console for messages: the terminal, or plain lines if there is none."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=WIDTH_WHEN_PLAIN)
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # messages quote foreign text
+    found = Console(**plain)
+    return found if found.is_terminal else Console(**plain, width=WIDTH_WHEN_PLAIN)
 
 
 class Steps:
@@ -50,7 +52,7 @@ def steps(title: str, total: float) -> Iterator[Steps]:
         yield Steps(None, total, plain)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -43,10 +43,19 @@ def ray_token() -> str:
     return secrets.token_hex(32)
 
 
+@functools.cache
+def users_ray_variables() -> frozenset[str]:
+    """Variables of Ray that were set before this run set its own."""
+    return frozenset(name for name in os.environ if name.startswith("RAY_"))
+
+
 def ray_environment(threads: int, loopback: bool) -> dict[str, str]:
-    """The environment of every Ray process of a run. Without this token, Ray would store one in the home folder."""
+    """The environment of every Ray process of a run. Without this token, Ray would store one in the home folder.
+
+    The user's own variables of Ray, as RAY_ADDRESS, belong to another cluster and are left out.
+    """
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in users_ray_variables()},
         "RAY_TMPDIR": str(scratch()),
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill actors when other programs use memory
         "RAY_worker_niceness": "0",
@@ -94,6 +103,8 @@ class Cluster:
     def __enter__(self) -> Cluster:
         loopback = self.network.name == "loopback"
         self._environment = ray_environment(self.threads, loopback)
+        for name in users_ray_variables():
+            os.environ.pop(name, None)
         os.environ.update(self._environment)  # before the first import of Ray, which reads them
         adopt_orphans()  # Ray's daemons detach themselves
         self._before = descendants()

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.datasets.downloads import BROWN_FILES, austen_files, brown_folder
+from testbed.datasets.folders import is_data
 from testbed.errors import ConfigError, EnvironmentFault, nearest
 
 SPLITS = ("train", "held_out")
@@ -169,7 +170,7 @@ def _wikitext_lines(path: Path) -> Iterator[str]:
 
 
 def _text_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
-    files = sorted(folder.glob("*.txt")) if folder is not None else []
+    files = sorted(filter(is_data, folder.glob("*.txt"))) if folder is not None else []
     if not files:
         raise ConfigError("data.folder", folder, "expected a folder with files *.txt")
     return files
@@ -182,7 +183,7 @@ def _text_documents(files: Sequence[Path]) -> Iterator[Document]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("data.folder", path.parent, f"{path.name} is not text in UTF-8 ({error})") from error
 

@@ -23,12 +23,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from testbed.datasets.folders import is_data
 from testbed.datasets.photographs import CHANNEL_MEAN, CHANNEL_STD
 from testbed.errors import EnvironmentFault
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FIX = "on Debian: apt-get install dataset-fashion-mnist"
 CIFAR_FIX = "unpack cifar-100-binary.tar.gz (www.cs.toronto.edu/~kriz/cifar.html) there"
+# What converts to RGB without loss of range. Images of more bits would become nearly white.
+EIGHT_BIT_MODES = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+)
 VALIDATION_SHARE = 0.1  # of the training images
 SPLIT_SEED = 20250519  # fixed, so that no experiment validates on images that another one trained on
 CROP_PADDING = 2  # pixels
@@ -75,14 +80,16 @@ class Files:
     def _decode(self, index: int) -> Tensor:
         try:
             with Image.open(self.paths[index]) as image:
+                if image.mode not in EIGHT_BIT_MODES:
+                    raise ValueError(f"mode {image.mode}, more than 8 bits per channel; convert it to 8 bits")
                 width, height = image.size
                 short = min(width, height)
                 left, top = (width - short) / 2, (height - short) / 2
                 box = (left, top, left + short, top + short)
                 size = (self.side, self.side)
                 scaled = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box, reducing_gap=3)
-        except (OSError, SyntaxError, ValueError) as error:  # whatever PIL's decoders raise
-            raise EnvironmentFault(f"{self.paths[index]}: not a complete image ({error}); replace the file") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
+            raise EnvironmentFault(f"{self.paths[index]}: not a usable image ({error}); replace the file") from error
         return torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
 
 
@@ -187,7 +194,8 @@ def image_folder(folder: Path, side: int = 224) -> Splits:
     sources = []
     for name in ("train", "val"):
         part = folder / name
-        found = sorted(path.name for path in part.iterdir() if path.is_dir()) if part.is_dir() else []
+        entries = filter(is_data, part.iterdir()) if part.is_dir() else ()
+        found = sorted(path.name for path in entries if path.is_dir())
         if not found or (classes and found != classes):
             expected = f"the {len(classes)} class folders of train" if classes else "one folder for each class"
             raise EnvironmentFault(
@@ -195,7 +203,8 @@ def image_folder(folder: Path, side: int = 224) -> Splits:
             )
         classes = found
         files = [
-            [path for path in sorted((part / c).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES] for c in found
+            [path for path in sorted((part / c).iterdir()) if is_data(path) and path.suffix.lower() in IMAGE_SUFFIXES]
+            for c in found
         ]
         if empty := [c for c, paths in zip(found, files, strict=True) if not paths]:
             raise EnvironmentFault(f"{part / empty[0]}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))})")

@@ -58,9 +58,13 @@ def hub_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise ConfigError("model.folder", folder, f"{TOKENIZER} is missing; save the model's fast tokenizer there")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower class
         raise ConfigError("model.folder", folder, f"{TOKENIZER} is not a tokenizer: {_line(error)}") from error
+    # Run-time state that a file may have saved: it would cut or fill every text without a word.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _layout(folder: Path) -> Layout:

@@ -146,7 +146,7 @@ def test_unsuitable_folders_raise(tmp_path: Path) -> None:
     make_folder(tmp_path)
     truncated = tmp_path / "val" / "ant" / "0.png"
     truncated.write_bytes(truncated.read_bytes()[:60])
-    with pytest.raises(EnvironmentFault, match="0.png: not a complete image .*; replace the file"):
+    with pytest.raises(EnvironmentFault, match="0.png: not a usable image .*; replace the file"):
         image_folder(tmp_path, side=8).test.batch(torch.tensor([0]))
     (tmp_path / "val" / "cow").mkdir()
     with pytest.raises(EnvironmentFault, match="val: expected the 2 class folders of train, found 3"):
@@ -154,3 +154,31 @@ def test_unsuitable_folders_raise(tmp_path: Path) -> None:
     (tmp_path / "train" / "cow").mkdir()
     with pytest.raises(EnvironmentFault, match=r"train/cow: expected images \(.bmp, .jpeg"):
         image_folder(tmp_path)
+
+
+def test_hidden_and_system_names_are_no_data(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part / ".ipynb_checkpoints").mkdir()
+        (tmp_path / part / "__MACOSX").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / part / "ant" / ".hidden.png")
+    splits = image_folder(tmp_path, side=8)
+    assert (len(splits.train) + len(splits.validation), len(splits.test), splits.classes) == (20, 4, 2)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, mode: str) -> None:
+    make_folder(tmp_path)
+    for old in (tmp_path / "val" / "ant").iterdir():
+        old.unlink()
+    Image.new(mode, (8, 8), 40_000).save(tmp_path / "val" / "ant" / "deep.png", format="TIFF")
+    images = image_folder(tmp_path, side=8).test
+    with pytest.raises(EnvironmentFault, match=rf"deep.png: not a usable image \(mode {mode}, more than 8 bits"):
+        images.batch(torch.tensor([0]))
+
+
+def test_an_image_that_is_too_large_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(EnvironmentFault, match="0.png: not a usable image .*decompression bomb"):
+        image_folder(tmp_path, side=8).test.batch(torch.tensor([0]))

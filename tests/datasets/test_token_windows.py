@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from testbed.datasets import token_windows
-from testbed.datasets.corpora import held_out
+from testbed.datasets.corpora import CORPORA, corpus_named, held_out
 from testbed.datasets.token_windows import windows
 from testbed.errors import ConfigError
 
@@ -98,3 +98,11 @@ def test_changed_files_or_another_tokenizer_are_tokenized_again(folder: Path, tm
 def test_impossible_windows_raise(folder: Path, tmp_path: Path, options, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         windows("text", BYTES, tmp_path, split="train", folder=folder, **options)
+
+
+def test_a_byte_order_mark_and_hidden_files_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfplain words")
+    (tmp_path / ".b.txt").write_text("a swap file")
+    files = corpus_named("text", "train").locate("train", tmp_path, tmp_path)
+    assert [path.name for path in files] == ["a.txt"]
+    assert list(CORPORA["text"].read(files)) == [("a", "plain words")]

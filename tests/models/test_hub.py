@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2
@@ -270,3 +270,12 @@ def test_tokenizers_of_hub_folders(tmp_path: Path):
     assert "\n" not in str(caught.value)
     Tokenizer(models.WordLevel({"a": 3, "?": 0}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
     assert hub_tokenizer(tmp_path).encode("a").ids == [3]
+
+
+def test_a_tokenizers_saved_truncation_and_padding_are_off(tmp_path: Path):
+    saved = Tokenizer(models.WordLevel({"a": 3, "?": 0}, unk_token="?"))
+    saved.pre_tokenizer = pre_tokenizers.Whitespace()
+    saved.enable_truncation(2)
+    saved.enable_padding(length=5)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    assert hub_tokenizer(tmp_path).encode("a a a").ids == [3, 3, 3]
