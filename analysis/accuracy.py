@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.describe import joined, values
+from analysis.describe import METRICS, joined, values
 from analysis.panels import STYLE, caption_below, save
 from analysis.text_table import TextTable
 from testbed.results.schema import ACCURACY
@@ -20,7 +20,7 @@ UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
 MARKERS = {KMEANS: ("s", "--"), TRAINED: ("o", "-")}
 DODGE = 1.04  # factor on the axis of bits between series of the same size, so that their bars do not overlap
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-METRICS = {"accuracy_pct": ("accuracy (%)", "points"), "perplexity": ("perplexity", "%")}  # name, unit of changes
+UNITS = {"accuracy_pct": "points", "perplexity": "%"}  # of changes of each metric
 # How labels write the settings of codebooks and of fine-tuning.
 OF_CODEBOOKS = {
     "groups": "G={:g}",
@@ -94,7 +94,7 @@ def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
         rows.append(
             [label or UNCOMPRESSED, stage, f"{bits} ({first['compression']:,.0f}x)", *cells, *([cost] * trained)]
         )
-    name, unit = METRICS.get(metric, (metric, ""))
+    name, unit = METRICS.get(metric, metric), UNITS.get(metric, "")
     notes = [
         f"each cell: {name}, change from the uncompressed baseline on the same examples in {unit}, 95% interval of it",
         "uncompressed: measured on one device, so all columns show the same value",
@@ -142,7 +142,7 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
             _lines(axes, table[(table["corpus"] == corpus) & (table["devices"] == devices)], colors)
             axes.set_title(_heading(corpus, devices))
         grid[0][0].set_xlim(table["bits_per_token"].min() / 2, table["bits_per_token"].max() * 2)
-        name, unit = METRICS.get(_metric(frame), (_metric(frame), ""))
+        name, unit = METRICS.get(_metric(frame), _metric(frame)), UNITS.get(_metric(frame), "")
         grid[0][0].set_ylabel(f"change of {name.removesuffix(' (%)')} ({unit})")
         grid[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         caption = f"{joined(frame, 'model')} on {joined(frame, 'data')}. Change from the uncompressed baseline; "

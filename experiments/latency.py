@@ -73,15 +73,17 @@ def run_points(
             print(f"cluster started in {bench.facts['start_s']:.1f} s")
             manifest.open_cluster(bench.manifest())
             measured: list[Point] = []
-            costs = {point: PointCosts(point, config) for point in batch}
-            seconds = {p: POINT_OVERHEAD_S + sum(plan_passes(costs[p], mode).total_s for mode in chosen) for p in batch}
+            seconds = {
+                point: POINT_OVERHEAD_S + sum(plan_passes(costs, mode).total_s for mode in chosen)
+                for point, costs in bench.costs.items()
+            }
             with steps(f"{len(batch)} points", sum(seconds.values())) as shown:
                 for number, point in enumerate(batch, 1):
                     shown.begin(f"[{number}/{len(batch)}] {point.label}")
                     begin = time.monotonic()
                     rows = bench.measure(point)
                     if extra_rows is not None:
-                        rows += extra_rows(costs[point])
+                        rows += extra_rows(bench.costs[point])
                     failed += any(row["status"] != "ok" for row in rows)
                     line = describe_rows(point, rows, time.monotonic() - begin)
                     if folder.append_lower_steal(rows):

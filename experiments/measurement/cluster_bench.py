@@ -51,7 +51,7 @@ class ClusterBench:
 
     assets: weights, inputs and references for each number of tokens. A cluster holds the model for one number of tokens
     at a time. A method variant is verified once after each load, before its first point, at the run's highest
-    bandwidth.
+    bandwidth. costs: what formulas say of each point.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class ClusterBench:
         self.verified: dict[str, Verification] = {}
         self.facts: dict[str, Any] = {}
         self.calibrations: list[Calibration] = []
-        self._costs = {point: PointCosts(point, config) for point in points}
-        sending = [costs for costs in self._costs.values() if sends(costs)] or [*self._costs.values()]
+        self.costs = {point: PointCosts(point, config) for point in points}
+        sending = [costs for costs in self.costs.values() if sends(costs)] or [*self.costs.values()]
         self._link_rates = sorted({link_mbps(costs, plan_passes(costs, mode)) for costs in sending for mode in modes})
         self._tokens = 0  # number of tokens that the actors have loaded
         self._prepared: dict[str, float] = {}  # variant -> seconds of its verifying pass, since the last load
@@ -104,11 +104,11 @@ class ClusterBench:
         """Rows of one point: its repeats in each compute mode. After a fault there is one row with status failed."""
         try:
             self._load(point.tokens)
-            costs = self._costs[point]
+            costs = self.costs[point]
             self._prepare(costs)
             rows = [row for mode in self.modes for row in self._measure(costs, mode)]
         except (ClusterError, CommError) as error:
-            failed = self._row(self._costs[point], self.modes[0]) | {"status": "failed", "error": str(error)}
+            failed = self._row(self.costs[point], self.modes[0]) | {"status": "failed", "error": str(error)}
             self._recovering.recover(error)
             return [failed]
         return rows
@@ -221,7 +221,7 @@ class ClusterBench:
         for point in points:
             found: dict[str, None] = {}
             for mode in self.modes:
-                costs = self._costs[point]
+                costs = self.costs[point]
                 plan = self._plan(costs, mode)
                 rate = link_mbps(costs, plan) if sends(costs) else None
                 found |= dict.fromkeys(self.calibrations[-1].breaches(rate, plan.time_scale))
