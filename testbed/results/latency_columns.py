@@ -176,7 +176,7 @@ TIMES = (
     Column(
         "decode_ms",
         NUMBER,
-        "that device turned received bytes into tensors, or into ASTRA's keys and values",
+        "that device converted received bytes to tensors, or to ASTRA's keys and values",
         "ms",
         point=MEDIAN,
         filled=MEASURED,
