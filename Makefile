@@ -1,5 +1,5 @@
 # Everything from a bare clone: `make sweep` and `make test` need no step before them.
-#   PYTHON=python3.12 make setup    another interpreter for .venv (3.11 or newer)
+#   PYTHON=python3.12 make setup    another interpreter for .venv (3.11 to 3.14)
 #   make sweep ARGS='devices=2'     arguments for the command behind a target
 #   make paper preset=quick         the same as ARGS='preset=quick'
 
@@ -14,10 +14,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=120
-# mininet is there for mnexec; its Python part comes from the Python package index.
-DEBIAN := mininet iproute2 bridge-utils ethtool net-tools iputils-ping iptables dataset-fashion-mnist
+# The tools of emulated networks, which most systems have, and the images of accuracy experiments.
+DEBIAN := iproute2 util-linux mount dataset-fashion-mnist
 
-.PHONY: help setup debian test lint sweep smoke paper report bench soak docs site clean
+.PHONY: help setup debian doctor test lint sweep smoke paper report bench soak docs site clean
 
 help: ## List the targets
 	@echo "Targets (each sets up what it needs):"
@@ -26,7 +26,10 @@ help: ## List the targets
 
 setup: $(READY) ## Install Debian packages (where possible) and .venv; the other targets do it by themselves
 
-test: lint ## Lint, then all tests, two at a time, and the site (tests that need root and Mininet skip without them)
+doctor: $(READY) ## What this machine can do, and what helps where it cannot: 20 seconds
+	@$(PY) -m testbed.doctor
+
+test: lint ## Lint, then all tests, two at a time, and the site (tests on emulated hosts skip where there can be none)
 	@$(PY) -m pytest -n 2 $(ARGS)
 
 lint: $(READY) ## Check style, formatting and types
@@ -65,8 +68,9 @@ clean: ## Remove .venv, caches and build products; results stay
 
 # Each step can be interrupted and repeated; the stamp is written only after the last one.
 $(READY): pyproject.toml constraints.txt requirements-data.txt | debian
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "setup: $(PYTHON) is missing or older than 3.11; name another with PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	    { echo "setup: $(PYTHON) is missing or not Python 3.11 to 3.14, for which torch and Ray have builds;" \
+	        "name another with PYTHON=python3.11" >&2; exit 2; }
 	@echo "setup 1/5: virtual environment $(VENV) (10 s)"
 	@$(PYTHON) -m venv $(VENV) || \
 	    { echo "setup: no virtual environment; on Debian install the package python3-venv" >&2; exit 2; }
@@ -81,7 +85,7 @@ $(READY): pyproject.toml constraints.txt requirements-data.txt | debian
 	    { echo "setup: the installation is damaged; run: make clean setup" >&2; exit 2; }
 	@touch $(READY)
 
-# Runs every time, in a few milliseconds when nothing is missing. Never fails: the loopback backend needs none of it.
+# Runs every time, in a few milliseconds when nothing is missing. Never fails: make doctor tells what can run without.
 debian:
 	@missing=""; \
 	for name in $(DEBIAN); do \
@@ -103,5 +107,4 @@ debian:
 	    done; \
 	    [ -n "$$missing" ] || exit 0; \
 	fi; \
-	echo "setup: going on without:$$missing"; \
-	echo "setup: without Mininet and its tools the emulated network is the loopback backend (network=auto)"
+	echo "setup: going on without:$$missing; make doctor tells what this machine can do"

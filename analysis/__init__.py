@@ -1,11 +1,12 @@
 """Read result files; make tables, figures and reports.
 
-Of the testbed, this package knows the row schema (``testbed.results.schema``) and the text of errors only. The names
+Of the testbed, this package knows result rows (``testbed.results``) and how commands print and end only. The names
 below are enough to plot results; importing them does not import matplotlib before the first figure.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from analysis.load import ResultsError, load_rows
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from analysis.latency import speedup_plot
 
 __all__ = ["ResultsError", "load_rows", "points", "speedup_plot", "speedup_table"]
+
+# Where the user has no folder that matplotlib can write to, it takes a temporary one and works. That need not be said.
+_TEMPORARY = ("Matplotlib created a temporary cache", "mkdir -p failed", "%s is not a writable directory")
+logging.getLogger("matplotlib").addFilter(lambda record: not str(record.msg).startswith(_TEMPORARY))
 
 
 def __getattr__(name: str) -> Any:

@@ -89,11 +89,10 @@ def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
         cells = [
             _cell(_at(of, corpus, None if stage == UNCOMPRESSED else devices), metric) for corpus, devices in columns
         ]
-        bits = f"{first['bits_per_token']:,.1f}".removesuffix(".0")
+        bits = f"{first['bits_per_token']:,.1f}".removesuffix(".0") + f" ({first['compression']:,.0f}x)"
+        bits = "-" if first[["bits_per_token", "compression"]].isna().any() else bits
         cost = "-" if pd.isna(first["train_s"]) else f"{first['train_s'] / 60:.1f}"
-        rows.append(
-            [label or UNCOMPRESSED, stage, f"{bits} ({first['compression']:,.0f}x)", *cells, *([cost] * trained)]
-        )
+        rows.append([label or UNCOMPRESSED, stage, bits, *cells, *([cost] * trained)])
     name, unit = METRICS.get(metric, metric), UNITS.get(metric, "")
     notes = [
         f"each cell: {name}, change from the uncompressed baseline on the same examples in {unit}, 95% interval of it",
@@ -128,7 +127,8 @@ def accuracy_figures(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
     Writes quality.png and quality.pdf to ``out_dir``. Returns these files; none if no row is compressed.
     """
     table = results(frame)
-    table = table[table["stage"].isin(list(MARKERS)) & (table["devices"] > 1)]
+    shown = table["stage"].isin(list(MARKERS)) & (table["devices"] > 1)
+    table = table[shown & (table["bits_per_token"] > 0) & table["change"].notna()]
     if table.empty:
         return []
     panels = _columns(table)

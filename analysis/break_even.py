@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from analysis.describe import MODEL, is_analytic
 from analysis.panels import STYLE, condition_caption, save
 from analysis.scaling import parallel_points
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number
+from analysis.text_table import DEGRADED, SPEEDUP_NOTE, TextTable, number
 
 COLORS = "cividis"  # even steps in gray and for any color vision
 NEVER, AT_ALL, ABOUT, MIXED = "never", "or less", "≈", "*"
@@ -24,7 +24,7 @@ NOTES = {
     ABOUT: f"for example, 20 to 50 ({ABOUT}30): slower than one device at 20 Mbps, faster at 50 Mbps, and no bandwidth "
     f"between these was run; {ABOUT} is an estimate, if time is computation plus bits over bandwidth",
     MIXED: f"{MIXED} slower than one device again at a higher bandwidth",
-    DEGRADED: DEGRADED_NOTE,
+    DEGRADED: SPEEDUP_NOTE,
 }
 
 
@@ -34,8 +34,8 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: variant, devices, tokens, wins_mbps (lowest bandwidth with a median speed-up above 1; missing if there is
     none), loses_mbps (next lower bandwidth in the rows; missing if there is none), estimate_mbps (between these two: if
     time is computation plus bits over bandwidth, 1 / speed-up is linear in 1 / bandwidth), highest_mbps (in the rows),
-    mixed (slower than one device again at a higher bandwidth), degraded (one of the two points is). Variants with one
-    bandwidth are left out.
+    mixed (slower than one device again at a higher bandwidth), degraded (one of these two speed-ups is). Variants with
+    one bandwidth are left out.
     """
     found = []
     places = ["variant", "devices", "tokens"]
@@ -54,7 +54,7 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
                 "estimate_mbps": _crossing(deciding) if 0 < first < len(rows) else np.nan,
                 "highest_mbps": rows["bandwidth_mbps"].iloc[-1],
                 "mixed": bool((~wins[first:]).any()),
-                "degraded": bool(deciding["degraded"].any()),
+                "degraded": bool(deciding["speedup_degraded"].any()),
             }
         )
     columns = [*places, "wins_mbps", "loses_mbps", "estimate_mbps", "highest_mbps", "mixed", "degraded"]

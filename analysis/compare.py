@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.describe import joined
-from analysis.load import MEASURED, ResultsError, fact
+from analysis.load import ResultsError, fact
 from analysis.runs import CONDITIONS, Run, read_run
 from analysis.text_table import DEGRADED, TextTable, number
+from testbed.command import run_command
 from testbed.results.schema import ACCURACY, FIDELITY, LATENCY
 
 RESAMPLES, LEVEL = 2000, 0.95
@@ -61,9 +62,8 @@ def _keys(a: Run, b: Run) -> list[str]:
 
 def _points(run: Run, keys: list[str]) -> dict[tuple[Any, ...], pd.DataFrame]:
     """Key of a point -> its rows with a result."""
-    measured = MEASURED[run.schema]
-    rows = run.frame[(run.frame["status"] == "ok") & run.frame[measured].notna()]
-    rows = rows.assign(measured=rows[measured])
+    rows = run.frame[run.frame["status"] == "ok"]
+    rows = rows.assign(measured=rows[run.schema.measured])
     # NaN does not equal NaN, so a point without a bandwidth would not be found in the other run.
     plain = rows[keys].astype(object).where(rows[keys].notna(), None)
     names = list(plain.itertuples(index=False, name=None))
@@ -202,19 +202,19 @@ def report(a: Run, b: Run) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns 0, whatever changed, or 2 if a run cannot be read."""
+    """The command line. Returns 0, whatever changed, or 2 after an error."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.compare", description="Which points changed between two runs."
     )
     parser.add_argument("a", type=Path, metavar="A", help="results folder of the first run")
     parser.add_argument("b", type=Path, metavar="B", help="results folder of the second run")
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         print(report(read_run(arguments.a), read_run(arguments.b)))
-    except ResultsError as fault:
-        print(f"compare: {fault}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command("compare", work)
 
 
 if __name__ == "__main__":

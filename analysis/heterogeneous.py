@@ -13,16 +13,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from analysis.panels import HOLLOW, STYLE, condition_caption, save
 from analysis.points import partition_table, points
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number, signed_pct
+from analysis.text_table import DEGRADED, SPEEDUP_NOTE, TextTable, marked, number, signed_pct
 from testbed.results.schema import BASELINE
 
 # Value of the column ``partition`` -> in words, color, marker.
 PARTITIONS = {"equal": ("equal partition", "#E69F00", "o"), "speed": ("partition by speed", "#0072B2", "D")}
-# Heading in the table -> the column of ``points`` that the cells show for both partitions, and its unit.
+# Heading in the table -> the column of ``points`` that the cells show for both partitions, its unit, and the column
+# that says whether the number is degraded ("": it is no measurement).
 COLUMNS = {
-    "speed-up": ("speedup", "x"),
-    "straggler wait": ("straggler_wait_pct", "%"),
-    "full precision": ("full_precision_pct", "%"),
+    "speed-up": ("speedup", "x", "speedup_degraded"),
+    "straggler wait": ("straggler_wait_pct", "%", "degraded"),
+    "full precision": ("full_precision_pct", "%", ""),
 }
 
 
@@ -36,15 +37,15 @@ def heterogeneous_table(frame: pd.DataFrame) -> TextTable:
     table = partition_table(frame)
     rows = []
     for _, point in table.iterrows():
-        degraded = [DEGRADED if point[f"degraded_{partition}"] else "" for partition in PARTITIONS]
+        degraded = [bool(point[f"degraded_{partition}"]) for partition in PARTITIONS]
         latencies = [point[f"latency_ms_{partition}"] for partition in PARTITIONS]
         rows.append(
             [
                 point["label"],
                 f"{point['bandwidth_mbps']:g}",
-                *(number(latency) + mark for latency, mark in zip(latencies, degraded, strict=True)),
-                signed_pct(100 * (latencies[1] / latencies[0] - 1)),
-                *(_both(point, column, unit) for column, unit in COLUMNS.values()),
+                *map(marked, map(number, latencies), degraded),
+                marked(signed_pct(100 * (latencies[1] / latencies[0] - 1)), any(degraded)),
+                *(_both(point, *column) for column in COLUMNS.values()),
             ]
         )
     columns = ["method", "Mbps", "equal (ms)", "by speed (ms)", "difference", *COLUMNS]
@@ -52,10 +53,12 @@ def heterogeneous_table(frame: pd.DataFrame) -> TextTable:
     return TextTable("Heterogeneous devices: equal partition and partition by speed", columns, rows, notes)
 
 
-def _both(point: pd.Series, column: str, unit: str) -> str:
-    """``1.21x, 1.60x``: equal partition, then partition by speed; - if the method has no such value."""
+def _both(point: pd.Series, column: str, unit: str, degraded: str) -> str:
+    """``1.21x, 1.60x~``: equal partition, then partition by speed; - if the method has no such value."""
     values = [point[f"{column}_{partition}"] for partition in PARTITIONS]
-    return "-" if pd.isna(values).all() else ", ".join(number(value, unit) for value in values)
+    marks = [bool(degraded) and bool(point[f"{degraded}_{partition}"]) for partition in PARTITIONS]
+    texts = (marked(number(value, unit), mark) for value, mark in zip(values, marks, strict=True))
+    return "-" if pd.isna(values).all() else ", ".join(texts)
 
 
 def _notes(frame: pd.DataFrame, rows: list[list[str]]) -> list[str]:
@@ -68,11 +71,13 @@ def _notes(frame: pd.DataFrame, rows: list[list[str]]) -> list[str]:
         "full precision: pairs of a query and a key that are not quantized, in percent of all pairs (ASTRA)",
     ]
     table = points(frame)
-    single_ms = table.loc[table["method"] == BASELINE, "latency_ms"].median()
+    single = table[table["method"] == BASELINE]
+    single_ms = single["latency_ms"].median()
     if not np.isnan(single_ms):
-        notes.insert(1, f"speed-up: over the fastest device alone, which needs {number(single_ms)} ms")
-    marked = any(DEGRADED in cell for row in rows for cell in row)
-    return notes + ([DEGRADED_NOTE] if marked else [])
+        needs = marked(f"{number(single_ms)} ms", single["degraded"].any())
+        notes.insert(1, f"speed-up: over the fastest device alone, which needs {needs}")
+    has_marks = any(DEGRADED in cell for row in rows for cell in row)
+    return notes + ([SPEEDUP_NOTE] if has_marks else [])
 
 
 def heterogeneous_plot(frame: pd.DataFrame, out_dir: Path, name: str = "heterogeneous") -> list[Path]:
@@ -97,8 +102,8 @@ def heterogeneous_plot(frame: pd.DataFrame, out_dir: Path, name: str = "heteroge
         )
         for (left, right), bandwidth in zip(grid, shown, strict=True):
             here = table[table["bandwidth_mbps"] == bandwidth].set_index("label").reindex(labels)
-            _dumbbells(left, here, "speedup")
-            _dumbbells(right, here, "straggler_wait_pct")
+            _dumbbells(left, here, "speedup", "speedup_degraded")
+            _dumbbells(right, here, "straggler_wait_pct", "degraded")
             left.axvline(1, color="black", linewidth=1.2)
             left.set_xscale("log")
             left.set_title(f"{bandwidth:g} Mbps: speed-up over the fastest device")
@@ -115,20 +120,23 @@ def heterogeneous_plot(frame: pd.DataFrame, out_dir: Path, name: str = "heteroge
             Line2D([], [], color=color, marker=marker, linestyle="", label=words)
             for words, color, marker in PARTITIONS.values()
         ]
-        if table[["degraded_equal", "degraded_speed"]].any(axis=None):
+        if table[["speedup_degraded_equal", "speedup_degraded_speed"]].any(axis=None):
             handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         condition_caption(figure, frame, "Medians over repeats.", 120)
         return save(figure, out_dir / name)
 
 
-def _dumbbells(axes: Axes, table: pd.DataFrame, column: str) -> None:
-    """One line for each label (the index), from its value with the equal partition to that with the other one."""
+def _dumbbells(axes: Axes, table: pd.DataFrame, column: str, degraded: str) -> None:
+    """One line for each label (the index), from its value with the equal partition to that with the other one.
+
+    degraded: the column that says which values have hollow markers.
+    """
     y = np.arange(len(table))
     ends = [table[f"{column}_{partition}"].to_numpy(float) for partition in PARTITIONS]
     axes.hlines(y, *ends, color="#BBBBBB", linewidth=2, zorder=1)
     for (partition, (_, color, marker)), x in zip(PARTITIONS.items(), ends, strict=True):
-        hollow = table[f"degraded_{partition}"].to_numpy() == 1
+        hollow = table[f"{degraded}_{partition}"].to_numpy() == 1
         faces = np.where(hollow, "white", color)
         axes.scatter(x, y, s=42, marker=marker, c=faces, edgecolors=color, linewidths=1.5, zorder=2)
     axes.set_yticks(y, table.index.tolist())

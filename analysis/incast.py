@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from analysis.describe import short_modes
-from analysis.links import fidelity_tables, messages
+from analysis.links import fidelity_tables, messages, of_degraded
 from analysis.panels import STYLE, label_panels, panels, save, spread_line
-from analysis.text_table import DEGRADED, TextTable
+from analysis.text_table import DEGRADED_NOTE, TextTable, marked
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, color, marker, dash
     "incast_all": ("simultaneously", "#D55E00", "s", "--"),
@@ -53,6 +53,7 @@ def incast_table(frame: pd.DataFrame) -> TextTable:
         "queue: of the receiver's port; goodput: payload per time, in percent of the receiver's rate",
         "lost: packets dropped at full queues / segments sent again, in all repeats of a point together",
     ]
+    notes += [DEGRADED_NOTE] if table["degraded"].any() else []
     return TextTable("Incast: many devices send to one", ["messages", "queue, KB", *columns], rows, notes)
 
 
@@ -61,15 +62,17 @@ def _cells(points: pd.DataFrame) -> list[str]:
     if points.empty:
         return ["-"] * 3
     point = points.iloc[0]
-    mark = DEGRADED if point["degraded"] else ""
+    degraded = bool(point["degraded"])
     counts = ["-" if pd.isna(point[name]) else f"{point[name]:,.0f}" for name in ("drops", "retransmits")]
-    return [f"{point['ratio']:.2f}{mark}", f"{point['goodput']:.0%}", " / ".join(counts)]
+    ratio = "-" if pd.isna(point["ratio"]) else f"{point['ratio']:.2f}"
+    goodput = "-" if pd.isna(point["goodput"]) else f"{point['goodput']:.0%}"
+    return [marked(ratio, degraded), marked(goodput, degraded), " / ".join(counts)]
 
 
 def incast_sentences(frame: pd.DataFrame) -> list[str]:
     """One sentence for each order, number of devices, rate and size: the queues that reach MIN_GOODPUT."""
     sentences = []
-    table = incasts(frame)
+    table = incasts(frame).dropna(subset="goodput")  # rows of another version lack it
     for key, points in table.groupby(["devices", "rate_mbps", "size_bytes", "pattern"]):
         devices, rate, size, pattern = cast(tuple[Any, ...], key)
         shortest, longest = points.iloc[0], points.iloc[-1]
@@ -82,7 +85,8 @@ def incast_sentences(frame: pd.DataFrame) -> list[str]:
         )
         sentences.append(
             f"{devices - 1:g} devices send {size:,.0f} B each to one device at {rate:g} Mbps, {ORDERS[pattern][0]}: "
-            f"{reached}; the shortest queue, {shortest['queue_kb']:g} KB, reaches {shortest['goodput']:.0%}."
+            f"{reached}; the shortest queue, {shortest['queue_kb']:g} KB, reaches {shortest['goodput']:.0%}"
+            f"{of_degraded(points)}."
         )
     return sentences
 

@@ -28,8 +28,9 @@ def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
     """Speed-up over one device against bandwidth in Mbps, on logarithmic axes.
 
     Each method variant is a line. Bars reach from the slowest to the fastest repeat. Hollow markers are degraded
-    points. Stars are speed-ups that the paper reports. frame: rows of a latency experiment (``load_rows``).
-    Writes speedup.png and speedup.pdf to ``out_dir``. Returns these files; none if the rows have no speed-up.
+    speed-ups: the point is degraded, or the ``single`` that it is compared with. Stars are speed-ups that the paper
+    reports. frame: rows of a latency experiment (``load_rows``). Writes speedup.png and speedup.pdf to ``out_dir``.
+    Returns these files; none if the rows have no speed-up.
     """
     table = points(frame)
     table = table[(table["method"] != "single") & (table["speedup"] > 0) & (table["bandwidth_mbps"] > 0)]
@@ -41,7 +42,7 @@ def speedup_plot(frame: pd.DataFrame, out_dir: Path | str) -> list[Path]:
         axes.axhline(1, color="black", linewidth=1.2)
         handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
         handles += _reported_stars(axes, frame, table)
-        if table["degraded"].any():
+        if table["speedup_degraded"].any():
             handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         _log_axes(axes, np.unique(table["bandwidth_mbps"]))
         axes.set_xlabel("link bandwidth (Mbps)")
@@ -100,7 +101,7 @@ def _speedup_lines(axes: Axes, table: pd.DataFrame) -> list[Line2D]:
     handles: dict[str, tuple[float, Line2D]] = {}
     for label, rows in table.groupby("label", sort=False):
         rows, style = rows.sort_values("bandwidth_mbps"), styles[str(label)]
-        columns = ("bandwidth_mbps", "speedup", "speedup_min", "speedup_max", "degraded")
+        columns = ("bandwidth_mbps", "speedup", "speedup_min", "speedup_max", "speedup_degraded")
         x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
         spread_line(axes, x, y, (low, high), degraded, style)
         handles[str(label)] = (y[-1], Line2D([], [], **style, label=str(label)))

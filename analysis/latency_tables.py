@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.describe import MODEL, is_analytic, statistic
-from analysis.points import mode_table, points, unfinished
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number, percent, signed_pct
+from analysis.points import degraded_modes, mode_table, points, unfinished
+from analysis.text_table import DEGRADED, DEGRADED_NOTE, SPEEDUP_NOTE, TextTable, marked, number, percent, signed_pct
 
 # Mark in a cell -> note below the table.
 NOTES = {
@@ -16,6 +16,8 @@ NOTES = {
     "no": "verified no: this run did not compare all outputs with the reference model",
     "one": "spread -: one repeat only, so the spread is unknown",
 }
+
+SPEEDUP_NOTES = {NOTES[DEGRADED]: f"{SPEEDUP_NOTE}; the reasons are below"}  # what a table of speed-ups says instead
 
 
 def latency_tables(frame: pd.DataFrame) -> list[TextTable]:
@@ -29,7 +31,7 @@ def latency_tables(frame: pd.DataFrame) -> list[TextTable]:
     tables = [mode_comparison(frame), _grid(f"Latency (ms, {statistic(frame)})", measured, frame, "latency_ms")]
     if measured["speedup"].notna().any():
         how = f", {MODEL}" if is_analytic(frame) else ""
-        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup"))
+        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup", "speedup_degraded"))
     return [table for table in tables if table.rows]
 
 
@@ -40,27 +42,33 @@ def problem_tables(frame: pd.DataFrame) -> list[TextTable]:
 
 def mode_comparison(frame: pd.DataFrame) -> TextTable:
     """The median latency of the same points in each compute mode, in ms; no rows if there is one mode only."""
-    table = mode_table(frame)
+    table, degraded = mode_table(frame), degraded_modes(frame)
     rows = []
-    for (label, bandwidth), values in table.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
-        cells = [signed_pct(value) if " vs " in str(name) else number(value) for name, value in values.items()]
-        rows.append([str(label), f"{bandwidth:g}", *cells])
+    for (place, values), marks in zip(table.iterrows(), (degraded == 1).to_numpy(), strict=True):
+        label, bandwidth = place  # pyright: ignore[reportGeneralTypeIssues] a tuple, as the index has two levels
+        texts = [signed_pct(value) if " vs " in str(name) else number(value) for name, value in values.items()]
+        rows.append([str(label), mbps(bandwidth), *map(marked, texts, marks)])
     columns = ["method", "Mbps", *map(str, table.columns)]
-    return TextTable("Latency in each compute mode (ms, median over repeats)", columns, rows)
+    notes = [DEGRADED_NOTE] if (degraded == 1).any(axis=None) else []
+    return TextTable("Latency in each compute mode (ms, median over repeats)", columns, rows, notes)
 
 
-def _grid(title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str) -> TextTable:
+def _grid(
+    title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str, degraded: str = "degraded"
+) -> TextTable:
+    """A table of a column of ``points``. degraded: the column that says which numbers are degraded."""
     lost = unfinished(frame)
     cells = {_place(row): str(row["status"]) for _, row in lost.iterrows()}
     for _, row in measured.iterrows():  # a point with at least one good repeat has a result
-        cells[_place(row)] = number(row[column]) + (DEGRADED if row["degraded"] else "")
+        cells[_place(row)] = marked(number(row[column]), row[degraded])
     bandwidths = sorted({bandwidth for _, bandwidth in cells if bandwidth}) or [0.0]
     rows = []
     for label in pd.concat([measured["label"], lost["label"]]).drop_duplicates():
         about = _about(measured[measured["label"] == label])
         rows.append([label, *(cells.get((label, bandwidth), "-") for bandwidth in bandwidths), *about])
     columns = ["method", *(_heading(bandwidth) for bandwidth in bandwidths), "spread", "repeats", "verified"]
-    return TextTable(title, columns, rows, _notes(cells, rows))
+    special = SPEEDUP_NOTES if column == "speedup" else {}
+    return TextTable(title, columns, rows, [special.get(note, note) for note in _notes(cells, rows)])
 
 
 def _place(row: pd.Series) -> tuple[str, float]:
@@ -92,7 +100,7 @@ def _degraded(frame: pd.DataFrame) -> TextTable:
     rows = [
         [
             point["label"],
-            f"{point['bandwidth_mbps']:g}",
+            mbps(point["bandwidth_mbps"]),
             f"{point['degraded_repeats']} of {point['repeats']}",
             signed_pct(point["residual_pct"]),
             point["fidelity_note"],
@@ -107,7 +115,7 @@ def _unfinished(frame: pd.DataFrame) -> TextTable:
     rows = [
         [
             row["label"],
-            "-" if pd.isna(row["bandwidth_mbps"]) else f"{row['bandwidth_mbps']:g}",
+            mbps(row["bandwidth_mbps"]),
             row["status"],
             row["error"],
         ]
@@ -115,6 +123,11 @@ def _unfinished(frame: pd.DataFrame) -> TextTable:
     ]
     columns = ["method", "Mbps", "status", "error"]
     return TextTable("Points without a result", columns, rows, left=frozenset(columns))
+
+
+def mbps(bandwidth: float) -> str:
+    """``20``; - for a point that has no bandwidth."""
+    return "-" if pd.isna(bandwidth) else f"{bandwidth:g}"
 
 
 def _heading(bandwidth: float) -> str:

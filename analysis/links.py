@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.describe import short_modes
 from analysis.panels import STYLE, label_panels, panels, save, spread_line
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, signed_pct
+from analysis.text_table import DEGRADED_NOTE, TextTable, marked, signed_pct
 
 PATTERNS = {"one_way": "one way", "both_ways": "both ways", "all_gather": "all-gather", "all_reduce": "all-reduce"}
 SHAPERS: dict[str, tuple[Any, ...]] = {
@@ -88,7 +88,7 @@ def _default_shaper(table: pd.DataFrame) -> TextTable:
                 f"{devices:g} x {rate:g} Mbps",
                 signed_pct(max(errors, key=abs)) if len(errors) else "-",
                 *(_worst(large[large["pattern"] == pattern]) for pattern in PATTERNS),
-                f"+{small['extra_ms'].max():.2f}" if len(small) else "-",
+                marked(_extra(small), small["degraded"].any()),
                 f"{link['spread_pct'].max():.0f}%" if link["spread_pct"].notna().any() else "-",
                 f"{link['retransmits'].sum():g}",
                 f"{link['drops'].sum():g}" if link["drops"].notna().any() else "-",
@@ -115,11 +115,21 @@ def is_large(table: pd.DataFrame) -> pd.Series:
     return table["size_bytes"] / parts >= LARGE_BYTES
 
 
+def _extra(small: pd.DataFrame) -> str:
+    return f"{small['extra_ms'].max():+.2f}" if small["extra_ms"].notna().any() else "-"
+
+
 def _worst(points: pd.DataFrame) -> str:
-    if points.empty:
+    ratios = points["ratio"].dropna()
+    if ratios.empty:
         return "-"
-    worst = points.loc[(points["ratio"] - 1).abs().idxmax()]
-    return f"{worst['ratio']:.2f}" + (DEGRADED if points["degraded"].any() else "")
+    return marked(f"{ratios[(ratios - 1).abs().idxmax()]:.2f}", points["degraded"].any())
+
+
+def of_degraded(points: pd.DataFrame) -> str:
+    """Words behind a number from these points: how many of them are degraded; "" if none is."""
+    degraded = int(points["degraded"].sum())
+    return f" ({degraded} of {len(points)} points are degraded)" if degraded else ""
 
 
 def _needed_scale(link: pd.DataFrame) -> str:
@@ -137,10 +147,12 @@ def _side_by_side(table: pd.DataFrame) -> TextTable:
     if single["shaper"].nunique() > 1:
         for shaper in (name for name in SHAPERS if name in set(single["shaper"])):
             for size, points in single[single["shaper"] == shaper].groupby("size_bytes"):
-                cells = points.set_index("rate_mbps")["ratio"].reindex(sorted(single["rate_mbps"].unique()))
-                texts = ["-" if np.isnan(ratio) else f"{ratio:.2f}" for ratio in cells]
+                cells = points.set_index("rate_mbps")[["ratio", "degraded"]]
+                cells = cells.reindex(sorted(single["rate_mbps"].unique()))
+                texts = ["-" if np.isnan(ratio) else f"{ratio:.2f}" for ratio in cells["ratio"]]
                 burst = points["burst_credit_bytes"].max()
-                rows.append([f"{shaper}, {size:,.0f} B", *texts, f"{burst:,.0f}"])
+                bytes_text = "-" if np.isnan(burst) else f"{burst:,.0f}"
+                rows.append([f"{shaper}, {size:,.0f} B", *map(marked, texts, cells["degraded"] == 1), bytes_text])
     columns = [
         "shaper, message",
         *(f"{rate:g} Mbps" for rate in sorted(single["rate_mbps"].unique())),
@@ -150,6 +162,7 @@ def _side_by_side(table: pd.DataFrame) -> TextTable:
         f"{PATTERNS['one_way']}, {single['devices'].min():g} devices; below 1: faster than the link's rate allows",
         "burst credit: bytes that an idle link passes without delay; one GSO segment may be larger",
     ]
+    notes += [DEGRADED_NOTE] if single["degraded"].any() else []
     return TextTable("Shapers side by side: time of one message divided by the ideal time", columns, rows, notes)
 
 

@@ -6,15 +6,17 @@ Rows are tidy: one per point of the grid and repeat. Columns and units are those
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.older_rows import COLUMNS, in_todays_words
-from testbed.errors import printable
-from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, SCHEMAS, RowSchema
+from analysis.older_rows import in_todays_words
+from testbed.errors import TestbedError, printable
+from testbed.results.schema import LATENCY, SCHEMAS, RowSchema, with_speedup
 
 # Order in tables and legends: the reference, the exact methods, then the one that quantizes.
 METHOD_ORDER = ("single", "tensor", "megatron_sp", "galaxy", "sequence", "ring", "block", "prism", "pipeline", "astra")
@@ -26,42 +28,43 @@ NOT_FOR_SINGLE = frozenset(LATENCY.names(lambda column: column.of_links))
 
 SIZES = ("devices", "tokens")  # axes of their own, beside bandwidth
 
-TEXT = frozenset(name for schema in SCHEMAS for name, kind in schema.columns.items() if kind == "string")
-
 MODES = ("execute", "hold", "replay", "analytic", "")  # of computation, in the order of tables
-LEAST, MOST = 1e-9, 1e15  # of bounded numbers; so sums, ratios and axes exist
 SHOWN_COLUMNS = 6  # of a file that is none of ours
-MEASURED = {LATENCY: "latency_ms", FIDELITY: "time_ms", ACCURACY: "value"}  # what each kind of experiment is about
+NO_NUMBER = "its {} is not a number"  # why a row that says ok has no result
 
 
-class ResultsError(ValueError):
+class ResultsError(TestbedError):
     """A results folder that cannot be read: says in one line which file and what is wrong with it."""
 
 
 def load_rows(folder: Path | str) -> pd.DataFrame:
     """All rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
 
-    Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: ""). Columns that an
-    older version did not write are empty (``unwritten`` names them), or what its rows could only have been.
+    Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: ""), and no text is
+    read as a missing value: a model may be called NA. Columns that an older version did not write are empty
+    (``unwritten`` names them), or what its rows could only have been. A row with status ok that lacks what was measured
+    is given status failed, and NO_NUMBER as its error.
     Raises ResultsError for a missing folder or file, an unreadable or empty file, rows of something else, missing
     columns without which nothing can be shown, and values that cannot be.
     """
     folder = Path(folder)
     path = results_file(folder)
     if path is None:
-        kind = "a file; name the folder that it lies in" if folder.is_file() else "no such folder"
-        reason = "no results.parquet or results.csv in it" if folder.is_dir() else kind
+        kind = "a file; name the folder that it lies in" if os.path.isfile(folder) else "no such folder"
+        reason = "no results.parquet or results.csv in it" if os.path.isdir(folder) else kind
         raise ResultsError(f"{folder}: {reason}; run an experiment first, e.g. make smoke")
     try:
         if path.suffix == ".parquet":
             raw = pd.read_parquet(path, page_checksum_verification=True)
         else:
-            raw = pd.read_csv(path, dtype=dict.fromkeys([*TEXT, *COLUMNS], str))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows that are longer than the header
+                raw = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         raw = in_todays_words(raw)
         schema = schema_of(raw)
         missing = [name for name in schema.columns if name in needed(schema) and name not in raw.columns]
         older = raw.assign(**{name: schema.only_choices.get(name) for name in schema.columns if name not in raw})
-        rows = normalize(older, schema) if not missing else raw
+        rows = _completed(normalize(older, schema), raw) if not missing else raw
     except Exception as fault:  # pandas and pyarrow let every kind through, RecursionError and KeyError among them
         reason = printable(str(fault).partition("\n")[0])
         raise ResultsError(f"{path}: cannot be read ({reason})") from fault
@@ -83,12 +86,23 @@ def _shown(raw: pd.DataFrame) -> str:
 
 def results_file(folder: Path) -> Path | None:
     """The file that a folder's rows are read from; None if it has none."""
-    return next((folder / name for name in ("results.parquet", "results.csv") if (folder / name).is_file()), None)
+    files = (folder / name for name in ("results.parquet", "results.csv"))
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def needed(schema: RowSchema) -> set[str]:
     """The columns without which rows say nothing: what tells points apart, what was measured, and whether it was."""
-    return {*schema.names(lambda column: column.needed), MEASURED[schema]}
+    return {*schema.names(lambda column: column.needed), schema.measured}
+
+
+def _completed(rows: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the fidelity of speed-ups, which older rows lack, and without results that are no numbers."""
+    schema = schema_of(rows)
+    if schema is LATENCY and "speedup_fidelity" not in raw:
+        rows = rows.assign(speedup_fidelity=with_speedup(rows)["speedup_fidelity"].astype(object).fillna(""))
+    lost = (rows["status"] == "ok") & rows[schema.measured].isna()
+    rows.loc[lost, ["status", "error"]] = ["failed", NO_NUMBER.format(schema.measured)]
+    return rows
 
 
 def unwritten(rows: pd.DataFrame) -> list[str]:
@@ -105,11 +119,11 @@ def _check_values(rows: pd.DataFrame, path: Path) -> None:
         name = column.name
         if name == "compute_mode":
             wrong, allowed = ~rows[name].isin(MODES), ", ".join(filter(None, MODES))
-        elif column.kind in ("string", "boolean") or not column.bounded:
+        elif not column.is_number or not column.bounded:
             continue
         else:
-            least = LEAST if column.positive else -MOST
-            wrong, allowed = rows[name].notna() & ~rows[name].between(least, MOST), f"{least:g} to {MOST:g}"
+            least, most = column.limits
+            wrong, allowed = rows[name].notna() & ~rows[name].between(least, most), f"{least:g} to {most:g}"
         for row, value in rows.loc[wrong, name].head(1).items():
             raise ResultsError(f"{path}: {name}={printable(str(value))} in row {row}; allowed: {allowed}")
 
@@ -139,7 +153,7 @@ def manifest_runs(folder: Path | str) -> list[dict[str, Any]]:
     What is in an entry is not checked: ``fact`` reads it.
     """
     try:
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+        manifest = json.loads((Path(folder) / "manifest.json").read_text("utf-8"))
         runs = manifest.get("runs", [manifest])  # the first version had one entry, and no list
         return [run for run in runs if isinstance(run, dict) and run]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # no table depends on it
@@ -212,6 +226,6 @@ def _varying(rows: pd.DataFrame, method: str) -> list[str]:
 
 
 def _truth(value: object) -> bool | None:
-    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+    if value is None or value is pd.NA or value == "" or (isinstance(value, float) and value != value):
         return None
     return str(value).strip().lower() in {"true", "1", "1.0"}

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter
 
 from analysis.describe import setting, short_modes
+from testbed.results.atomic_write import writing
 
 STYLE = Path(__file__).parent / "testbed.mplstyle"
 CAPTION: dict[str, Any] = {"fontsize": 8, "color": "#444444"}
@@ -97,13 +98,19 @@ def conditions(frame: pd.DataFrame) -> str:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as PNG and PDF, and close it. stem: path without a suffix. Returns the files, the PNG first."""
+    """Write the figure as PNG and PDF, and close it. stem: path without a suffix. Returns the files, the PNG first.
+
+    Raises TestbedError with the name of the file that cannot be written.
+    """
     _write_powers_out(figure)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
-    for path in paths:
-        figure.savefig(path)
-    plt.close(figure)
+    try:
+        for path in paths:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path)
+    finally:
+        plt.close(figure)
     return paths
 
 

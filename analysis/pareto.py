@@ -15,7 +15,7 @@ from analysis.describe import FLOAT_BITS, evaluated_on, metric, metric_sign
 from analysis.panels import HOLLOW, STYLE, condition_caption, save
 from analysis.points import points
 from analysis.styles import line_styles
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, TextTable, number
+from analysis.text_table import DEGRADED_NOTE, TextTable, marked, number
 from testbed.results.schema import BASELINE
 
 # Columns in which rows of latency and of quality must agree to be of one variant.
@@ -33,7 +33,8 @@ def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     latency: rows of a latency experiment under one set of conditions. quality: rows of an accuracy experiment.
     Fine-tuned codebooks are taken if there are any, else codebooks from k-means. Columns: those of ``points``, and
     value, change, change_low, change_high (see ``analysis.accuracy.results``), stage, worth (higher is better),
-    on_front (bool). The uncompressed baseline is the point of one device.
+    on_front (bool), front_degraded (bool: the point is degraded, or a degraded point alone keeps it from the front).
+    The uncompressed baseline is the point of one device.
     """
     table = points(latency)
     num_quantizers = table["settings"].str.extract(r"\bnum_quantizers=(\d+)", expand=False).astype(float).fillna(1.0)
@@ -44,11 +45,19 @@ def trade_offs(latency: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     )
     astra = table[table["groups"] > 0]
     both = pd.concat([single, astra]).merge(_evaluated(quality), on=SHARED)
-    both = both.assign(on_front=False)
+    both = both.assign(on_front=False, front_degraded=False)
     if not (both["groups"] > 0).any():
         return both.iloc[:0]
-    parts = [part.assign(on_front=_front(part)) for _, part in both.groupby("bandwidth_mbps")]
+    parts = [_with_front(part) for _, part in both.groupby("bandwidth_mbps", dropna=False)]
     return pd.concat(parts, ignore_index=True)
+
+
+def _with_front(part: pd.DataFrame) -> pd.DataFrame:
+    """The points of one bandwidth with on_front and front_degraded."""
+    on_front, degraded = _front(part), part["degraded"].to_numpy(bool)
+    of_sound = np.ones(len(part), dtype=bool)
+    of_sound[~degraded] = _front(part[~degraded])
+    return part.assign(on_front=on_front, front_degraded=degraded | (on_front != of_sound))
 
 
 def _evaluated(quality: pd.DataFrame) -> pd.DataFrame:
@@ -85,16 +94,16 @@ def trade_off_table(table: pd.DataFrame, quality: pd.DataFrame) -> TextTable:
             row["label"] if row["groups"] else UNCOMPRESSED,
             f"{row['devices']:g}",
             f"{row['bandwidth_mbps']:g}",
-            number(row["latency_ms"]) + (DEGRADED if row["degraded"] else ""),
+            marked(number(row["latency_ms"]), row["degraded"]),
             f"{row['value']:.2f}",
             f"{row['change']:+.2f}" if row["groups"] else "-",
             row["stage"],
-            "yes" if row["on_front"] else "",
+            marked("yes" if row["on_front"] else "no" if row["front_degraded"] else "", row["front_degraded"]),
         ]
         for _, row in table.iterrows()
     ]
     notes = ["Pareto front: no other point at this bandwidth is both faster and better"]
-    notes += [DEGRADED_NOTE] if table["degraded"].any() else []
+    notes += [f"{DEGRADED_NOTE}; behind yes or no: a degraded point decides it"] if table["degraded"].any() else []
     columns = ["variant", "devices", "Mbps", "latency, ms", metric(quality), "change", "codebooks", "Pareto front"]
     return TextTable(
         f"Latency and {metric(quality)} of the same model", columns, rows, notes, left=frozenset({"codebooks"})
@@ -129,9 +138,9 @@ def trade_off_plot(table: pd.DataFrame, latency: pd.DataFrame, quality: pd.DataF
                 unit = 1.0 if metric_sign(quality) > 0 else row["value"] / (100 + row["change"])  # % of the baseline
                 bars = {
                     "xerr": [[row["latency_ms"] - row["latency_min"]], [row["latency_max"] - row["latency_ms"]]],
-                    "yerr": [
-                        [unit * (row["change"] - row["change_low"])],
-                        [unit * (row["change_high"] - row["change"])],
+                    "yerr": [  # no bar where a foreign file has no interval, or one without the value
+                        [max(0.0, unit * (row["change"] - row["change_low"]))],
+                        [max(0.0, unit * (row["change_high"] - row["change"]))],
                     ],
                 }
                 face = "white" if row["degraded"] else style["color"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -21,8 +22,8 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: label, variant, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median
     (missing for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms,
     straggler_wait_pct, full_precision_pct, verified (every repeat), degraded (any repeat), degraded_repeats,
-    fidelity_note (the first), residual_pct (median), and the settings. A ``single`` without a bandwidth stands at every
-    bandwidth.
+    speedup_degraded (degraded, or the ``single`` that the speed-up is over is), fidelity_note (the first), residual_pct
+    (median), and the settings. A ``single`` without a bandwidth stands at every bandwidth.
     """
     rows = _at_every_bandwidth(with_labels(frame))
     rows = rows[(rows["status"] == "ok") & rows["latency_ms"].notna()]
@@ -40,11 +41,14 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
         verified=("verified", lambda values: bool(values.fillna(False).all())),
         degraded=("fidelity", lambda values: bool((values == "degraded").any())),
         degraded_repeats=("fidelity", lambda values: int((values == "degraded").sum())),
+        speedup_degraded=("speedup_fidelity", lambda values: bool((values == "degraded").any())),
         fidelity_note=("fidelity_note", lambda notes: next((note for note in notes.fillna("") if note), "")),
         residual_pct=("residual_pct", "median"),
         variant=("variant", "first"),
         **named,
     ).reset_index()
+    table = table.astype({"degraded": bool, "speedup_degraded": bool})  # an empty table has no types
+    table["speedup_degraded"] |= table["degraded"]
     spread = 100 * (table["latency_max"] - table["latency_min"]) / table["latency_ms"]
     table["spread_pct"] = spread.where(table["repeats"] > 1)
     places = {label: place for place, label in enumerate(sorted(set(table["label"]), key=_by_number))}
@@ -91,8 +95,19 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The same point in each compute mode: median latency in ms, and the difference from the first mode in percent.
 
     Index (label without the mode, bandwidth_mbps); columns e.g. hold, replay, analytic in ms, ``replay vs hold`` in
-    percent. The modes stand in the order execute, hold, replay, analytic. Empty if the frame has one mode only.
+    percent. The modes stand in the order execute, hold, replay, analytic. Empty if the frame has one mode only. Which
+    of these numbers are degraded: ``degraded_modes``.
     """
+    return _of_modes(frame, "latency_ms", lambda mode, first: 100 * (mode / first - 1))
+
+
+def degraded_modes(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each number of ``mode_table``, whether it is degraded: 1 or 0; a difference is if one of its latencies is."""
+    return _of_modes(frame, "degraded", lambda mode, first: mode.where(mode > first, first))
+
+
+def _of_modes(frame: pd.DataFrame, column: str, against: Callable[[pd.Series, pd.Series], pd.Series]) -> pd.DataFrame:
+    """A column of ``points`` for each mode, then ``against(mode, first mode)`` for each further mode."""
     present = frame["compute_mode"].unique()
     modes = [mode for mode in MODES if mode and mode in present]
     if len(modes) < 2:
@@ -102,11 +117,11 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
         mode
     ) in modes:  # labeled apart, so that the mode and what goes with it (network, time scale) is not in the label
         table = points(frame[frame["compute_mode"] == mode])
-        per_mode.append(table.set_index(["label", "bandwidth_mbps"])["latency_ms"].rename(mode))
+        per_mode.append(table.set_index(["label", "bandwidth_mbps"])[column].astype(float).rename(mode))
     order = pd.concat(per_mode).index.drop_duplicates()
     table = pd.concat(per_mode, axis=1).reindex(order)
     for mode in modes[1:]:
-        table[f"{mode} vs {modes[0]}"] = 100 * (table[mode] / table[modes[0]] - 1)
+        table[f"{mode} vs {modes[0]}"] = against(table[mode], table[modes[0]])
     return table
 
 

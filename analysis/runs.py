@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pandas as pd
 
 from analysis.describe import joined, values
 from analysis.load import (
-    MEASURED,
+    NO_NUMBER,
     ResultsError,
     fact,
     load_rows,
@@ -22,7 +23,7 @@ from analysis.load import (
     unwritten,
     with_labels,
 )
-from testbed.results.schema import BASELINE, LATENCY, SAME_CONDITIONS, RowSchema
+from testbed.results.schema import BASELINE, LATENCY, RowSchema, with_speedup
 
 SET_ASIDE = re.compile(r"-\d{8}T\d{6}\.\d+Z$")  # names of folders that resume=false moved away
 # Columns in which latencies must agree to be repeats of one point or points of one curve.
@@ -67,8 +68,8 @@ def read_run(folder: Path | str) -> Run:
             f"no row has {', '.join(missing)}: another version of the testbed wrote these rows; results that need "
             "these columns are left out"
         )
-    measured = MEASURED[schema_of(frame)]
-    if blank := int(((frame["status"] == "ok") & frame[measured].isna()).sum()):
+    measured = schema_of(frame).measured
+    if blank := int((frame["error"] == NO_NUMBER.format(measured)).sum()):
         notes.append(f"{blank} of {len(frame)} rows are left out: their {measured} is not a number")
     if schema_of(frame) is LATENCY:
         frame, more = _checked(frame)
@@ -83,15 +84,16 @@ def _checked(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Latency rows with speed-ups over ``single`` of the same network only, and notes about them."""
     notes = []
     measured = frame[frame["compute_mode"] != "analytic"]
-    if measured.groupby(["compute_mode", "time_scale"])["network"].nunique().gt(1).any():
-        frame = _speedup_within_networks(frame)
+    if measured.groupby("compute_mode")["network"].nunique().gt(1).any():
+        frame = with_speedup(frame).astype({"speedup": float, "speedup_fidelity": object})
+        frame = frame.assign(speedup_fidelity=frame["speedup_fidelity"].fillna(""))
         networks = " and ".join(values(measured, "network"))
         notes.append(
             f"the file has rows of several networks ({networks}): labels name the network, and speed-ups are over "
             f"{BASELINE} of the same network"
         )
     if not (frame["method"] == BASELINE).any():
-        notes.append(f"no rows of {BASELINE}, so there is no speed-up; run it too, with methods=[{BASELINE},...]")
+        notes.append(f"no rows of {BASELINE}, so there is no speed-up; run it too, with 'methods=[{BASELINE},...]'")
     elif frame.loc[frame["status"] == "ok", "speedup"].isna().any():
         notes.append(f"some points have no speed-up, because {BASELINE} has no result under their conditions")
     there = with_labels(frame)[["label", "bandwidth_mbps"]].dropna().drop_duplicates()
@@ -103,27 +105,18 @@ def _checked(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return frame, notes
 
 
-def _speedup_within_networks(frame: pd.DataFrame) -> pd.DataFrame:
-    """As ``testbed.results.schema.with_speedup``, but the network must agree too."""
-    same = [*SAME_CONDITIONS, "network"]
-    ok = frame["status"] == "ok"
-    baseline = frame[ok & (frame["method"] == BASELINE)].groupby(same)["latency_ms"].median().rename("baseline_ms")
-    of_row = frame.merge(baseline, how="left", left_on=same, right_index=True)["baseline_ms"]
-    return frame.assign(speedup=(of_row / frame["latency_ms"]).where(ok))
-
-
 def find_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     """Runs in these folders and below them, in the order of measurement, and a line for each folder without any.
 
     Runs that resume=false moved away are left out, unless they are named. Raises ResultsError if no run can be read.
     """
-    folders: dict[Path, Path] = {}
+    folders: dict[str, Path] = {}
     problems = []
     for path in map(Path, paths):
-        found = [path] if results_file(path) or not path.is_dir() else _below(path)
+        found = [path] if results_file(path) or not os.path.isdir(path) else _below(path)
         if not found:
             problems.append(f"{path}: no results in it or below; run an experiment first, e.g. make smoke")
-        folders |= {folder.resolve(): folder for folder in found}
+        folders |= {os.path.realpath(folder): folder for folder in found}
     runs = []
     for folder in folders.values():
         try:

@@ -16,7 +16,7 @@ from analysis.describe import is_analytic, statistic
 from analysis.panels import HOLLOW, STYLE, condition_caption, save, spread_line
 from analysis.points import points
 from analysis.styles import line_styles
-from analysis.text_table import DEGRADED, TextTable, number
+from analysis.text_table import DEGRADED, DEGRADED_NOTE, SPEEDUP_NOTE, TextTable, marked, number
 from testbed.results.schema import BASELINE
 
 MAX_LINES = 12  # in a panel; if there are more variants, each method has a row of panels
@@ -79,7 +79,7 @@ def _plot(frame: pd.DataFrame, axis: str, out_dir: Path, ideal: str = "") -> lis
         figure.supylabel("speed-up over one device")
         handles = [Line2D([], [], **IDEAL, label=ideal)] if ideal else []
         handles.append(Line2D([], [], color="black", linewidth=1.2, label="one device"))
-        if table["degraded"].any():
+        if table["speedup_degraded"].any():
             handles.append(Line2D([], [], **HOLLOW, label="hollow: degraded"))
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=3.2)
         bars = "" if is_analytic(frame) else "; bars: slowest to fastest repeat"
@@ -100,7 +100,7 @@ def _scales(axes: Axes, counts: Sequence[float], labels: Sequence[float]) -> Non
 
 def _lines(axes: Axes, axis: str, table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
     """One line for each variant."""
-    columns = (axis, "speedup", "speedup_min", "speedup_max", "degraded")
+    columns = (axis, "speedup", "speedup_min", "speedup_max", "speedup_degraded")
     for variant, rows in table.sort_values(axis).groupby("variant", sort=False):
         x, y, low, high, degraded = (rows[name].to_numpy() for name in columns)
         spread_line(axes, x, y, (low, high), degraded, styles[str(variant)])
@@ -115,18 +115,22 @@ def tokens_tables(frame: pd.DataFrame) -> list[TextTable]:
     counts = sorted(table["tokens"].dropna().unique())
     if len(counts) < 2:
         return []
-    names = {"latency_ms": f"Latency (ms, {statistic(frame)}) by number of tokens"}
-    names |= {"speedup": "Speed-up over one device by number of tokens"} if table["speedup"].notna().any() else {}
-    return [_by_tokens(table, title, column, counts) for column, title in names.items()]
+    title = f"Latency (ms, {statistic(frame)}) by number of tokens"
+    tables = [_by_tokens(table, title, "latency_ms", "degraded", DEGRADED_NOTE, counts)]
+    if table["speedup"].notna().any():
+        title = "Speed-up over one device by number of tokens"
+        tables.append(_by_tokens(table, title, "speedup", "speedup_degraded", SPEEDUP_NOTE, counts))
+    return tables
 
 
-def _by_tokens(table: pd.DataFrame, title: str, column: str, counts: Sequence[float]) -> TextTable:
+def _by_tokens(
+    table: pd.DataFrame, title: str, column: str, degraded: str, note: str, counts: Sequence[float]
+) -> TextTable:
+    """A column of ``points``. degraded: the column that says which numbers are. note: what their mark means."""
     rows = []
     places = ["variant", "devices", "bandwidth_mbps"]
     for (variant, devices, bandwidth), here in table.groupby(places, sort=False):  # pyright: ignore[reportGeneralTypeIssues]
-        cells = {
-            point["tokens"]: number(point[column]) + (DEGRADED if point["degraded"] else "")
-            for _, point in here.iterrows()
-        }
+        cells = {point["tokens"]: marked(number(point[column]), point[degraded]) for _, point in here.iterrows()}
         rows.append([variant, f"{devices:g}", f"{bandwidth:g}", *(cells.get(count, "-") for count in counts)])
-    return TextTable(title, ["method", "devices", "Mbps", *(f"{count:g} tokens" for count in counts)], rows)
+    notes = [note] if any(cell.endswith(DEGRADED) for row in rows for cell in row) else []
+    return TextTable(title, ["method", "devices", "Mbps", *(f"{count:g} tokens" for count in counts)], rows, notes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 DEGRADED = "~"  # mark beside a number
 DEGRADED_NOTE = f"{DEGRADED} degraded fidelity: do not rely on this number"
+SPEEDUP_NOTE = f"{DEGRADED} degraded fidelity of the point, or of one device at the same bandwidth: do not rely on it"
 
 WRAP_CHARS = 40  # longer text wraps in LaTeX ...
 WRAPPED_COLUMN = r">{\raggedright\arraybackslash}p{52mm}"  # ... in a column of this kind
@@ -83,6 +85,11 @@ def number(value: float, unit: str = "") -> str:
         0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 or not size else 2 - math.floor(math.log10(size))
     )
     return f"{value:,.{min(decimals, 6)}f}{unit}"
+
+
+def marked(text: str, degraded: bool | np.bool_) -> str:
+    """The text of a number with DEGRADED behind it if the number is degraded; a missing number has no mark."""
+    return text + DEGRADED if degraded and text != "-" else text
 
 
 def percent(value: float) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
-from experiments.measurement.manifest import Manifest, print_completed
+from experiments.measurement.manifest import Manifest, print_completed, refuse_other_inputs
 from experiments.measurement.model_inputs import CACHE
 from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.int8_tokens import int8_bits
@@ -27,7 +27,7 @@ from testbed.astra.training.train import train
 from testbed.astra.training.vit import Student
 from testbed.comm.group import even_shares
 from testbed.config.schema import DEVICES, QualityConfig, Training
-from testbed.errors import ConfigError, TestbedError
+from testbed.errors import ConfigError, EnvironmentFault, TestbedError
 from testbed.models.shape import ModelShape
 from testbed.progress import console
 from testbed.results.provenance import short_hash
@@ -37,6 +37,7 @@ from testbed.results.schema import ACCURACY
 UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
 DISTILL = Objective(labels=0.0, logits=1.0, states=1.0)
 FLOAT_BITS = 32
+OF_ALL = (ConfigError, EnvironmentFault)  # faults that every variant would meet, so they end the run
 # keys of the configuration that are not named as the variant's field
 AXES = {"codebook_size": "codebook_sizes", "noise": "noises", "commitment": "commitments", "gradient": "gradients"}
 AXES |= {"objective": "objectives", "pre_rotation": "pre_rotations", "seed": "seeds"}
@@ -101,6 +102,15 @@ class Variant:
         )
 
 
+def check_codebooks(variant: Variant, shape: ModelShape) -> None:
+    """Raise ConfigError, with the experiment's key, for codebooks that do not fit the model."""
+    try:
+        variant.codebook_spec.check(shape)
+    except ConfigError as error:
+        key = error.key.removeprefix("astra.")
+        raise ConfigError(AXES.get(key, key), error.value, error.allowed) from None
+
+
 V = TypeVar("V", bound=Variant)
 
 
@@ -154,10 +164,22 @@ class AccuracyBench(ABC, Generic[V]):
         self.folder, self.subject, self.corpora = folder, subject, corpora
         self.stages, self.devices, self.seed = config.stages, config.devices, config.seed
         self.completed = folder.completed(config.retry_failed)
-        trained_on = [max(map(int, text.split("-"))) for text in config.trained_on]
-        for key, counts in (("devices", config.devices), ("trained_on", trained_on)):
-            if max(counts) > subject.shape.tokens:
-                raise ConfigError(key, max(counts), f"must be at most {subject.shape.tokens}, the tokens of an example")
+        self.failures = 0  # how often rows failed
+        for key, values in (("devices", config.devices), ("trained_on", config.trained_on)):
+            for value in values:
+                if max(map(int, str(value).split("-"))) > subject.shape.tokens:
+                    raise ConfigError(key, value, f"must be at most {subject.shape.tokens}, the tokens of an example")
+
+    @abstractmethod
+    def inputs(self) -> str:
+        """Read and check all data. Returns a hash of its content, and of weights that are not trained here."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Evaluate the uncompressed baseline, with which every variant is compared.
+
+        Called after ``inputs``, if there is anything to measure. A fault in it ends the run.
+        """
 
     @abstractmethod
     def measure(self, variant: V) -> None:
@@ -195,19 +217,36 @@ class AccuracyBench(ABC, Generic[V]):
             "devices": devices,
         }
 
-    def write(self, row: dict[str, Any], measured: Measured, cost: dict[str, Any]) -> None:
-        """Write one row, unless it is completed. cost: of the training, as ``fine_tune`` returns it."""
+    def write(self, row: dict[str, Any], measure: Callable[[], Measured], cost: dict[str, Any]) -> None:
+        """Measure and write one row, unless it is completed. cost: of the training, as ``fine_tune`` returns it.
+
+        A result that is not a finite number is a failed row. That of the uncompressed baseline raises TestbedError.
+        """
         if ACCURACY.key(row) in self.completed:
             return
-        spent = {
-            "train_s": cost.get("wall_s"),
-            "train_examples": cost.get("samples"),
-            "train_device": cost.get("device", ""),
-        }
-        self.folder.append([row | measured.columns | spent | {"status": "ok", "error": ""}])
-        self.completed.add(ACCURACY.key(row))
+        spent = {"train_s": cost.get("wall_s"), "train_examples": cost.get("samples")}
+        spent["train_device"] = cost.get("device", "")
         where = f"{row['stage']}, {row['devices']} device{'s' if row['devices'] > 1 else ''}"
-        console().print(f"  {where}{', ' if row['corpus'] else ''}{row['corpus']}: {measured.text}", soft_wrap=True)
+        where += f", {row['corpus']}" if row["corpus"] else ""
+        try:
+            measured = measure()
+            finished = row | measured.columns | spent | {"status": "ok", "error": ""}
+            ACCURACY.check(finished)
+        except TestbedError as fault:
+            if row["stage"] == UNCOMPRESSED or isinstance(fault, OF_ALL):
+                raise
+            self.fail([row], fault)
+            return
+        self.folder.append([finished])
+        self.completed.add(ACCURACY.key(row))
+        console().print(f"  {where}: {measured.text}", soft_wrap=True)
+
+    def fail(self, rows: list[dict[str, Any]], fault: TestbedError) -> None:
+        """Write failed rows, which this run does not try again."""
+        self.folder.append([row | {"status": "failed", "error": str(fault)} for row in rows])
+        self.completed |= set(map(ACCURACY.key, rows))
+        self.failures += 1
+        console().print(f"  failed: {fault}", soft_wrap=True)
 
 
 def variants(kind: type[V], config: QualityConfig) -> list[V]:
@@ -217,25 +256,27 @@ def variants(kind: type[V], config: QualityConfig) -> list[V]:
 
 
 def measure_all(bench: AccuracyBench[V], candidates: list[V], config: QualityConfig) -> int:
-    """Evaluate what is not completed, row by row. Returns the number of variants that failed."""
+    """Evaluate what is not completed, row by row. Returns the number of variants of which a row failed."""
+    refuse_other_inputs(bench.folder, inputs := bench.inputs(), config.force)
     todo = [variant for variant in candidates if bench.missing(variant)]
     print_completed(bench.folder, config, len(set().union(*map(bench.missing, todo))))
     if not todo:
         return 0
-    Manifest(bench.folder, config)
+    Manifest(bench.folder, config, {"inputs": inputs})
+    bench.prepare()
     failed = 0
     for number, variant in enumerate(todo, 1):
         if not bench.missing(variant):  # an earlier variant that differs in training only had the same rows
             continue
         console().print(f"[{number}/{len(todo)}] {variant.label}", soft_wrap=True)
+        before = bench.failures
         try:
             bench.measure(variant)
-        except ConfigError:
-            raise
         except TestbedError as fault:
-            failed += 1
-            lost = [row for row in bench.missing(variant).values() if row["stage"] != UNCOMPRESSED]
-            bench.folder.append([row | {"status": "failed", "error": str(fault)} for row in lost])
+            if isinstance(fault, OF_ALL):
+                raise
+            bench.fail(list(bench.missing(variant).values()), fault)
+        failed += bench.failures > before
     return failed
 
 
@@ -246,10 +287,14 @@ def fine_tune(
     settings: TrainingSettings,
     recipe: dict[str, Any],
     teacher: Student | None = None,
+    section: str = "training",
 ) -> dict[str, Any]:
-    """Train in place, or load the model of this recipe from the cache; returns the cost. Models end on the CPU."""
-    manifest = train(student, examples, validation, settings, CACHE / "training" / short_hash(recipe), teacher)
-    for model in (student, teacher):
-        if model is not None:
-            model.to("cpu")
+    """Train in place, or load the model of this recipe from the cache; returns the cost. Models end on the CPU.
+
+    section: of the keys of ``settings`` in messages.
+    """
+    folder = CACHE / "training" / short_hash(recipe)
+    manifest = train(student, examples, validation, settings, folder, teacher, section=section)
+    for model in filter(None, (student, teacher)):
+        model.to("cpu")
     return manifest["cost"]

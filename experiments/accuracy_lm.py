@@ -19,13 +19,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from experiments.accuracy_common import (
@@ -36,6 +34,7 @@ from experiments.accuracy_common import (
     Measured,
     Subject,
     Variant,
+    check_codebooks,
     fine_tune,
     measure_all,
 )
@@ -52,11 +51,11 @@ from testbed.comm.group import even_shares
 from testbed.config.schema import AccuracyLmConfig, Texts
 from testbed.datasets.perplexity import perplexity, window_nll
 from testbed.datasets.token_windows import NextTokens, windows
-from testbed.errors import ConfigError
-from testbed.models.decoders import load_decoder
+from testbed.errors import ConfigError, TestbedError
+from testbed.models.decoders import check_tokens, load_decoder
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
-from testbed.models.weights import save_tensors
+from testbed.models.tensor_cache import cached_tensor
 from testbed.progress import counted
 from testbed.results.bootstrap import bootstrap_interval
 from testbed.results.provenance import short_hash
@@ -97,7 +96,7 @@ class _Bench(AccuracyBench[LmVariant]):
         super().__init__(config, folder, subject, config.data.corpora)
         _check(config, self.model)
         self.recipe = {"recipe": RECIPE, "model": asdict(self.model.config), "weights": fingerprint(self.model)}
-        self._uncompressed_nll: dict[str, Tensor] = {}
+        self.uncompressed_nll: dict[str, Tensor] = {}  # of each corpus: of each window, [windows]
         # all texts are loaded now, so that a missing one ends the run before hours of work
         self.held_out = {
             corpus: self._windows(corpus, "held_out", "windows", config.data.windows) for corpus in self.corpora
@@ -107,9 +106,18 @@ class _Bench(AccuracyBench[LmVariant]):
             count = self.data.train_windows + VALIDATION_WINDOWS
             self.examples_NS = self._windows(self.data.train, "train", "train_windows", count, self.data.length + 1)
 
-    def measure(self, variant: LmVariant) -> None:
+    def inputs(self) -> str:
+        texts = [*self.held_out.values(), self.codebook_NS]
+        texts += [self.examples_NS] if TRAINED in self.stages else []
+        return short_hash([self.recipe["weights"], *map(_digest, texts)])
+
+    def prepare(self) -> None:
         for corpus in self.corpora:
-            self._uncompressed(corpus)
+            self.uncompressed_nll[corpus] = nll_N = self._uncompressed(corpus)
+            both = nll_N, nll_N
+            self.write(self.row(UNCOMPRESSED, None, 1, corpus), lambda both=both: _measured(*both), {})
+
+    def measure(self, variant: LmVariant) -> None:
         codebooks = self._codebooks(variant)
         if KMEANS in self.stages:
             self._evaluate(KMEANS, variant, self._student(self.model, codebooks, variant), {})
@@ -148,24 +156,27 @@ class _Bench(AccuracyBench[LmVariant]):
         for row in self.missing(variant).values():
             if row["stage"] != stage:
                 continue
-            corpus, shares = row["corpus"], even_shares(self.data.length, row["devices"])
-            with counted(f"  {corpus}: {self.data.windows} windows") as report:
-                nll_N = window_nll(lambda ids, to=shares: student(ids, to).logits, self.held_out[corpus], report)
-            self.write(row, _measured(nll_N, self._uncompressed(corpus)), cost)
+
+            def measure(corpus: str = row["corpus"], devices: int = row["devices"]) -> Measured:
+                shares = even_shares(self.data.length, devices)
+                with counted(f"  {corpus}: {self.data.windows} windows") as report:
+                    nll_N = window_nll(lambda ids: student(ids, shares).logits, self.held_out[corpus], report)
+                return _measured(nll_N, self.uncompressed_nll[corpus])
+
+            self.write(row, measure, cost)
 
     def _uncompressed(self, corpus: str) -> Tensor:
         """The baseline's negative log-likelihood of each window, [windows], from the cache if it has it."""
-        if corpus not in self._uncompressed_nll:
-            recipe = self.recipe | {"windows": _digest(self.held_out[corpus])}
-            path = CACHE / f"nll-{short_hash(recipe)}.safetensors"
-            nll_N = _cached(path)
-            if nll_N is None:
-                with counted(f"uncompressed, {corpus}: {self.data.windows} windows") as report:
-                    nll_N = window_nll(self.model, self.held_out[corpus], report)
-                save_tensors({"nll": nll_N}, path)
-            self._uncompressed_nll[corpus] = nll_N
-            self.write(self.row(UNCOMPRESSED, None, 1, corpus), _measured(nll_N, nll_N), {})
-        return self._uncompressed_nll[corpus]
+
+        def evaluated() -> Tensor:
+            with counted(f"uncompressed, {corpus}: {self.data.windows} windows") as report:
+                try:
+                    return window_nll(self.model, self.held_out[corpus], report)
+                except TestbedError as fault:
+                    raise TestbedError(f"the uncompressed baseline on {corpus}: {fault}") from fault
+
+        recipe = self.recipe | {"windows": _digest(self.held_out[corpus])}
+        return cached_tensor(CACHE / f"nll-{short_hash(recipe)}.safetensors", "nll", evaluated)
 
     def _windows(self, corpus: str, split: str, key: str, count: int, length: int = 0) -> Tensor:
         """Windows of a corpus, of ids in the model's vocabulary. ConfigError (``data.<key>``) if there are too few."""
@@ -175,10 +186,9 @@ class _Bench(AccuracyBench[LmVariant]):
         except ConfigError as error:
             if error.key != "data.windows":
                 raise
-            raise ConfigError(f"data.{key}", getattr(self.data, key), error.allowed) from None
-        if found.max() >= self.model.config.vocabulary:
-            need = f"its tokenizer has ids up to {found.max()}, the model's vocabulary {self.model.config.vocabulary}"
-            raise ConfigError("model.folder", self.config.model.folder, need)
+            more = f"; {VALIDATION_WINDOWS} more are needed for validation" if key == "train_windows" else ""
+            raise ConfigError(f"data.{key}", getattr(self.data, key), f"{error.allowed}{more}") from None
+        check_tokens(found, self.tokenizer, self.model.config, self.config.model.folder)
         return found
 
 
@@ -190,7 +200,7 @@ def _check(config: AccuracyLmConfig, model: Llama | Gpt2) -> None:
             "data.length", data.length, f"must be at most {model.config.positions}, the model's positions"
         )
     for variant in all_variants(LmVariant, config):
-        variant.codebook_spec.check(model.config.shape(data.length))
+        check_codebooks(variant, model.config.shape(data.length))
     if max(config.anchor_tokens) >= data.length:
         raise ConfigError("anchor_tokens", max(config.anchor_tokens), f"must be less than data.length={data.length}")
     each, need = data.length - max(config.anchor_tokens), max(config.codebook_sizes)
@@ -203,19 +213,20 @@ def _check(config: AccuracyLmConfig, model: Llama | Gpt2) -> None:
 
 
 def _measured(nll_N: Tensor, uncompressed_N: Tensor) -> Measured:
-    """Perplexity, and its change against the uncompressed baseline in percent.
+    """Perplexity, and its change against the uncompressed baseline in percent; infinite where float64 ends.
 
     Intervals are those of the mean log-likelihood, and so of ratios of perplexities.
     """
-    low, high = map(math.exp, bootstrap_interval(nll_N.numpy()))
     rise_N = nll_N - uncompressed_N
-    change_low, change_high = (_percent(bound) for bound in bootstrap_interval(rise_N.numpy()))
+    low, high = torch.tensor(bootstrap_interval(nll_N.numpy()), dtype=torch.float64).exp().tolist()
+    changes = [rise_N.mean().item(), *bootstrap_interval(rise_N.numpy())]
+    change, change_low, change_high = (100 * torch.tensor(changes, dtype=torch.float64).expm1()).tolist()
     return Measured(
         examples=len(nll_N),
         value=perplexity(nll_N),
         value_low=low,
         value_high=high,
-        change=_percent(rise_N.mean().item()),
+        change=change,
         change_low=change_low,
         change_high=change_high,
         unit=" perplexity",
@@ -223,20 +234,5 @@ def _measured(nll_N: Tensor, uncompressed_N: Tensor) -> Measured:
     )
 
 
-def _percent(log_ratio: float) -> float:
-    return 100 * math.expm1(log_ratio)
-
-
 def _digest(windows_NS: Tensor) -> str:
     return hashlib.sha256(windows_NS.numpy().tobytes()).hexdigest()
-
-
-def _cached(path: Path) -> Tensor | None:
-    """The likelihoods in a file; None if it is missing, or damaged, with a warning."""
-    if not path.exists():
-        return None
-    try:
-        return load_file(path)["nll"]
-    except (SafetensorError, KeyError) as error:
-        warnings.warn(f"{path} is damaged ({error}); computing it again", stacklevel=3)
-        return None

@@ -7,7 +7,7 @@ the fine-tuned model.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from experiments.accuracy_common import (
     Measured,
     Subject,
     Variant,
+    check_codebooks,
     fine_tune,
     measure_all,
 )
@@ -32,10 +33,12 @@ from testbed.astra.training.settings import TrainingSettings
 from testbed.astra.training.vit import AstraVit, ClassTokens
 from testbed.astra.vit_codebooks import codebooks_of_examples
 from testbed.config.schema import AccuracyConfig
-from testbed.datasets.images import Splits, cifar100, fashion_mnist, image_folder
+from testbed.datasets.images import Splits, check_images, cifar100, fashion_mnist, image_folder
 from testbed.errors import ConfigError
 from testbed.models.weights import ModelChoice, build_model
+from testbed.progress import counted
 from testbed.results.bootstrap import bootstrap_interval
+from testbed.results.provenance import short_hash
 from testbed.results.run_folder import RunFolder
 
 RECIPE = 1  # to be raised with every change that alters trained models, so that older ones in the cache are not used
@@ -54,10 +57,11 @@ def run(config: AccuracyConfig, backend: str, folder: RunFolder) -> int:
 
 
 def load_data(config: AccuracyConfig) -> Splits:
-    """The configured images. Raises EnvironmentFault if they are missing, ConfigError if they do not fit the model."""
-    data, patch = config.data, config.model.patch
-    if data.side % patch:
-        raise ConfigError("model.patch", patch, f"must divide data.side={data.side}")
+    """The configured images, of those for training ``data.train_examples``. None is opened that is a file of its own.
+
+    Raises EnvironmentFault if they are missing or too few, ConfigError if they do not fit the model.
+    """
+    data = config.data
     if data.name == "fashion_mnist":
         splits = fashion_mnist(data.side, *([Path(data.folder)] if data.folder else []))
     else:
@@ -66,36 +70,46 @@ def load_data(config: AccuracyConfig) -> Splits:
         raise ConfigError("model.classes", config.model.classes, f"{data.name} has {splits.classes}")
     if data.train_examples > len(splits.train):
         raise ConfigError("data.train_examples", data.train_examples, f"{data.name} has {len(splits.train)}")
-    return splits
+    count = data.train_examples or len(splits.train)
+    return replace(splits, train=splits.train.part(torch.arange(count)))
 
 
 class _Bench(AccuracyBench[VitVariant]):
     """The uncompressed baseline, its results on the test part, and the data."""
 
     def __init__(self, config: AccuracyConfig, folder: RunFolder):
+        if config.data.side % config.model.patch:
+            raise ConfigError("model.patch", config.model.patch, f"must divide data.side={config.data.side}")
         tokens, choice = (config.data.side // config.model.patch) ** 2, ModelChoice(**asdict(config.model))
         shape = choice.vit_config(tokens).shape
         for variant in all_variants(VitVariant, config):
-            variant.codebook_spec.check(shape)
+            check_codebooks(variant, shape)
         super().__init__(config, folder, Subject(config.model.name, config.data.name, "accuracy_pct", shape))
         self.config = config
-        splits = load_data(config)
-        count = config.data.train_examples or len(splits.train)
-        self.examples = splits.train.part(torch.arange(count))
-        self.validation, self.test = splits.validation, splits.test
+        self.splits = load_data(config)
+        _check(config, tokens, len(self.splits.train))
         self.uncompressed = AstraVit(build_model(choice, tokens, config.seed))
-        self.recipe = {
-            "model": asdict(config.model),
-            "data": asdict(config.data),
-            "uncompressed": asdict(config.uncompressed),
-        }
-        self.recipe |= {"seed": config.seed, "recipe": RECIPE}
-        self._uncompressed_correct: Tensor | None = None
+        data = {key: value for key, value in asdict(config.data).items() if key != "folder"}
+        self.recipe: dict[str, Any] = {"model": asdict(config.model), "data": data, "seed": config.seed}
+        self.recipe |= {"uncompressed": asdict(config.uncompressed), "recipe": RECIPE}
+
+    def inputs(self) -> str:
+        count = len(self.splits.train) + len(self.splits.validation) + len(self.splits.test)
+        with counted(f"checking {count} images") as report:
+            self.recipe["images"] = check_images(self.splits, report)
+        return short_hash(self.recipe["images"])
+
+    def prepare(self) -> None:
+        settings = _uncompressed_settings(self.config)
+        examples, validation = self.splits.train, self.splits.validation
+        cost = fine_tune(self.uncompressed, examples, validation, settings, self.recipe, section="uncompressed")
+        self.uncompressed.requires_grad_(False)
+        self.uncompressed_correct = correct = correctness(self.uncompressed, self.splits.test, 1)
+        self.write(self.row(UNCOMPRESSED, None, 1), lambda: _measured(correct, correct), cost)
 
     def measure(self, variant: VitVariant) -> None:
-        self._uncompressed()
-        model = self.uncompressed.model
-        codebooks_LIKd, rotation_LDD = codebooks_of_examples(model, self.examples, variant.codebook_spec, variant.seed)
+        model, examples = self.uncompressed.model, self.splits.train
+        codebooks_LIKd, rotation_LDD = codebooks_of_examples(model, examples, variant.codebook_spec, variant.seed)
         quantizer = VectorQuantizer(codebooks_LIKd, variant.vq, rotation_LDD)
         class_tokens = cast(ClassTokens, variant.class_tokens)
         student = AstraVit(copy.deepcopy(model), quantizer, class_tokens, variant.int8_tokens)
@@ -105,28 +119,34 @@ class _Bench(AccuracyBench[VitVariant]):
             settings = variant.settings(self.config.training)
             recipe = self.recipe | {"variant": asdict(variant), "training": asdict(settings)}
             teacher = self.uncompressed if settings.objective.needs_teacher else None
-            cost = fine_tune(student, self.examples, self.validation, settings, recipe, teacher)
+            cost = fine_tune(student, examples, self.splits.validation, settings, recipe, teacher)
             self._evaluate(TRAINED, variant, student, cost)
-
-    def _uncompressed(self) -> Tensor:
-        """Whether the uncompressed baseline classifies each test image correctly, bool [images].
-
-        The first call trains the baseline and writes its row.
-        """
-        if self._uncompressed_correct is None:
-            settings = TrainingSettings(**asdict(self.config.uncompressed), seed=self.config.seed)
-            cost = fine_tune(self.uncompressed, self.examples, self.validation, settings, self.recipe)
-            self.uncompressed.requires_grad_(False)
-            self._uncompressed_correct = correct = correctness(self.uncompressed, self.test, 1)
-            self.write(self.row(UNCOMPRESSED, None, 1), _measured(correct, correct), cost)
-        return self._uncompressed_correct
 
     def _evaluate(self, stage: str, variant: VitVariant, student: AstraVit, cost: dict[str, Any]) -> None:
         """Write the rows of one model, for each number of devices."""
         for row in self.missing(variant).values():
             if row["stage"] == stage:
-                correct = correctness(student, self.test, row["devices"])
-                self.write(row, _measured(correct, self._uncompressed()), cost)
+
+                def measure(devices: int = row["devices"]) -> Measured:
+                    return _measured(correctness(student, self.splits.test, devices), self.uncompressed_correct)
+
+                self.write(row, measure, cost)
+
+
+def _uncompressed_settings(config: AccuracyConfig) -> TrainingSettings:
+    return TrainingSettings(**asdict(config.uncompressed), seed=config.seed)
+
+
+def _check(config: AccuracyConfig, tokens: int, examples: int) -> None:
+    """Raise ConfigError for settings that do not fit the number of training examples, before the first training."""
+    _uncompressed_settings(config).check(tokens, examples, "uncompressed")
+    need = max(config.codebook_sizes)
+    if examples * tokens < need:
+        allowed = f"must be {examples * tokens} at most: {examples} training images have {tokens} tokens each"
+        raise ConfigError("codebook_sizes", need, allowed)
+    if TRAINED in config.stages:
+        for variant in all_variants(VitVariant, config):
+            variant.settings(config.training).check(tokens, examples)
 
 
 def _measured(correct: Tensor, uncompressed_correct: Tensor) -> Measured:

@@ -100,7 +100,7 @@ def _measure_all(
     """Measure all points and write their rows. A fault fails only its point. Returns the number of failed points."""
     failed = done = 0
     fixed = {"topology": config.topology.name, "network": backend, "time_scale": config.time_scale}
-    fixed["all_gather"] = recovering.session.all_gather if config.transport == "tcp" else config.transport
+    fixed["all_gather"] = recovering.session.all_gather
     for link, batch in itertools.groupby(operations, lambda operation: operation.link):
         batch = list(batch)
         costs = {operation: _cost_s(config, recovering.session, operation) for operation in batch}

@@ -18,6 +18,7 @@ from analysis.load import results_file
 from analysis.paper.latency import paper_configs
 from analysis.report.__main__ import main as report_main
 from analysis.report.terminal import print_comparison
+from testbed.command import run_command
 from testbed.config.load import load_config
 from testbed.errors import TestbedError
 from testbed.network.sandbox import run_child
@@ -110,4 +111,4 @@ def _report(parts: list[PaperExperiment], lost: list[PaperExperiment], out: Path
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(NAME, main))

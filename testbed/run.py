@@ -12,18 +12,21 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from testbed.command import run_command
 from testbed.errors import ConfigError, EnvironmentFault, TestbedError
+from testbed.limits import limit_threads
 from testbed.results.schema import ANALYTIC
 
 if TYPE_CHECKING:
     from testbed.config.load import Config
     from testbed.results.run_folder import RunFolder
+    from topologies.link_graph import LinkGraph
 
 # Flags that only print information. Hydra handles them.
 INFORMING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 DETAILS = ("-p", "--package", "--resolve")  # options of --cfg
 SWEEPS = ("-m", "--multirun")
-OK, FAILED, BAD_INPUT = 0, 1, 2
+OK, FAILED = 0, 1
 SIGNALLED = 128  # an exit code above means: ended by signal (code - 128), as in shells
 
 MEANING = {
@@ -38,41 +41,48 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        return run_command("error", lambda: _command(words))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _command(words: list[str]) -> int:
+    try:
         _refuse_flags(words)
         if any(word.partition("=")[0] in INFORMING for word in words):
             return _inform()
         return _run(words)
-    except (ConfigError, EnvironmentFault) as error:
-        return _fail(error, BAD_INPUT)
+    except (ConfigError, EnvironmentFault):
+        raise  # bad input
     except TestbedError as error:
-        return _fail(error, FAILED)
-    except KeyboardInterrupt:
-        return SIGNALLED + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _refuse_flags(words: list[str]) -> None:
     """ConfigError for flags that do more than print information. One of Hydra's flags unpickles a file."""
     for flag in (word.partition("=")[0] for word in words if word.startswith("-")):
         if flag in SWEEPS:
-            allowed = "points are measured one after another on this machine; write lists instead, as devices=[2,4]"
+            allowed = "points are measured one after another on this machine; write lists instead, as 'devices=[2,4]'"
             raise ConfigError("flag", flag, allowed)
         if flag not in (*INFORMING, *DETAILS):
-            raise ConfigError("flag", flag, f"must be KEY=VALUE, or one of {' '.join(INFORMING)}")
+            raise ConfigError("flag", flag, f"must be KEY=VALUE without dashes, or one of {' '.join(INFORMING)}")
 
 
 def _run(words: list[str]) -> int:
     # Imported here because a mistyped flag or --help does not need these modules.
-    from testbed.config.load import load_config
+    from testbed.config.load import as_written, load_config
     from testbed.network.sandbox import inside
 
     config = load_config(words)
-    if inside():
-        return _measure(config, _folder(config))
-    folder = _prepare(config)
-    needs_sandbox = config.emulates and config.network.backend != ANALYTIC
-    return _supervise(config, words, folder) if needs_sandbox else _alone(config, folder)
+    try:
+        if inside():
+            return _measure(config, _folder(config))
+        folder = _prepare(config)
+        needs_sandbox = config.emulates and config.network.backend != ANALYTIC
+        return _supervise(config, words, folder) if needs_sandbox else _alone(config, folder)
+    except ConfigError as error:
+        raise as_written(error, words) from None
 
 
 def _prepare(config: Config) -> RunFolder:
@@ -87,7 +97,7 @@ def _prepare(config: Config) -> RunFolder:
     elif not config.force:
         _refuse_other_code(folder)
     if config.emulates:
-        _announce(requested, config.network.backend)
+        _announce(requested, config)
     sys.stdout.flush()
     return folder
 
@@ -131,9 +141,14 @@ def results_folder(config: Config) -> RunFolder:
     from testbed.network.probe import choose_backend
 
     if config.emulates:
-        config.network.backend = choose_backend(config.network.backend)
+        config.network.backend = choose_backend(config.network.backend, _graph(config))
         check_links(config)  # once more, because the chosen backend may not support these links
     return _folder(config)
+
+
+def _graph(config: Config) -> LinkGraph:
+    """The links of the run's largest cluster."""
+    return config.topology.graph(max(config.devices))
 
 
 def _folder(config: Config) -> RunFolder:
@@ -158,25 +173,29 @@ def _refuse_other_code(folder: RunFolder) -> None:
         raise ConfigError("resume", "true", allowed)
 
 
-def _announce(requested: str, backend: str) -> None:
-    """Print the network backend, and a warning if ``auto`` falls back to loopback."""
-    from testbed.network.probe import choose_backend
+def _announce(requested: str, config: Config) -> None:
+    """Print the network backend, what it lacks here, and a warning if ``auto`` falls back to loopback."""
+    from testbed.network.probe import shortcomings, try_mininet
 
+    backend = config.network.backend
     print(f"network: {backend} ({MEANING.get(backend, 'see conf/network/')})")
-    if requested == "auto" and backend == "loopback":
-        try:
-            choose_backend("mininet")
-        except EnvironmentFault as reason:
-            print(
-                f"WARNING: Mininet cannot run here: {reason}\n"
-                "WARNING: falling back to loopback. Latencies then show the emulator's pacing, not a network stack\n"
-                "WARNING: under load; rows, tables and plots say loopback. network=loopback silences this warning.",
-                file=sys.stderr,
-            )
+    warnings = []
+    if backend == "mininet":
+        warnings = shortcomings(try_mininet(_graph(config)))
+    elif requested == "auto" and backend == "loopback":
+        warnings = [
+            f"Mininet cannot run here: {try_mininet(_graph(config)).reason}",
+            "falling back to loopback. Latencies then show the emulator's pacing, not a network stack",
+            "under load; rows, tables and plots say loopback. network=loopback silences this warning.",
+            "python -m testbed.doctor lists what this machine can do, and what helps.",
+        ]
+    for warning in warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def _measure(config: Config, folder: RunFolder) -> int:
     """Run the experiment and print its summary. Called in the sandbox, or without one."""
+    limit_threads()
     experiment = importlib.import_module(f"experiments.{config.runner}")
     try:
         failed: int = experiment.run(config, config.network.backend, folder)
@@ -193,16 +212,17 @@ def _inform() -> int:
     """Let Hydra handle --help, --cfg, --info and shell completion. It reads sys.argv and runs no experiment."""
     import hydra
 
-    from testbed.config.load import CONF, register_methods
+    from testbed.config.compose import register_methods
+    from testbed.config.fields import CONF
+    from testbed.config.words import hydra_words, read_words
 
     register_methods()
+    settings = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    if settings and not {"-sc", "--shell-completion"} & set(sys.argv):
+        others = [word for word in sys.argv[1:] if word not in settings]
+        sys.argv[1:] = [*others, *hydra_words(read_words(settings))]
     hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda config: None)()
     return OK
-
-
-def _fail(error: TestbedError, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:

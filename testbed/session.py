@@ -19,7 +19,6 @@ from testbed.config.schema import Config, LatencyConfig
 from testbed.device.spec import Device
 from testbed.models.weights import Choice
 from testbed.network.backend import Network
-from testbed.network.sandbox import scratch
 from testbed.network.shaping import QUEUE_KB, SHAPERS
 from testbed.output import Output
 from topologies.link_graph import Hop, LinkGraph
@@ -47,14 +46,14 @@ def open_session(config: Config, backend: str, devices: int) -> Session:
     scale = 1.0 if config.time_scale == AUTO else config.time_scale
     queue_kb = config.queue_kb if isinstance(config, LatencyConfig) else QUEUE_KB
     graph = config.topology.graph(devices)
-    return Session(backend, graph, config.transport, scale, config.timeout_s, config.all_gather, queue_kb)
+    return Session(backend, graph, scale, config.timeout_s, config.all_gather, queue_kb)
 
 
 class Session:
     """An actor on each device of a graph, joined by the graph's emulated links. A context manager.
 
-    transport: ``tcp`` or ``gloo``. time_scale: links are slower than requested by this factor, like the device's clock.
-    timeout_s: seconds that joining may take, and that one operation may take beyond the time of its bytes on the link.
+    time_scale: links are slower than requested by this factor, like the device's clock. timeout_s: seconds that joining
+    may take, and that one operation may take beyond the time of its bytes on the link.
     all_gather: an algorithm of testbed.comm.schedule, or ``auto`` for the one that suits the links. queue_kb: queue
     length of switch ports.
     """
@@ -63,13 +62,12 @@ class Session:
         self,
         backend: str,
         graph: LinkGraph,
-        transport: str = "tcp",
         time_scale: float = 1.0,
         timeout_s: float = 30.0,
         all_gather: str = AUTO,
         queue_kb: float = QUEUE_KB,
     ):
-        self.graph, self.devices, self.transport = graph, graph.devices, transport
+        self.graph, self.devices = graph, graph.devices
         self.time_scale, self.timeout_s, self.queue_kb = time_scale, timeout_s, queue_kb
         self.all_gather = graph.all_gather(all_gather)
         self.network = make_network(backend, graph)
@@ -94,15 +92,10 @@ class Session:
         addresses = self.cluster.call_each(
             "listen", [(ip,) for ip in self.network.device_data_ips], timeout_s=self.timeout_s, phase="listen"
         )
-        if self.transport == "gloo":
-            store = str(scratch() / f"gloo-{time.monotonic_ns()}")
-            args = [(ip, store, self.timeout_s) for ip in self.network.device_data_ips]
-            self.cluster.call_each("connect_gloo", args, timeout_s=self.timeout_s + ANSWER_S, phase="connect")
-        else:
-            token = os.urandom(16)
-            self.cluster.call(
-                "connect", addresses, token, self.timeout_s, timeout_s=self.timeout_s + ANSWER_S, phase="connect"
-            )
+        token = os.urandom(16)
+        self.cluster.call(
+            "connect", addresses, token, self.timeout_s, timeout_s=self.timeout_s + ANSWER_S, phase="connect"
+        )
 
     def shape(self, bandwidth_mbps: float, shaper: str = SHAPERS[0], queue_kb: float | None = None) -> None:
         """Set the bandwidth of all data links (in the emulated device's time) while the cluster runs.
@@ -115,12 +108,12 @@ class Session:
         links = [(self.network.links_of(rank, self.all_gather),) for rank in range(self.devices)]
         self.cluster.call_each("set_links", links, timeout_s=self.timeout_s, phase="shape")
         pacings = [route.pacing for (of_rank,) in links for route in of_rank.routes.values()]
-        self._charges_burst_credit = self.transport == "tcp" and all(isinstance(p, BurstCredit) for p in pacings)
+        self._charges_burst_credit = all(isinstance(p, BurstCredit) for p in pacings)
         self.reshape_s = time.monotonic() - begin
 
     @property
     def burst_credit_bytes(self) -> int:
-        """Burst credit of an idle link for which messages are not charged; 0 if the transport charges for it."""
+        """Burst credit of an idle link for which messages are not charged; 0 if they are charged for it."""
         return 0 if self._charges_burst_credit else self.network.bucket_bytes
 
     def idle_bytes(self) -> int | None:

@@ -50,6 +50,7 @@ class EmulationTogether(LoadScopeScheduling):
 
 
 settings.register_profile("any machine", deadline=None)  # how long an example takes is the machine's affair
+settings.register_profile("long", parent=settings.get_profile("any machine"))  # see tests/anyone/command.py
 settings.load_profile("any machine")
 
 

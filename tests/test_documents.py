@@ -5,8 +5,10 @@ docs/extending.md, whose commands need their own files, has tests/test_extending
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,6 +87,40 @@ def test_a_command_exists_and_composes(where: str, line: str) -> None:
     if module == "experiments.paper":
         for config in paper.paper_configs()["config"]:
             load_config([f"+experiment={config}", *words])
+
+
+QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""")
+PATTERN = re.compile(r"[]*?[]|=~")  # a shell would look for files, or for a home folder
+EXPERIMENTS = sorted((ROOT / "conf/experiment").rglob("*.yaml"))
+PROPOSING = [path for name in ("testbed", "experiments", "analysis") for path in (ROOT / name).rglob("*.py")]
+
+
+def bare(line: str) -> str:
+    """A line of a shell without its comment and without what is in quotes."""
+    return re.sub(r"(^|\s)#.*", "", QUOTED.sub("", line))
+
+
+def test_commands_can_be_pasted_into_bash_and_zsh() -> None:
+    assert bare("""run 'a=[1]' "b=*" c=\\[ # [2]""").split() == ["run", "c="]
+    help_text = OmegaConf.load(ROOT / "conf/config.yaml").hydra.help.header
+    typed = [line for path in PAGES + ADDITIONS + DECISIONS for line in commands(path)]
+    typed += [line for path in EXPERIMENTS for line in re.findall("^# Run: (.*)", path.read_text(), re.MULTILINE)]
+    typed += [line for line in help_text.splitlines() if "testbed.run" in line]
+    assert len(typed) > 80
+    assert [line for line in typed if PATTERN.search(bare(line))] == []
+
+
+def sentences(path: Path) -> Iterator[str]:
+    """The texts of more than one word in a module; of f-strings the parts between values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
+
+
+def test_messages_propose_words_that_can_be_pasted() -> None:
+    unquoted = re.compile(r"(?<!['\w.])[\w.]+=\[")
+    found = [(path.name, text) for path in PROPOSING for text in sentences(path) if unquoted.search(text)]
+    assert found == []
 
 
 READERS = {"analysis.report": report_main, "analysis.compare": compare.main}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,11 @@ INSERTIONS = re.findall(
 )
 COMMANDS = re.findall(r"^\.venv/bin/python -m testbed\.run (.*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
 CHECK = """
+import shlex
 import sys
 from testbed.config.load import load_config
 for line in sys.stdin.read().splitlines():
-    print(load_config([word for word in line.split() if not word.startswith("network=")]).experiment)
+    print(load_config([word for word in shlex.split(line) if not word.startswith("network=")]).experiment)
 """
 
 
@@ -66,7 +68,7 @@ def test_commands_are_accepted(copy: Path) -> None:
 
 def test_a_column_needs_no_more_than_the_page_says(copy: Path, tmp_path: Path) -> None:
     (command,) = (command for command in COMMANDS if "network=analytic" in command)
-    done = python(copy, "-m", "testbed.run", *command.split(), f"results_dir={tmp_path}")
+    done = python(copy, "-m", "testbed.run", *shlex.split(command), f"results_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pd.read_csv(tmp_path / "latest" / "results.csv").set_index("method")
     assert rows["device_macs"].notna().all()

@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the lowest package to the highest. A module belongs to the longest name that its own name begins with.
 PACKAGES = """
-testbed.errors testbed.progress testbed.output
+testbed.errors testbed.limits testbed.git_lfs testbed.command testbed.progress testbed.output
 testbed.results testbed.device testbed.comm topologies testbed.network
 testbed.models testbed.datasets testbed.astra
 testbed.compressed_collectives testbed.methods
-testbed.config testbed.grid testbed.cluster testbed.session
+testbed.config testbed.grid testbed.cluster testbed.session testbed.doctor
 analysis
 experiments.cost_model experiments.measurement experiments
 testbed.run
@@ -24,8 +24,8 @@ ORDER = PACKAGES.split()
 # Narrower than the order: what a package may import of those before it.
 ONLY = {
     "testbed.comm": {"testbed.errors", "testbed.device"},  # so no models
-    "testbed.models": {"testbed.errors", "testbed.results"},  # so no devices, transport or methods
-    "analysis": {"testbed.errors", "testbed.results"},  # it reads files
+    "testbed.models": {"testbed.errors", "testbed.git_lfs", "testbed.results"},  # so no devices, transport or methods
+    "analysis": {"testbed.errors", "testbed.command", "testbed.progress", "testbed.results"},  # it reads files
 }
 # Who may import the analysis: what ends a run with a report, and benchmarks, which read the rows of their runs.
 READERS = ("testbed.run", "experiments.paper", "experiments.benchmarks")

@@ -18,6 +18,7 @@ from testbed.config.load import load_config
 from testbed.errors import CommError, EnvironmentFault
 from testbed.grid import config_signature
 from testbed.network import probe, sandbox
+from testbed.network.probe import Trial
 from testbed.results.provenance import code_hash
 from testbed.results.run_folder import RunFolder
 from tests.results.test_run_folder import row
@@ -62,7 +63,11 @@ def test_cheap_checks_come_before_heavy_imports(tmp_path: Path) -> None:
     [
         ([], "error: +experiment=: is needed"),
         (["-m", SMOKE], "error: flag=-m: points are measured one after another"),
-        (["--fast", SMOKE], "error: flag=--fast: must be KEY=VALUE"),
+        (["--fast", SMOKE], "error: flag=--fast: must be KEY=VALUE without dashes"),
+        (["--devices=2", SMOKE], "error: flag=--devices: must be KEY=VALUE without dashes"),
+        (["-m", SMOKE, "devices=1,2"], "error: flag=-m: points are measured one after another"),
+        (["smoke"], "error: override=smoke: cannot be read; it must be KEY=VALUE; did you mean +experiment=smoke?"),
+        (["+experiment=Smoke"], "error: experiment=Smoke: unknown; did you mean smoke?"),
         (["--help", "--experimental-rerun", "x.pickle"], "error: flag=--experimental-rerun: must be"),
         (["--help", "--experimental-rerun=x.pickle"], "error: flag=--experimental-rerun: must be"),
         (["--help", "--exp=x.pickle"], "error: flag=--exp: must be"),  # argparse would complete it
@@ -81,6 +86,10 @@ def test_hydra_answers_questions_and_leaves_no_files(tmp_path: Path) -> None:
     assert shown.returncode == 0 and "experiment: smoke" in shown.stdout and "codebook_size: 1024" in shown.stdout
     part = command("--cfg", "job", "--package", "model", SMOKE, cwd=tmp_path)
     assert part.returncode == 0 and "hidden: 768" in part.stdout and "codebook_size" not in part.stdout
+    odd = command("--cfg", "job", "experiment=smoke", "results_dir=a=b ~", cwd=tmp_path)
+    assert odd.returncode == 0 and "results_dir: a=b ~" in odd.stdout
+    wrong = command("--cfg", "job", "+experiment=Smoke", cwd=tmp_path)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "did you mean smoke?" in wrong.stderr
     helped = command("--help", cwd=tmp_path)
     assert helped.returncode == 0
     for folder in {name.rpartition("/")[0] for name in choices("experiment")}:
@@ -134,11 +143,11 @@ def folder_of(tmp_path: Path, *words: str) -> RunFolder:
 def test_the_sandbox_gets_the_backend_that_was_found(
     supervised: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(probe, "missing_for_mininet", lambda: ["it needs root (run with sudo)"])
+    monkeypatch.setattr(probe, "try_mininet", lambda graph: Trial("hosts and links: not permitted"))
     code, words = supervised("seed=3")
     assert code == 0 and words[-2:] == ["network.backend=loopback", "loopback"]
     captured = capsys.readouterr()
-    assert captured.out.startswith("network: loopback") and "it needs root" in captured.err
+    assert captured.out.startswith("network: loopback") and "hosts and links: not permitted" in captured.err
     # What was measured on another backend is never mixed in: the signature has the one that was found.
     (folder,) = (tmp_path / "smoke").iterdir()
     assert folder.name == folder_of(tmp_path, "seed=3", "network=loopback").signature
@@ -147,10 +156,10 @@ def test_the_sandbox_gets_the_backend_that_was_found(
 def test_mininet_asked_for_and_impossible_is_bad_input(
     supervised: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(probe, "missing_for_mininet", lambda: ["brctl is missing (apt-get install bridge-utils)"])
+    monkeypatch.setattr(probe, "try_mininet", lambda graph: Trial("tc not found (on Debian: apt-get install iproute2)"))
     assert supervised("network=mininet") == (2, [])
     error = capsys.readouterr().err
-    assert "network=mininet" in error and "bridge-utils" in error and error.count("\n") == 1
+    assert "network=mininet" in error and "iproute2" in error and error.count("\n") == 1
 
 
 def test_after_a_signal_the_user_learns_where_the_points_are(
@@ -183,7 +192,9 @@ def test_rows_of_other_code_are_not_mixed_in_unless_forced(
     folder.write_manifest(runs)
     assert supervised("network=loopback") == (2, [])
     error = capsys.readouterr().err
-    assert error.startswith("error: resume=true: ") and "other code" in error and error.count("\n") == 1
+    assert (
+        error.startswith("error: resume=true (conf/config.yaml): ") and "other code" in error and error.count("\n") == 1
+    )
     assert supervised("network=loopback", "force=true")[0] == 0
     assert len(folder.rows()) == 1
 
@@ -225,7 +236,7 @@ def test_exit_codes(measured: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert measured(lambda folder: 3) == 1
     assert measured(fail(CommError("rank 2 is missing\nafter 5 s"))) == 1
     assert capsys.readouterr().err == "error: rank 2 is missing after 5 s\n"
-    assert measured(fail(EnvironmentFault("mnexec is missing"))) == 2
+    assert measured(fail(EnvironmentFault("tc is missing"))) == 2
     assert measured(fail(KeyboardInterrupt())) == 130
 
 

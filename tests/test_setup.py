@@ -7,8 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from testbed.doctor import PYTHONS
+
 ROOT = Path(__file__).parent.parent
-TARGETS = ("help", "setup", "test", "lint", "sweep", "smoke", "paper", "report", "bench", "soak", "docs", "clean")
+TARGETS = (
+    "help",
+    "setup",
+    "doctor",
+    "test",
+    "lint",
+    "sweep",
+    "smoke",
+    "paper",
+    "report",
+    "bench",
+    "soak",
+    "docs",
+    "clean",
+)
 
 
 def canonical(name: str) -> str:
@@ -58,3 +74,34 @@ def test_continuous_integration_runs_make_test():
 def test_packages_come_from_wherever_the_user_has_set_up(name):
     text = (ROOT / name).read_text()
     assert not re.search(r"--(extra-)?index-url|--find-links|(^|\s)-[if]\s*http|--trusted-host", text)
+
+
+def test_the_container_has_the_steps_of_make():
+    """The image is not built in tests, which have no container engine; its packages and steps are those of make."""
+    makefile, steps = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
+    (packages,) = re.findall(r"^DEBIAN := (.*)$", makefile, re.MULTILINE)
+    (installed,) = re.findall(r"apt-get install --no-install-recommends -y (.*) \\$", steps, re.MULTILINE)
+    assert set(packages.split()) <= set(installed.split())
+    assert "RUN make setup\n" in steps
+
+
+def test_the_range_of_pythons_is_the_same_everywhere():
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    (first, last) = (".".join(map(str, version)) for version in PYTHONS)
+    assert requires == f">={first},<3.{PYTHONS[1][1] + 1}"
+    assert f"not Python {first} to {last}" in (ROOT / "Makefile").read_text()
+    assert f"Python {first} to {last}" in (ROOT / "README.md").read_text()
+
+
+def test_another_python_is_refused_first_with_the_reason(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "-o", "debian", f"PYTHON={python}", f"READY={tmp_path}/ready", f"{tmp_path}/ready"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "torch and Ray have builds" in done.stderr

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from testbed.models.llama import Llama, LlamaConfig, Rotary
 from tests.datasets.test_token_windows import BYTES
@@ -42,3 +42,16 @@ def save_tiny_llama(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     BYTES.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def edit_config(folder: Path, **values: object) -> None:
+    """Set keys of the folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def edit_weights(folder: Path, **values: torch.Tensor | None) -> None:
+    """Set tensors of the folder's weights; None removes one. Dots of a name are written as ``__``."""
+    path = folder / "model.safetensors"
+    state = load_file(path) | {name.replace("__", "."): value for name, value in values.items()}
+    save_file({name: value.clone() for name, value in state.items() if value is not None}, path)

@@ -94,8 +94,8 @@ class LinkGraph:
 
     @property
     def is_star(self) -> bool:
-        """Whether each device has exactly one link, to the same switch, and all links have share 1."""
-        return self == star(self.devices)
+        """Whether each device has exactly one link, to the same switch, and all links have share 1; or is alone."""
+        return self.devices < 2 or self == star(self.devices)
 
     def busy_s(self, loads: Iterable[Load], rate_bps: float) -> dict[Hop, float]:
         """Seconds that each hop needs for its load. rate_bps: rate of a link with share 1."""

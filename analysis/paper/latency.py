@@ -33,7 +33,7 @@ def reported_figures(reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:
     Columns: table (of the paper), model, task, setting, method, groups, bandwidth_mbps, devices, tokens, metric, value,
     unit, kind. Empty cells are missing values.
     """
-    reported = pd.read_csv(reported_csv)
+    reported = pd.read_csv(reported_csv, keep_default_na=False, na_values=[""])
     return reported[reported["kind"] == "reported"]
 
 
@@ -44,7 +44,7 @@ def paper_configs() -> pd.DataFrame:
     the paper's numbers are not known), minutes and quick_minutes (approximate, on two cores; quick: with
     preset=quick), what (in words).
     """
-    return pd.read_csv(CONFIGS_CSV).fillna({"figures": ""})
+    return pd.read_csv(CONFIGS_CSV, keep_default_na=False)
 
 
 def paper_comparison(frame: pd.DataFrame, reported_csv: Path | str = REPORTED_CSV) -> pd.DataFrame:

@@ -73,7 +73,10 @@ def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list
         if base is not None:
             ours = measure(point, base)
             how = MODEL if is_analytic(frame) else short_modes(frame)
-            what = "; ".join(filter(None, [f"{point['devices']:g} devices", how, figure["remark"]]))
+            # Bytes follow from formulas; only computation was measured.
+            degraded = figure["quantity"] == "less_compute" and (point["degraded"] or base["degraded"])
+            words = [f"{point['devices']:g} devices", how, figure["remark"], "degraded fidelity" if degraded else ""]
+            what = "; ".join(filter(None, words))
             return [[f"{ours:.4g} {figure['unit']}", signed_pct(100 * (ours / figure["value"] - 1)), what]]
     return []
 

@@ -7,14 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-from analysis.load import ResultsError
 from analysis.report.render import print_pdf
 from analysis.report.write import write_pages
 from analysis.runs import find_runs
+from testbed.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns 0, or 1 if some folders cannot be read, or 2 if none can."""
+    """The command line. Returns 0, or 1 if some folders cannot be read, or 2 after an error, as if none can."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report", description="Write the report of one or several runs."
     )
@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="folder to write to; default: report/ in the folder that contains all of them"
     )
     arguments = parser.parse_args(argv)
-    try:
-        runs, problems = find_runs(arguments.results)
-    except ResultsError as fault:
-        print(f"report: {fault}", file=sys.stderr)
-        return 2
+    return run_command("report", lambda: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    runs, problems = find_runs(arguments.results)
     out = arguments.out or Path(os.path.commonpath([path.absolute() for path in arguments.results])) / "report"
     files = write_pages(runs, out, problems)
     pdf, reason = print_pdf(files[0])

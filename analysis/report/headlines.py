@@ -9,7 +9,15 @@ import pandas as pd
 from analysis.accuracy import TRAINED, UNCOMPRESSED
 from analysis.describe import by_corpus, evaluated_on, is_analytic, metric, metric_sign, setting
 from analysis.incast import incast_sentences
-from analysis.links import DEFAULT_SHAPER, LARGE_BYTES, TOLERANCE_TEXT, is_large, messages, without_incast
+from analysis.links import (
+    DEFAULT_SHAPER,
+    LARGE_BYTES,
+    TOLERANCE_TEXT,
+    is_large,
+    messages,
+    of_degraded,
+    without_incast,
+)
 from analysis.load import schema_of
 from analysis.points import points
 from analysis.text_table import number
@@ -17,7 +25,11 @@ from testbed.results.schema import ACCURACY, ANALYTIC, BASELINE, FIDELITY, LATEN
 
 
 def headlines(frame: pd.DataFrame) -> list[str]:
-    """Sentences about the rows of one run. No sentence rests on a degraded point; one says how many there are."""
+    """Sentences about the rows of one run.
+
+    No sentence about latencies rests on a degraded point, and no speed-up on a degraded ``single``; sentences say how
+    many there are. Sentences about links, which say how good they are, name degraded points.
+    """
     return list({LATENCY: _latency, FIDELITY: _fidelity, ACCURACY: _quality}[schema_of(frame)](frame))
 
 
@@ -33,11 +45,18 @@ def _latency(frame: pd.DataFrame) -> Iterator[str]:
     single = sound[sound["method"] == BASELINE]["latency_ms"]
     if len(single):
         yield f"One device needs {number(single.median())} ms ({setting(frame[frame['method'] == BASELINE])})."
-    parallel = sound[(sound["method"] != BASELINE) & sound["speedup"].notna()]
-    for bandwidth in sorted({parallel["bandwidth_mbps"].min(), parallel["bandwidth_mbps"].max()}):
+    fast = table[(table["method"] != BASELINE) & table["speedup"].notna()]
+    parallel = fast[~fast["speedup_degraded"]]
+    bandwidths = sorted(parallel["bandwidth_mbps"].dropna())
+    for bandwidth in dict.fromkeys([*bandwidths[:1], *bandwidths[-1:]]):
         here = parallel[parallel["bandwidth_mbps"] == bandwidth].sort_values("speedup", ascending=False)
         left_out = (table["degraded"] & (table["bandwidth_mbps"] == bandwidth)).any()
         yield from _at(here, bandwidth, " of the points that are not degraded" if left_out else "")
+    if compared := int((fast["speedup_degraded"] & ~fast["degraded"]).sum()):
+        yield (
+            f"{compared} of {len(fast)} speed-ups are degraded because the {BASELINE} that they are over is; the "
+            "sentences here leave them out."
+        )
     if degraded := int(table["degraded"].sum()):
         yield (
             f"{degraded} of {len(table)} points are degraded: links or cores did not deliver what they emulate. Tables "
@@ -52,8 +71,6 @@ def _latency(frame: pd.DataFrame) -> Iterator[str]:
 
 def _at(here: pd.DataFrame, bandwidth: float, among: str) -> Iterator[str]:
     """The fastest point at one bandwidth in Mbps, and the points slower than one device. among: words after fastest."""
-    if not bandwidth > 0 or here.empty:
-        return
     best = here.iloc[0]
     spread = f"range {number(best['speedup_min'])} to {number(best['speedup_max'])} over {best['repeats']} repeats"
     spread = spread if best["repeats"] > 1 else "one repeat"
@@ -82,13 +99,13 @@ def _fidelity(frame: pd.DataFrame) -> Iterator[str]:
     table = table[(table["shaper"] == DEFAULT_SHAPER) & is_large(table)]
     if table.empty and not incast:
         yield f"No message of {LARGE_BYTES:,} B or more was sent over links of shaper {DEFAULT_SHAPER}."
-    for (devices, rate), link in table.groupby(["devices", "rate_mbps"]):  # pyright: ignore[reportGeneralTypeIssues]
+    for (devices, rate), link in table.dropna(subset="ratio").groupby(["devices", "rate_mbps"]):  # pyright: ignore
         worst = link["ratio"].loc[(link["ratio"] - 1).abs().idxmax()]
         needed = link["needed_time_scale"].max(skipna=False)
         scale = "no time_scale" if pd.isna(needed) else "real time" if needed <= 1 else f"time_scale={needed:g}"
         yield (
             f"{devices:g} devices at {rate:g} Mbps: messages of {LARGE_BYTES:,} B and more take {worst:.2f} times "
-            f"their ideal time at worst; {scale} is enough for the tolerance ({TOLERANCE_TEXT})."
+            f"their ideal time at worst{of_degraded(link)}; {scale} is enough for the tolerance ({TOLERANCE_TEXT})."
         )
 
 
@@ -106,6 +123,7 @@ def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
     fine_tuned = rows[rows["stage"] == TRAINED]
     compressed = rows[rows["stage"] != UNCOMPRESSED]
     shown, how = (fine_tuned, "fine-tuned") if len(fine_tuned) else (compressed, "not fine-tuned")
+    shown = shown.dropna(subset=["change", "bits_per_token", "compression"])  # rows of another version lack them
     for (groups, size), of in shown.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
         most = of[of["devices"] == of["devices"].max()]
         best = most.loc[(most["change"] * metric_sign(frame)).idxmax()]

@@ -12,6 +12,7 @@ import jinja2
 
 from analysis.report.sections import Section
 from analysis.text_table import LATEX_PACKAGES
+from testbed.results.atomic_write import writing
 
 TEMPLATE = "page.html.j2"
 WRAP_CHARS = 24  # longer cells wrap, so that the widest table fits a page of 1200 pixels
@@ -82,12 +83,13 @@ def print_pdf(html: Path) -> tuple[Path | None, str]:
             "no PDF: printing the page needs Chromium (on Debian: apt-get install chromium-headless-shell)",
         )
     target = html.with_suffix(".pdf")
-    target.unlink(missing_ok=True)
+    with writing(target):
+        target.unlink(missing_ok=True)
     # The sandbox of Chromium does not work for root. The page has no scripts and requests nothing.
     flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     command = [browser, *flags, f"--print-to-pdf={target}", html.resolve().as_uri()]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_S)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PRINT_S)
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     except (OSError, subprocess.TimeoutExpired) as fault:
         reason = type(fault).__name__

@@ -98,7 +98,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         Section(
             "Speed-up against the number of devices",
             _each(by_devices, "devices", drawing, _devices),
-            f"Needs two numbers of devices. Run: {RUN} +experiment=bandwidth_sweep devices=[2,4,6]",
+            f"Needs two numbers of devices. Run: {RUN} +experiment=bandwidth_sweep 'devices=[2,4,6]'",
         ),
         Section(
             "Speed-up against the number of tokens",
@@ -129,7 +129,7 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
         Section(
             "Fidelity of the emulated links",
             [_links(run, _title(run, runs), where[id(run)], drawing) for run in links],
-            f"The links were not measured alone here. Run: {RUN} +experiment=fidelity rates=[10,100] devices=4",
+            f"The links were not measured alone here. Run: {RUN} +experiment=fidelity 'rates=[10,100]' devices=4",
         ),
         Section(
             "Comparison of compute modes",
@@ -229,7 +229,7 @@ def _pareto_hint(latency: list[pd.DataFrame], quality: list[Run]) -> str:
     if not quality or not latency:
         return (
             f"Needs latency and accuracy (or perplexity) of one model. Run: {RUN} +experiment=accuracy_vit, then "
-            f"{RUN} +experiment=bandwidth_sweep model=vit_tiny tokens=49 astra.groups=[1,8]"
+            f"{RUN} +experiment=bandwidth_sweep model=vit_tiny tokens=49 'astra.groups=[1,8]'"
         )
     models = ", ".join(dict.fromkeys(joined(frame, "model") for frame in latency))
     evaluated = ", ".join(dict.fromkeys(joined(run.frame, "model") for run in quality))

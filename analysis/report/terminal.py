@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -26,19 +26,23 @@ from analysis.report.write import write_report
 from analysis.runs import find_runs, read_run
 from analysis.scaling import tokens_tables
 from analysis.text_table import TextTable
+from testbed.progress import console as message_console
 from testbed.results.schema import ACCURACY, FIDELITY, LATENCY
 
 PLAIN_WIDTH = 140  # characters in a line, if the output is no terminal
+UNLIMITED = 1 << 20  # characters in a line, to find how many a table needs
+LONGEST_WORD = 24  # characters; longer words may be folded, as paths in error messages are
 
 
 def summarize(folder: Path, console: Console | None = None) -> None:
-    """Write the report of a results folder, which may be incomplete, and print its tables.
+    """Print the tables of a results folder, which may be incomplete, and write its report.
 
-    Raises analysis.load.ResultsError if the folder has no readable rows.
+    Raises analysis.load.ResultsError if the folder has no readable rows, and TestbedError if the report cannot be
+    written.
     """
     run = read_run(folder)
-    frame, files = run.frame, write_report(folder, run)
-    console = _wide(console or Console())
+    frame = run.frame
+    console = console or message_console(PLAIN_WIDTH)
     console.print()
     console.print(Text(f"{frame['experiment'].iloc[0]}: {setting(frame)}", style="bold"), soft_wrap=True)
     for line in modes(frame):
@@ -47,6 +51,7 @@ def summarize(folder: Path, console: Console | None = None) -> None:
         console.print(Text(f"  note: {note}"), soft_wrap=True)
     for table in tables(frame):
         _print(table, console)
+    files = write_report(folder, run)
     console.print()
     for path in _places(folder, files):
         console.print(Text(f"  {path}"), soft_wrap=True)
@@ -58,7 +63,7 @@ def print_comparison(folders: Sequence[Path]) -> None:
     Raises analysis.load.ResultsError if no folder has readable rows.
     """
     runs, _ = find_runs(folders)
-    _print(_in_short(comparison(runs)), _wide(Console()))
+    _print(_in_short(comparison(runs)), message_console(PLAIN_WIDTH))
 
 
 def _in_short(table: TextTable) -> TextTable:
@@ -76,31 +81,30 @@ def _in_short(table: TextTable) -> TextTable:
     return replace(table, rows=found, notes=[*table.notes, *notes, "tables.md has a row for each result"])
 
 
-def _wide(console: Console) -> Console:
-    """The console itself if it is a terminal, else one that is wide enough for tables."""
-    if console.is_terminal:
-        return console
-    return Console(file=console.file, width=max(console.width, PLAIN_WIDTH), no_color=True)
-
-
 def _print(table: TextTable, console: Console) -> None:
     console.print()
-    console.print(_rich(table))
+    grid = _rich(table)
+    least = console.measure(grid, options=console.options.update(width=UNLIMITED)).minimum
+    if least > console.width:  # else rich cuts numbers and drops labels; so the terminal wraps the lines
+        grid.width = least
+    console.print(grid, crop=False)
     for note in table.notes:
         console.print(Text(f"  {note}"), soft_wrap=True)
 
 
 def _rich(table: TextTable) -> Table:
-    grid = Table(
-        title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2)
-    )
+    """The table for the terminal. Its texts are Text, so none of them is markup."""
+    grid = Table(title=Text(table.title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 2))
     for index, name in enumerate(table.columns):
         left = index == 0 or name in table.left
         # a value with its interval may wrap; a number must not be cut
         wraps = name in table.left or any(" " in row[index] for row in table.rows)
-        grid.add_column(escape(name), justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
+        cells = [name, *(row[index] for row in table.rows)]
+        words = [min(len(word), LONGEST_WORD) for cell in cells for word in cell.split()] if wraps else map(len, cells)
+        look: dict[str, Any] = {"justify": "left" if left else "right", "no_wrap": not wraps, "overflow": "fold"}
+        grid.add_column(Text(name), min_width=max(words, default=0), **look)
     for row in table.rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*map(Text, row))
     return grid
 
 

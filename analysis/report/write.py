@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.describe import is_analytic
-from analysis.load import fact
+from analysis.load import ResultsError, fact
 from analysis.report.figure_files import Drawing
 from analysis.report.render import latex, markdown, page
 from analysis.report.sections import sections
 from analysis.runs import Run, read_run
+from testbed.results.atomic_write import writing
 
 
 def write_report(folder: Path | str, run: Run | None = None) -> list[Path]:
@@ -26,8 +28,12 @@ def write_pages(runs: Sequence[Run], out: Path, problems: Sequence[str] = ()) ->
     """Write report.html, tables.md, tables.tex and the figures of these runs to ``out``, and return the files.
 
     Figures of an earlier report in ``out`` are removed. problems: one line for each folder that cannot be shown.
+    Raises TestbedError with the name of the first file that cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise ResultsError(f"{out}: no folder, so no report can be written to it")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     drawing = Drawing(out)
     found = sections(list(runs), drawing)
     title = _title(runs)
@@ -37,9 +43,11 @@ def write_pages(runs: Sequence[Run], out: Path, problems: Sequence[str] = ()) ->
         "tables.tex": latex(found),
     }
     for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8")
+        with writing(out / name):
+            (out / name).write_text(text, encoding="utf-8")
     for path in {out / "report.pdf", *drawing.possible()} - set(drawing.drawn):
-        path.unlink(missing_ok=True)
+        with writing(path):
+            path.unlink(missing_ok=True)
     return [*(out / name for name in texts), *drawing.drawn]
 
 

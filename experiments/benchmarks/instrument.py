@@ -76,37 +76,24 @@ def _clusters() -> Iterator[Line]:
 
 
 def _all_gathers() -> Iterator[Line]:
-    """The testbed's TCP transport and gloo on the same links.
-
-    They are compared with two ideal times: payload over rate, and payload with packet headers over rate (the wire
-    ideal). A line mentions high CPU steal.
-    """
-    medians: dict[tuple[str, float, int], float] = {}
-    steal_by_point: dict[tuple[float, int], float] = {}
-    for transport in ("tcp", "gloo"):
-        with Session("mininet", star(4), transport) as session:
-            for bandwidth in BANDWIDTHS:
-                session.shape(bandwidth)
-                for size in SIZES:
-                    steal_pct, medians[transport, bandwidth, size] = all_gather_s(session, size)
-                    steal_by_point[bandwidth, size] = max(steal_pct, steal_by_point.get((bandwidth, size), 0.0))
-    for bandwidth in BANDWIDTHS:
-        for size in SIZES:
-            ideal = 3 * size * 8 / (bandwidth * 1e6)
-            tcp, gloo = medians["tcp", bandwidth, size], medians["gloo", bandwidth, size]
-            what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
-            what += "".join(f" ({note})" for note in steal_notes(steal_by_point[bandwidth, size]))
-            if size < 10_000:
-                over_ms = 1e3 * (tcp - ideal)
-                measured = (
-                    f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms (gloo {1e3 * (gloo - ideal):+.2f})"
-                )
-                yield what, measured, "+1 ms", over_ms <= 1
-            else:
-                wire = 3 * wire_bytes(size) * 8 / (bandwidth * 1e6)
-                measured = f"{tcp / wire:.3f} x the wire ideal (gloo {gloo / wire:.3f}), "
-                measured += f"{tcp / ideal:.3f} x payload / rate = {1e3 * ideal:.1f} ms"
-                yield what, measured, "1.10 x wire", tcp / wire <= 1.10
+    """All-gathers beside two ideal times: payload over rate, and payload with packet headers over rate (wire ideal)."""
+    with Session("mininet", star(4)) as session:
+        for bandwidth in BANDWIDTHS:
+            session.shape(bandwidth)
+            for size in SIZES:
+                steal_pct, seconds = all_gather_s(session, size)
+                ideal = 3 * size * 8 / (bandwidth * 1e6)
+                what = f"all_gather 4 x {size} B at {bandwidth} Mbps"
+                what += "".join(f" ({note})" for note in steal_notes(steal_pct))
+                if size < 10_000:
+                    over_ms = 1e3 * (seconds - ideal)
+                    measured = f"{over_ms:+.2f} ms over payload / rate = {1e3 * ideal:.2f} ms"
+                    yield what, measured, "+1 ms", over_ms <= 1
+                else:
+                    wire = 3 * wire_bytes(size) * 8 / (bandwidth * 1e6)
+                    measured = f"{seconds / wire:.3f} x the wire ideal, "
+                    measured += f"{seconds / ideal:.3f} x payload / rate = {1e3 * ideal:.1f} ms"
+                    yield what, measured, "1.10 x wire", seconds / wire <= 1.10
 
 
 def _smoke() -> int:

@@ -72,6 +72,8 @@ def _speedups(folder: Path, targets: list[tuple[int, int, float]]) -> Iterator[l
         bound = f"{sequential:.2f} one after the other ({100 * (speedups['auto'] / sequential - 1):+.0f}%), "
         bound += f"{overlapped:.2f} overlapped"
         met = "yes" if speedups["auto"] >= target else "NO"
+        if (here["speedup_fidelity"] == "degraded").any():
+            met += " (degraded)"
         chosen = fast["optimizations_resolved"].iloc[0]
         yield [what, f"{speedups['paper']:.2f}", f"{speedups['auto']:.2f}", f"{target:g}", met, bound, chosen]
 

@@ -93,7 +93,7 @@ class PointCosts:
             "heads": shape.heads,
             "model": config.model.label,
             "topology": config.topology.name,
-            "all_gather": self.graph.all_gather(config.all_gather) if config.transport == "tcp" else config.transport,
+            "all_gather": self.graph.all_gather(config.all_gather),
             "queue_kb": config.queue_kb,
             "device_profile": config.device_mix or config.device.name,
             "optimizations_resolved": dict(self.resolved.settings).get("optimizations", ""),

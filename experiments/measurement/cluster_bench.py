@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,12 +14,13 @@ from experiments.measurement.recovery import RecoveringSession
 from experiments.measurement.time_scale import PassPlan, plan_passes
 from experiments.measurement.verify import Verification, verify
 from testbed.astra.codebooks import load_codebooks
-from testbed.cluster.priority import attainable_priority
 from testbed.cluster.worker import ForwardTiming
 from testbed.config.device_mix import emulated_devices
 from testbed.config.schema import LatencyConfig
+from testbed.device.priority import attainable_priority
 from testbed.errors import ClusterError, CommError
 from testbed.grid import Point
+from testbed.limits import usable_cores
 from testbed.methods.base import CodebookMethod
 from testbed.session import Session
 
@@ -37,7 +37,7 @@ def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_ma
     """
     if requested != "auto":
         return requested
-    enough = (os.cpu_count() or 1) > devices and core_macs_per_s > HOLD_SPEED_RATIO * device_macs_per_s
+    enough = usable_cores() > devices and core_macs_per_s > HOLD_SPEED_RATIO * device_macs_per_s
     return "hold" if enough else "replay"
 
 

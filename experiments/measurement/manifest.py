@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from testbed.config.schema import Config
+from testbed.errors import ConfigError
 from testbed.results.provenance import provenance
 from testbed.results.run_folder import RunFolder
 
@@ -14,9 +16,11 @@ from testbed.results.run_folder import RunFolder
 class Manifest:
     """The entry of one run, beside those of earlier runs of the folder. Every change is written immediately."""
 
-    def __init__(self, folder: RunFolder, config: Config):
+    def __init__(self, folder: RunFolder, config: Config, facts: Mapping[str, Any] | None = None):
+        """facts: further entries of this run."""
         self._folder, self._earlier = folder, folder.runs()
         self._entry: dict[str, Any] = {**provenance(), "config": dataclasses.asdict(config), "started": _now()}
+        self._entry |= facts or {}
         self._clusters: list[dict[str, Any]] = []
         self._write()
 
@@ -33,6 +37,21 @@ class Manifest:
     def _write(self) -> None:
         entry = self._entry | {"clusters": self._clusters, "last_written": _now()}
         self._folder.write_manifest([*self._earlier, entry])
+
+
+def refuse_other_inputs(folder: RunFolder, inputs: str, force: bool) -> None:
+    """ConfigError if rows of this folder are of other data or weights, although the configuration names the same.
+
+    inputs: a hash of the content of data and weights. force: raise nothing. Runs that did not record it are not
+    compared.
+    """
+    before = {run["inputs"] for run in folder.runs() if "inputs" in run}
+    if not force and folder.parquet.exists() and before - {inputs}:
+        allowed = (
+            f"{folder.path} was measured with other data or weights ({', '.join(sorted(before))}, now {inputs}); "
+            "resume=false measures again and keeps the old rows under another name, force=true continues anyway"
+        )
+        raise ConfigError("resume", "true", allowed)
 
 
 HIGHER_STEAL = "; CPU steal was not lower than before, so the earlier rows stay"

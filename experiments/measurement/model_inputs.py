@@ -26,8 +26,9 @@ from testbed.models.vit import VisionTransformer
 from testbed.models.weights import ModelChoice, load_model
 from testbed.network.sandbox import scratch
 from testbed.progress import counted
+from testbed.results.cache import cache_folder
 
-CACHE = ROOT / ".cache"
+CACHE = cache_folder(ROOT / ".cache")
 CodebookFiles = dict[CodebookSpec, Path]
 
 
@@ -54,7 +55,10 @@ class Assets:
 def assets_of(
     choice: ModelChoice | DecoderChoice, tokens: int, weights: list[Path], inputs: Tensor, codebooks: CodebookFiles
 ) -> Assets:
-    """Load the model from these files and run it on one device."""
+    """Load the model from these files and run it on one device.
+
+    Raises ConfigError (key ``model``) if the result is not finite: every method would then be compared with NaN.
+    """
     model = load_model(choice, tokens, *weights)
     x_BSD = model.embed(inputs)
     for block in model.blocks:
@@ -62,6 +66,8 @@ def assets_of(
     x_BSD = model.norm(x_BSD)
     logits = model.classify(x_BSD[:, 0])[0] if isinstance(model, VisionTransformer) else model.logits(x_BSD[0, -1])
     hidden = x_BSD[0, model.shape.class_tokens :]
+    if not (hidden.isfinite().all() and logits.isfinite().all()):
+        raise ConfigError("model", choice.name, "gives NaN or infinity on one device; expected finite results")
     return Assets(choice, model, weights, inputs, hidden, logits, codebooks, core_macs_per_s(model, inputs))
 
 

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from experiments.cost_model.point_costs import PointCosts
 from testbed.comm.wire import EXCHANGE_S
 from testbed.config.schema import AUTO
 from testbed.device.spec import Device
+from testbed.limits import usable_cores
 
 # Powers of two, so that only few rates must be calibrated.
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -73,7 +73,7 @@ def fitting_scale(
     links_mbps: the rates of all links that carry bytes, added up. pass_budget_s: seconds that a pass may take on this
     machine. cores: of this machine; default: all.
     """
-    shaped = links_mbps / (CORE_MBPS * (cores or os.cpu_count() or 1))
+    shaped = links_mbps / (CORE_MBPS * (cores or usable_cores()))
     undistorted = 1 / (1 + DISTORTION * latency_s / (messages * EXCHANGE_S)) if messages else 0.0
     slowest = min(SLOWEST_SCALE if messages else 1.0, pass_budget_s / latency_s)
     allowed = [scale for scale in SCALES if scale >= max(shaped, undistorted)] or [SCALES[-1]]

@@ -36,6 +36,7 @@ def prepare_vit_inputs(config: LatencyConfig, points: list[Point]) -> dict[int, 
     """
     choice = ModelChoice(**asdict(config.model))
     specs, tokens = codebook_specs(points), tokens_of(config, points)
+    inputs = {count: photograph(count, choice.patch) for count in tokens}  # before the work, because it may be refused
     weights = scratch() / "weights.safetensors"
     if config.checkpoint:
         student = open_result(Path(config.checkpoint), choice.vit_config(tokens[0]))
@@ -54,6 +55,4 @@ def prepare_vit_inputs(config: LatencyConfig, points: list[Point]) -> dict[int, 
         files[count] = [weights, scratch() / f"positions-{count}.safetensors"]
         positions = build_model(choice, count, config.seed).state_dict()[POSITIONS]
         save_tensors({POSITIONS: positions.contiguous()}, files[count][1])
-    return {
-        count: assets_of(choice, count, files[count], photograph(count, choice.patch), codebooks) for count in tokens
-    }
+    return {count: assets_of(choice, count, files[count], inputs[count], codebooks) for count in tokens}

@@ -15,6 +15,7 @@ from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.opq import pca_rotation
 from testbed.astra.quantizer import Codebooks, Quantizer
 from testbed.astra.training.ema_quantizer import nearest_codes
+from testbed.errors import TestbedError
 from testbed.models.shape import ModelShape
 
 ITERATIONS = 6  # k-means gains little beyond
@@ -42,8 +43,10 @@ def cluster(
 ) -> None:
     """Fill in one layer of the codebooks [L, I, K, W / G] of each spec, from samples of W numbers, float32.
 
-    ``progress(done, total)`` is called after each spec.
+    ``progress(done, total)`` is called after each spec. Raises TestbedError for samples that are not finite.
     """
+    if not np.isfinite(x_NW).all():
+        raise TestbedError(f"k-means: the activations of layer {layer} are not all finite numbers")
     for position, (spec, (codebooks_LIKd, rotation_LWW)) in enumerate(codebooks.items()):
         groups, residual_NW = spec.groups, x_NW
         if rotation_LWW is not None:

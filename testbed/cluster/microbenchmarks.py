@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from testbed.cluster.priority import realtime
 from testbed.cluster.synchronized_start import start_together
 from testbed.comm.group import Group
+from testbed.device.priority import realtime
 
 
 def time_operation(

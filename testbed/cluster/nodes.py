@@ -25,6 +25,7 @@ import psutil
 from testbed.cluster.answers import Answers
 from testbed.cluster.worker import DeviceWorker
 from testbed.errors import ClusterError
+from testbed.limits import usable_cores
 from testbed.network.backend import Network
 from testbed.network.sandbox import adopt_orphans, descendants, end_descendants, scratch
 
@@ -92,7 +93,7 @@ class Cluster:
 
     def __init__(self, network: Network, devices: int, grace_s: float):
         self.network, self.devices, self.grace_s = network, devices, grace_s
-        self.threads = max(1, (os.cpu_count() or 1) // devices)
+        self.threads = max(1, usable_cores() // devices)
         self._nodes: list[tuple[str, int | None, psutil.Process]] = []  # name, rank, process
         # Ray is started from a thread of its own, for two reasons. Only in the main thread does Ray replace our handler
         # of SIGTERM by one that ends the process without cleaning up. And an exception from a signal handler, which

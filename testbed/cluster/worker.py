@@ -18,13 +18,12 @@ import torch
 
 from testbed.astra.codebooks import load_codebooks
 from testbed.cluster.microbenchmarks import time_operation
-from testbed.cluster.priority import realtime
 from testbed.cluster.synchronized_start import start_together
 from testbed.comm.connect import connect, listen
-from testbed.comm.group import Group
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
 from testbed.device.clock import DeviceClock
+from testbed.device.priority import realtime
 from testbed.device.spec import Device
 from testbed.methods import load_method
 from testbed.methods.base import CodebookMethod, Method
@@ -61,7 +60,7 @@ class DeviceWorker:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         prctl(PR_SET_TIMERSLACK, 1)  # nanoseconds; by default, sleeps end up to 50 us late
-        self._group: Group | None = None
+        self._group: TcpGroup | None = None
         self._loaded: dict[str, tuple[Method, Any, DeviceClock]] = {}
 
     def node_ip(self) -> str:
@@ -82,17 +81,9 @@ class DeviceWorker:
         """Join the group over direct TCP. CommError names the ranks that do not join in time."""
         self._group = connect(self.rank, addresses, self._listener, token, timeout_s)
 
-    def connect_gloo(self, interface_address: str, store: str, timeout_s: float) -> None:
-        """Join the group over gloo, with a file store that all ranks share."""
-        from testbed.comm.gloo import GlooGroup
-
-        self._listener.close()
-        self._group = GlooGroup(self.rank, self.world, interface_address, store, timeout_s)
-
     def set_links(self, links: RankLinks) -> None:
         """Send as these links require from now on."""
-        if isinstance(self._group, TcpGroup):
-            self._group.set_links(links)
+        self._connected().set_links(links)
 
     def load(self, choice: Choice[Any], tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
         """Load the model and keep the input. Weights are mapped from files, so all actors share their memory."""
@@ -156,7 +147,7 @@ class DeviceWorker:
             late_s=clock.late_s,
         )
 
-    def _connected(self) -> Group:
+    def _connected(self) -> TcpGroup:
         if self._group is None:
             raise RuntimeError(f"rank {self.rank} is not connected")
         return self._group
@@ -168,9 +159,9 @@ class DeviceWorker:
         return time_operation(self._connected(), operation, payload_bytes, repeats, peers)
 
     def retransmits(self) -> int:
-        """TCP segments that this rank's data connections have retransmitted; 0 on transports without the counter."""
-        return self._group.retransmits() if isinstance(self._group, TcpGroup) else 0
+        """TCP segments that this rank's data connections have retransmitted; 0 where the system has no counter."""
+        return self._connected().retransmits()
 
     def congestion_control(self) -> list[str]:
-        """The TCP congestion controls of this rank's data connections; empty on transports that have none."""
-        return self._group.congestion_control() if isinstance(self._group, TcpGroup) else []
+        """The TCP congestion controls of this rank's data connections; empty where the system has no name."""
+        return self._connected().congestion_control()

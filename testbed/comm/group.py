@@ -6,6 +6,9 @@ frame and packet headers.
 
 Blocked time has two parts: ``wait_s`` until the first byte of the operation arrives (a peer is still busy, or the
 link's latency), and ``wire_s`` from then on. Of an asynchronous operation, only the time in ``Handle.wait`` counts.
+
+An operation reads what it sends with a function of torch, in the thread of its caller. A replay keeps the values of
+tensors that were read so (testbed.device.replay).
 """
 
 from __future__ import annotations

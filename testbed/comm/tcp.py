@@ -59,7 +59,8 @@ class TcpGroup(Group):
     ):
         self.rank, self.world = rank, world
         self.traffic = Traffic()
-        self._connections = (*to.values(), *source.values())
+        self._sending = tuple(to.values())
+        self._connections = (*self._sending, *source.values())
         self._wire = Exchange(rank, to, source, timeout_s, self.traffic)
         self._others = [(rank + step) % world for step in range(1, world)]  # in sending order
         self._worker: ThreadPoolExecutor | None = None
@@ -165,10 +166,13 @@ class TcpGroup(Group):
         return sum(int.from_bytes(info[TOTAL_RETRANS], sys.byteorder) for info in infos)
 
     def congestion_control(self) -> list[str]:
-        """The congestion controls in force on these connections, each once; empty where the system has no name."""
+        """The congestion controls of the connections on which this rank sends data, each once.
+
+        The other connections carry nothing but acknowledgements. Empty where the system has no name.
+        """
         if not hasattr(socket, "TCP_CONGESTION"):
             return []
-        names = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_BYTES) for c in self._connections)
+        names = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_BYTES) for c in self._sending)
         return sorted({name.rstrip(b"\0").decode() for name in names})
 
     def close(self) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from testbed.config.fields import CONF, choices
+from testbed.config import fields
+from testbed.config.compose import profile_origins
+from testbed.config.fields import choices
+from testbed.config.origins import Origins
 from testbed.config.schema import DeviceProfile, LatencyConfig
 from testbed.device.spec import Device
 from testbed.errors import ConfigError, nearest
 from testbed.results.schema import BASELINE
 
 
-def load_profiles(device_mix: str) -> dict[str, DeviceProfile]:
-    """Read the profiles that ``device_mix`` names: names in conf/device/ joined by +.
+def load_profiles(device_mix: str, origins: Origins) -> dict[str, DeviceProfile]:
+    """Read the profiles that ``device_mix`` names: names in conf/device/ joined by +. Adds the origins of their values.
 
     Their values are not checked here. Raises ConfigError for an unknown name or a file that is not a profile.
     """
@@ -22,13 +26,12 @@ def load_profiles(device_mix: str) -> dict[str, DeviceProfile]:
     for name in device_mix.split("+") if device_mix else []:
         if name not in choices("device"):
             raise ConfigError("device_mix", name, nearest(name, choices("device")))
-        text = (CONF / "device" / f"{name}.yaml").read_text()
-        if "${" in text:
-            raise ConfigError("device_mix", name, "must be a profile without ${...}; references are not resolved")
+        origins.update(profile_origins(name))
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(DeviceProfile), OmegaConf.create(text))
+            loaded = OmegaConf.load(fields.CONF / "device" / f"{name}.yaml")
+            merged = OmegaConf.merge(OmegaConf.structured(DeviceProfile), loaded)
             profiles[name] = OmegaConf.to_object(merged)
-        except Exception as error:  # OmegaConf and its YAML parser raise many kinds
+        except OmegaConfBaseException as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError("device_mix", name, f"must be a profile of a device: {reason}") from None
     return profiles

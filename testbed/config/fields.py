@@ -28,6 +28,11 @@ def checked(allowed: str, test: Callable[[Any], bool] = lambda value: True) -> A
     return field(metadata={"allowed": allowed, "test": test})
 
 
+def path(allowed: str, test: Callable[[str], bool] = lambda value: True) -> Any:
+    """A field for the path of a file or folder. ``~`` at its beginning is the home folder."""
+    return field(metadata={"allowed": allowed, "test": test, "path": True})
+
+
 def section() -> Any:
     """A field that is a dataclass itself. Its fields have their own rules."""
     return field()
@@ -46,6 +51,11 @@ def is_link_rate(mbps: float) -> bool:
 def is_time_scale(value: Any) -> bool:
     """Whether the value is a time scale: AUTO, or the factor by which everything runs slower."""
     return value == AUTO or (isinstance(value, float) and 0.1 <= value <= 1000)
+
+
+def link_rates() -> Any:
+    """A field for rates of links."""
+    return checked("numbers from 0.001 to 1000000 (Mbps), at least one", is_link_rate)
 
 
 def count() -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
+from testbed.command import run_command
 from testbed.config.fields import CONF, ROOT, choices
 from testbed.config.schema import SCHEMAS, Config
 from testbed.results.atomic_write import replacing
@@ -37,6 +39,11 @@ INTRODUCTION = """# Every key
 `python -m testbed.run +experiment=NAME KEY=VALUE ...` accepts every key on this page. A list `[a,b]` asks for several
 values. Keys with the mark *list* accept it, and so do all settings of methods. A value that is not allowed ends the
 run; the message names the key, the value and what is allowed.
+
+In a shell, a word with brackets needs quotes: `'devices=[2,4]'`. A folder, a file or a name is taken as it is typed,
+whatever its characters are; quotes around all of it are removed. `~` at the beginning of a folder or file is the home
+folder. In files, write numbers in decimal digits, `true` or `false`, and texts in quotes where YAML would read them as
+something else: `010` is 8 in YAML, and such values are refused.
 
 The default of a key is in parentheses. *set by the experiment* and *set by the choice* mean that the chosen file holds
 the value. `--cfg job` shows what a command would run. `--help` shows all defaults.
@@ -145,12 +152,13 @@ def _sentence(text: str) -> str:
     return text if not text or text.endswith((".", "?")) else f"{text}."
 
 
-def main() -> None:
-    """Write the page."""
+def main() -> int:
+    """Write the page. Returns the exit code."""
     with replacing(DOCUMENT) as path:
-        path.write_text(document())
+        path.write_text(document(), "utf-8")
     print(DOCUMENT.relative_to(ROOT))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("configuration", main))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.comm.schedule import ALL_GATHERS, AUTO
-from testbed.config.fields import checked, count, is_link_rate, is_positive, is_time_scale, name_in, one_of, section
+from testbed.config.fields import checked, count, is_positive, is_time_scale, link_rates, name_in, one_of, path, section
 from testbed.datasets.corpora import CORPORA
 from testbed.device.spec import Device
 from testbed.network.shaping import SHAPERS
@@ -90,8 +90,8 @@ class Topology:
     trunk_share: float = checked(SHARES, is_share)
 
     def graph(self, devices: int) -> LinkGraph:
-        """The links between ``devices`` devices. Raises ConfigError if the description does not fit this number."""
-        return link_graph(tuple(self.links), self.trunk_share, devices)
+        """The links between ``devices`` devices; none for one. ConfigError if the lines do not fit this number."""
+        return link_graph(tuple(self.links), self.trunk_share, devices) if devices > 1 else LinkGraph(devices, ())
 
 
 @dataclass
@@ -113,13 +113,12 @@ class Config:
     runner: str = name_in("runner")
     devices: list[int] = checked("whole numbers >= 1, at least one", lambda value: value >= 1)
     time_scale: Any = checked("a number from 0.1 to 1000, or auto", is_time_scale)
-    transport: str = one_of("tcp", "gloo")
     all_gather: str = one_of(AUTO, *ALL_GATHERS)
     repeats: int = count()
     point_budget_s: float = checked("a finite number > 0 (seconds)", is_positive)
     timeout_s: float = checked("a number from 0.1 to 86400 (seconds)", lambda value: 0.1 <= value <= 86400)
     seed: int = checked("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
-    results_dir: str = checked("a folder", bool)
+    results_dir: str = path("a folder", bool)
     resume: bool = checked("true or false")
     retry_failed: bool = checked("true or false")
     retry_degraded: bool = checked("true or false")
@@ -135,11 +134,11 @@ class LatencyConfig(Config):
     rows: ClassVar[RowSchema] = LATENCY
 
     methods: list[str] = checked("names in conf/method/, at least one")
-    bandwidths: list[float] = checked("numbers from 0.001 to 1000000 (Mbps), at least one", is_link_rate)
+    bandwidths: list[float] = link_rates()
     tokens: list[int] = checked("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
     queue_kb: float = checked("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
     compute_mode: str = one_of("auto", "execute", "hold", "replay")
-    checkpoint: str = checked("a file, or nothing")
+    checkpoint: str = path("a file, or nothing")
     device_mix: str = checked("names in conf/device/ joined by +, or nothing")
     partition: list[str] = one_of("equal", "speed")
     model: Model = section()
@@ -169,7 +168,7 @@ class LanguageModel:
     """A causal decoder and its tokenizer."""
 
     name: str = one_of("smollm2_135m_q4", "hub_folder")
-    folder: str = checked("a folder with config.json, safetensors and tokenizer.json")
+    folder: str = path("a folder with config.json, safetensors and tokenizer.json")
 
     @property
     def label(self) -> str:
@@ -196,7 +195,7 @@ class FidelityConfig(Config):
 
     rows: ClassVar[RowSchema] = FIDELITY
 
-    rates: list[float] = checked("numbers from 0.001 to 1000000 (Mbps), at least one", is_link_rate)
+    rates: list[float] = link_rates()
     sizes_bytes: list[int] = checked(
         "multiples of 4 from 4 to 1000000000 (bytes), at least one", lambda value: 4 <= value <= 10**9 and not value % 4
     )
@@ -210,7 +209,7 @@ class Data:
     """The images on which a model is trained and evaluated."""
 
     name: str = one_of("fashion_mnist", "cifar100", "image_folder")
-    folder: str = checked("a folder")
+    folder: str = path("a folder")
     side: int = checked("a whole number from 1 to 4096 (pixels)", lambda value: 1 <= value <= 4096)
     train_examples: int = checked("a whole number >= 0", lambda value: value >= 0)
 
@@ -261,7 +260,7 @@ class Texts:
     """The texts on which a language model is trained and evaluated. Counts are windows of ``length`` tokens."""
 
     name: str = one_of("english", "wikitext103", "text_folder")
-    folder: str = checked("a folder")
+    folder: str = path("a folder")
     train: str = one_of(*(name for name, corpus in CORPORA.items() if corpus.trains))
     corpora: list[str] = one_of(*CORPORA)
     length: int = checked("a whole number from 2 to 1000000 (tokens)", lambda value: 2 <= value <= 1_000_000)

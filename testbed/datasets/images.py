@@ -10,9 +10,11 @@ Shape suffixes: N images, B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 import gzip
+import hashlib
+import math
+import warnings
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,25 +22,21 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from testbed.datasets.folders import is_data
+from testbed.datasets.image_files import class_folders
 from testbed.datasets.photographs import CHANNEL_MEAN, CHANNEL_STD
-from testbed.errors import EnvironmentFault
+from testbed.errors import EnvironmentFault, printable
+from testbed.git_lfs import PULL, is_pointer
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FIX = "on Debian: apt-get install dataset-fashion-mnist"
 CIFAR_FIX = "unpack cifar-100-binary.tar.gz (www.cs.toronto.edu/~kriz/cifar.html) there"
-# What converts to RGB without loss of range. Images of more bits would become nearly white.
-EIGHT_BIT_MODES = frozenset(
-    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-)
 VALIDATION_SHARE = 0.1  # of the training images
+FEWEST_TRAINING_IMAGES = math.floor(0.5 / VALIDATION_SHARE) + 1  # so that one of them or more is for validation
 SPLIT_SEED = 20250519  # fixed, so that no experiment validates on images that another one trained on
 CROP_PADDING = 2  # pixels
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-DECODER_THREADS = 4  # PIL decodes without the interpreter's lock
+CHECKED_AT_ONCE = 256  # images
 
 
 class Source(Protocol):
@@ -53,6 +51,14 @@ class Source(Protocol):
         """The images ``indices`` [B], uint8 [B, C, H, W]."""
         ...
 
+    def hashes(self, indices: Tensor) -> list[bytes]:
+        """A hash of the content of each image. Raises EnvironmentFault for an image that cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """How a message names an image."""
+        ...
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -64,33 +70,11 @@ class Memory:
     def read(self, indices: Tensor) -> Tensor:
         return self.pixels[indices]
 
+    def hashes(self, indices: Tensor) -> list[bytes]:
+        return [hashlib.sha256(pixels_CHW.numpy().tobytes()).digest() for pixels_CHW in self.pixels[indices]]
 
-@dataclass(frozen=True)
-class Files:
-    """Image files, decoded when they are read: the largest center square, scaled to ``side`` x ``side`` pixels."""
-
-    paths: list[Path]
-    labels: Tensor
-    side: int
-
-    def read(self, indices: Tensor) -> Tensor:
-        with ThreadPoolExecutor(DECODER_THREADS) as pool:
-            return torch.stack(list(pool.map(self._decode, indices.tolist())))
-
-    def _decode(self, index: int) -> Tensor:
-        try:
-            with Image.open(self.paths[index]) as image:
-                if image.mode not in EIGHT_BIT_MODES:
-                    raise ValueError(f"mode {image.mode}, more than 8 bits per channel; convert it to 8 bits")
-                width, height = image.size
-                short = min(width, height)
-                left, top = (width - short) / 2, (height - short) / 2
-                box = (left, top, left + short, top + short)
-                size = (self.side, self.side)
-                scaled = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, box, reducing_gap=3)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
-            raise EnvironmentFault(f"{self.paths[index]}: not a usable image ({error}); replace the file") from error
-        return torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
+    def name(self, index: int) -> str:
+        return f"image {index}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +143,9 @@ def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
     parts = []
     for name, count in (("train", 60_000), ("t10k", 10_000)):
         pixels = read_idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
-        labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz", (count,))
+        path = folder / f"{name}-labels-idx1-ubyte.gz"
+        labels = read_idx(path, (count,))
+        _check_labels(path, labels, 10)
         parts.append(Memory(pixels[:, None], labels.long()))
     return _in_memory(*parts, side=side, classes=10)
 
@@ -173,13 +159,19 @@ def cifar100(folder: Path, side: int = 32) -> Splits:
     parts = []
     for name, count in (("train", 50_000), ("test", 10_000)):
         path, size = folder / f"{name}.bin", count * (2 + 3 * 32 * 32)
-        if not path.is_file() and (folder / name).is_file():
-            raise EnvironmentFault(f"{folder / name}: pickles are not opened, they can run any code; {CIFAR_FIX}")
-        found = path.stat().st_size if path.is_file() else "no file"
-        if found != size:
-            raise EnvironmentFault(f"{path}: expected {size} bytes, found {found}; {CIFAR_FIX}")
-        # A record: coarse class, fine class, then 1024 red, 1024 green and 1024 blue values, row by row.
-        records = torch.from_numpy(np.fromfile(path, np.uint8).reshape(count, -1))
+        try:
+            if not path.is_file() and (folder / name).is_file():
+                raise EnvironmentFault(f"{folder / name}: pickles are not opened, they can run any code; {CIFAR_FIX}")
+            if is_pointer(path):
+                raise EnvironmentFault(f"{path} {PULL}")
+            found = path.stat().st_size if path.is_file() else "no file"
+            if found != size:
+                raise EnvironmentFault(f"{path}: expected {size} bytes, found {found}; {CIFAR_FIX}")
+            # A record: coarse class, fine class, then 1024 red, 1024 green and 1024 blue values, row by row.
+            records = torch.from_numpy(np.fromfile(path, np.uint8).reshape(count, -1))
+        except OSError as error:
+            raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from error
+        _check_labels(path, records[:, 1], 100)
         parts.append(Memory(records[:, 2:].unflatten(1, (3, 32, 32)), records[:, 1].long()))
     return _in_memory(*parts, side=side, classes=100)
 
@@ -188,29 +180,50 @@ def image_folder(folder: Path, side: int = 224) -> Splits:
     """ImageNet's layout: ``folder``/train/CLASS/*.jpg, and ``folder``/val/CLASS/*.jpg as the test part.
 
     side: pixels to which images are scaled. Channels are normalized by ImageNet's mean and standard deviation. Raises
-    EnvironmentFault if a part is missing or the parts have different classes.
+    EnvironmentFault if a part is missing, the parts have different classes, or train has too few images for a
+    validation part. Images are opened when they are read; see ``check_images``.
     """
-    classes: list[str] = []
-    sources = []
-    for name in ("train", "val"):
-        part = folder / name
-        entries = filter(is_data, part.iterdir()) if part.is_dir() else ()
-        found = sorted(path.name for path in entries if path.is_dir())
-        if not found or (classes and found != classes):
-            expected = f"the {len(classes)} class folders of train" if classes else "one folder for each class"
-            raise EnvironmentFault(
-                f"{part}: expected {expected}, found {len(found)}; ImageNet's layout is needed there"
-            )
-        classes = found
-        files = [
-            [path for path in sorted((part / c).iterdir()) if is_data(path) and path.suffix.lower() in IMAGE_SUFFIXES]
-            for c in found
-        ]
-        if empty := [c for c, paths in zip(found, files, strict=True) if not paths]:
-            raise EnvironmentFault(f"{part / empty[0]}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files]))
-        sources.append(Files([path for paths in files for path in paths], labels, side))
-    return _split(*sources, mean=CHANNEL_MEAN, std=CHANNEL_STD, side=side, classes=len(classes))
+    train, test, classes = class_folders(folder, side)
+    if len(train.labels) < FEWEST_TRAINING_IMAGES:
+        share = f"{VALIDATION_SHARE:.0%} of them are for validation"
+        need = f"{FEWEST_TRAINING_IMAGES} or more images, because {share}"
+        raise EnvironmentFault(f"{folder / 'train'}: expected {need}; found {len(train.labels)}")
+    return _split(train, test, mean=CHANNEL_MEAN, std=CHANNEL_STD, side=side, classes=classes)
+
+
+def check_images(splits: Splits, progress: Callable[[int, int], None]) -> str:
+    """Read every image once, so that an unusable one ends a run before its work. Returns a hash of images and labels.
+
+    progress(done, total): called after each batch. Images are not kept in memory. Warns of test images that are in the
+    training part too. Raises EnvironmentFault for an unusable image, and if no test image is left that is not in the
+    training part.
+    """
+    parts = (splits.train, splits.validation, splits.test)
+    digest, seen, known = hashlib.sha256(), set[bytes](), list[int]()
+    done, total = 0, sum(map(len, parts))
+    for part in parts:
+        for members in part.members.split(CHECKED_AT_ONCE):
+            hashes = part.source.hashes(members)
+            digest.update(b"".join(hashes) + part.source.labels[members].numpy().tobytes())
+            if part is splits.test:
+                known += [index for index, found in zip(members.tolist(), hashes, strict=True) if found in seen]
+            else:
+                seen.update(hashes)
+            done += len(members)
+            progress(done, total)
+        digest.update(b"end of part")
+    if known:
+        which = f"{len(known)} of {len(splits.test)} test images are training images too, as "
+        which += splits.test.source.name(known[0])
+        if len(known) == len(splits.test):
+            raise EnvironmentFault(f"{which}; no image is left that the model has not seen in training")
+        warnings.warn(printable(f"{which}; accuracies include what the model has seen in training"), stacklevel=2)
+    return digest.hexdigest()
+
+
+def _check_labels(path: Path, labels_N: Tensor, classes: int) -> None:
+    if (largest := int(labels_N.max())) >= classes:
+        raise EnvironmentFault(f"{path} is damaged: it has the label {largest}; expected 0 to {classes - 1}")
 
 
 def _in_memory(train: Memory, test: Memory, side: int, classes: int) -> Splits:
@@ -240,10 +253,14 @@ def _split(train: Source, test: Source, mean: Sequence[float], std: Sequence[flo
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     """A gzipped idx file of bytes: two zero bytes, type 8, number of dimensions, sizes as big-endian int32, values."""
     header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4) for size in shape)
+    if is_pointer(path):
+        raise EnvironmentFault(f"{path} {PULL}")
     try:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         raise EnvironmentFault(f"{path} is missing; {FASHION_MNIST_FIX}") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise EnvironmentFault(f"{path} is damaged ({error}); {FASHION_MNIST_FIX}") from error
     expected = len(header) + int(np.prod(shape))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from testbed.errors import EnvironmentFault
+from testbed.errors import DATA_FIX, EnvironmentFault
 from testbed.models.vit import patch_grid
 
 EVALUATION = "coffee.png"
@@ -85,7 +85,10 @@ def _open(name: str) -> Image.Image:
     spec = importlib.util.find_spec("skimage")
     path = Path(spec.origin).parent / "data" / name if spec and spec.origin else None
     if path is None or not path.is_file():
-        fix = "pip install --no-deps --require-hashes -r requirements-data.txt"
-        raise EnvironmentFault(f"photograph {name} needs the package scikit-image 0.26.0: {fix}")
-    with Image.open(path) as image:
-        return image.convert("RGB")
+        raise EnvironmentFault(f"photograph {name} needs the package scikit-image 0.26.0: {DATA_FIX}")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise classes without a common base
+        reason = " ".join(str(error).split())
+        raise EnvironmentFault(f"{path} is not the file of scikit-image 0.26.0 ({reason}): {DATA_FIX}") from error

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from testbed.datasets.corpora import corpus_named, documents
+from testbed.datasets.folders import content_hash
 from testbed.errors import ConfigError
-from testbed.models.weights import save_tensors
+from testbed.models.tensor_cache import cached_tensor
+from testbed.progress import counted
 
-RECIPE = 1  # raise it with every change of the tokens, so that older cache files are not used
+RECIPE = 2  # raise it with every change of the tokens, so that older cache files are not used
 BETWEEN = "\n\n"
 
 
@@ -54,7 +54,8 @@ def windows(
     """Windows [N, S] of ``length`` tokens that do not overlap, int64. count: how many; None for all.
 
     name: of a corpus (corpora.py); some need a ``folder``. split: ``train`` or ``held_out``. Windows are in a fixed
-    random order, so fewer windows are the first ones of more. The corpus is tokenized once and cached in ``cache_dir``.
+    random order, so fewer windows are the first ones of more. The corpus is tokenized once and cached in ``cache_dir``
+    under a hash of its files' contents.
 
     Raises ConfigError (``data.name``, ``data.split``, ``data.folder``, ``data.length``, ``data.windows``) for values
     that the corpus does not allow, EnvironmentFault if a package is missing. Both say what to do.
@@ -73,20 +74,22 @@ def windows(
 
 
 def _stream(name: str, tokenizer: Tokenizer, split: str, folder: Path | None, cache_dir: Path) -> Tensor:
-    """All tokens of one split, int32, from the cache if they are there."""
+    """All tokens of one split, int32, from the cache if they are there, under a hash of what the files hold."""
     files = corpus_named(name, split).locate(split, folder, cache_dir)
-    source = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    source = [(file.name, content_hash(file).hex()) for file in files]
     vocabulary = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     recipe = json.dumps({"recipe": RECIPE, "name": name, "split": split, "files": source, "tokenizer": vocabulary})
     path = cache_dir / f"tokens-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
-    if path.exists():
-        try:
-            return load_file(path)["ids"]
-        except (SafetensorError, KeyError) as error:
-            warnings.warn(f"{path} is damaged ({error}); tokenizing {name} again", stacklevel=3)
-    ids: list[int] = []
-    for _, text in documents(name, split, files):
-        # One document at a time: a batch would start threads, which do not survive a fork.
-        ids += tokenizer.encode(text + BETWEEN, add_special_tokens=False).ids
-    save_tensors({"ids": torch.tensor(ids, dtype=torch.int32)}, path, {"recipe": recipe})
-    return load_file(path)["ids"]
+    return cached_tensor(path, "ids", lambda: _tokenized(name, split, files, tokenizer), {"recipe": recipe})
+
+
+def _tokenized(name: str, split: str, files: Sequence[Path], tokenizer: Tokenizer) -> Tensor:
+    """The tokens of one split, int32."""
+    found, parts = documents(name, split, files), []
+    with counted(f"tokenizing {len(found)} documents of {name}") as report:
+        for number, (_, text) in enumerate(found, 1):
+            # One document at a time: a batch would start threads, which do not survive a fork.
+            ids = tokenizer.encode(text + BETWEEN, add_special_tokens=False).ids
+            parts.append(torch.tensor(ids, dtype=torch.int32))
+            report(number, len(found))
+    return torch.cat(parts)

@@ -67,6 +67,7 @@ class _ReadRecorder(TorchFunctionMode):
     """Records which of the watched tensors this thread passes to torch, views included and metadata reads excluded.
 
     A tensor is known by the address of its storage. Watched tensors must stay alive: a freed address may be reused.
+    C++ bindings that take tensors, as torch.distributed has, do not show here.
     """
 
     def __init__(self) -> None:

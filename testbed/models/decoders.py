@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from testbed.errors import ConfigError
 from testbed.models.gpt2 import Gpt2, Gpt2Config
@@ -15,6 +16,7 @@ from testbed.models.llama import Llama, LlamaConfig
 from testbed.models.smollm2 import SMOLLM2, load_smollm2, smollm2_tokenizer
 
 HUB_FOLDER = "hub_folder"
+MOST_UNKNOWN = 0.5  # of a text's tokens; a tokenizer that knows less of a text does not fit it
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,23 @@ def load_decoder(name: str, folder: str, cache_dir: Path) -> tuple[Llama | Gpt2,
     if name != HUB_FOLDER:
         return load_smollm2(cache_dir), smollm2_tokenizer(cache_dir)
     return _checked(load_hub(Path(folder)), folder), hub_tokenizer(Path(folder))
+
+
+def check_tokens(ids: Tensor, tokenizer: Tokenizer, config: LlamaConfig | Gpt2Config, folder: str) -> None:
+    """Raise ConfigError (key ``model.folder``) for token ids of a text that cannot be the model's.
+
+    ids: of any shape. The embedding lacks them, or most of them stand for what the tokenizer does not know.
+    """
+    largest, other = int(ids.max()), "tokenizer.json must be that of the model"
+    if largest >= config.vocabulary:
+        found = f"the text has token ids up to {largest}, the model's vocabulary ends at {config.vocabulary - 1}"
+        raise ConfigError("model.folder", folder, f"{found}; {other}")
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    index = None if unknown is None else tokenizer.token_to_id(unknown)
+    count = 0 if index is None else int((ids == index).sum())
+    if count > MOST_UNKNOWN * ids.numel():
+        found = f"{count} of {ids.numel()} tokens of the text are {unknown}, the token for what it does not know"
+        raise ConfigError("model.folder", folder, f"{found}; {other}, and of the text's language")
 
 
 def _checked(model: object, folder: str) -> Llama | Gpt2:

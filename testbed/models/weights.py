@@ -14,13 +14,14 @@ from typing import Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from testbed.errors import ConfigError, EnvironmentFault, nearest
 from testbed.models import vit_s14
+from testbed.models.tensor_files import read_tensors
 from testbed.models.vit import VisionTransformer, VitConfig
-from testbed.results.atomic_write import replacing
+from testbed.results.atomic_write import replacing, writing
 
 BIAS_STD = 0.02  # not zero, so that a comparison shows a bias that is lost or added twice
 POSITION_STD = 0.02
@@ -125,17 +126,17 @@ def load_model(choice: Choice[M], tokens: int, *paths: Path) -> M:
     resident pages still belong to the file after a forward pass. Processes that load the same file therefore share one
     copy in memory.
 
-    Raises EnvironmentFault if a file is missing, damaged, or holds another model.
+    Raises EnvironmentFault if a file is missing, damaged, or holds another model or numbers that are not finite.
     """
     path = paths[0]
     try:
-        state = {}
+        state: dict[str, Tensor] = {}
         for path in paths:
-            state |= load_file(path)
+            state |= read_tensors(path)[0]
         if others := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
             raise ValueError(f"it holds {', '.join(sorted(others))}; expected torch.float32")
         return _fill(_skeleton(choice, tokens), state)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) < 200 else f"{reason[:200]}..."
         message = f"{path}: no usable weights of {choice.name} at {tokens} tokens; build the file again ({reason})"
@@ -143,10 +144,17 @@ def load_model(choice: Choice[M], tokens: int, *paths: Path) -> M:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, which appears whole or not at all. The folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a safetensors file, which appears whole or not at all. The folder is made if it is missing.
+
+    Raises TestbedError, which names the file, if it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:  # what safetensors raises for a full disk
+            raise OSError(str(error)) from error
 
 
 def _skeleton(choice: Choice[M], tokens: int) -> M:

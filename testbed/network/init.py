@@ -9,28 +9,35 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+from testbed.network import sysctls
 from testbed.network.sandbox import SIGNALS, scratch
 
-PREPARE = """
-mount -t tmpfs -o mode=1777,size=75% tmpfs /dev/shm
-mount -t sysfs sysfs /sys
-ip link set lo up
-sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
-"""
-# Bridged packets must not pass through the machine's packet filter. The files exist only if br_netfilter is loaded.
-UNFILTERED = "/proc/sys/net/bridge/bridge-nf-call-"
+NOT_PREPARED = 2  # exit code; as for a machine that lacks something
+PREPARE = {
+    "a private /dev/shm": ["mount", "-t", "tmpfs", "-o", "mode=1777,size=75%", "tmpfs", "/dev/shm"],
+    "the loopback interface": ["ip", "link", "set", "lo", "up"],
+}
+# Bridges send router solicitations over IPv6. A kernel without IPv6 needs no setting.
+WITHOUT_IPV6 = dict.fromkeys(("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"), "1")
+# Bridged packets must not pass through the machine's packet filter. The settings exist only with br_netfilter.
+UNFILTERED = {f"net.bridge.bridge-nf-call-{table}": "0" for table in ("iptables", "ip6tables", "arptables")}
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` in the sandbox and return its exit code."""
+    """Run ``command`` in the sandbox and return its exit code; NOT_PREPARED after a line if a step fails."""
     import signal
 
-    subprocess.run(["sh", "-ec", PREPARE], check=True)
-    for table in ("iptables", "ip6tables", "arptables"):
-        if os.path.exists(UNFILTERED + table):
-            Path(UNFILTERED + table).write_text("0")
+    for what, words in PREPARE.items():
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"error: sandbox: {what}: {' '.join(done.stderr.split())}", file=sys.stderr)
+            return NOT_PREPARED
+    wanted = WITHOUT_IPV6 | UNFILTERED
+    for name, value in sysctls.apply(wanted).items():
+        if value not in (wanted[name], sysctls.MISSING):
+            print(f"error: sandbox: the setting {name} stays {value}; {wanted[name]} is needed", file=sys.stderr)
+            return NOT_PREPARED
     scratch().mkdir(parents=True)
     os.environ["TMPDIR"] = str(scratch())
     child = subprocess.Popen(command)

@@ -17,41 +17,42 @@ from typing import Any
 
 from mininet.log import setLogLevel
 from mininet.net import Mininet
-from mininet.node import Host
-from mininet.nodelib import LinuxBridge
 
 from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
 from testbed.errors import EnvironmentFault
+from testbed.network import sysctls
 from testbed.network.backend import Network
+from testbed.network.mininet_nodes import IpBridge, IpInterface, NamespaceHost, enter
 from testbed.network.probe import kernel_qdiscs
 from testbed.network.sandbox import scratch
 from testbed.network.shaping import QUEUE_KB, LinkPolicy
 from topologies.link_graph import Hop, LinkGraph
 from topologies.mininet_topo import LinkGraphTopo
 
-FORWARDING_TIMEOUT_S = 10.0
+FORWARDING_TIMEOUT_S = 4.0
 UNSHAPED_BPS = 1e10  # assumed rate before the first shape()
-SYSCTLS = (
-    "net.ipv6.conf.all.disable_ipv6=1",  # no router solicitations on an idle data link
+SYSCTLS = {
+    "net.ipv6.conf.all.disable_ipv6": "1",  # no router solicitations on an idle data link
     # Connections live as long as the run and are idle between layers. They must not return to slow start each time.
-    "net.ipv4.tcp_slow_start_after_idle=0",
-    "net.ipv4.ip_forward=1",
-    "net.ipv4.conf.all.rp_filter=0",  # the routes of the two directions may differ
-)
-LINK_SYSCTL = "net.ipv4.conf.{}.rp_filter=0"
+    "net.ipv4.tcp_slow_start_after_idle": "0",
+}
+FINE_WITHOUT = {"net.ipv6.conf.all.disable_ipv6": sysctls.MISSING}  # a kernel without IPv6
+# What hosts need that forward packets for others. The routes of the two directions may differ.
+FORWARDING = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.rp_filter": "0"}
+LINK_FORWARDING = "net.ipv4.conf.{}.rp_filter"
 # One core receives all packets. Otherwise the core that forwards a packet also receives it, packets on two cores
 # overtake each other, and TCP treats reordered packets as lost: it retransmits and slows down (docs/decisions/0006).
-RECEIVERS, ONE_CORE = Path("/proc/sys/net/core/rps_default_mask"), "1"
+RECEIVERS = {"net.core.rps_default_mask": "1"}
 ROUTE_OPTIONS = "initcwnd 64"
 
 
-class OrderedHost(Host):
+class OrderedHost(NamespaceHost):
     """A host on whose links one core receives all packets, whichever namespace creates them."""
 
     def __init__(self, name: str, **settings: Any):
         super().__init__(name, **settings)
-        self.cmd(f"test -w {RECEIVERS} && echo {ONE_CORE} >{RECEIVERS}")
+        sysctls.apply(RECEIVERS, enter(self.pid))  # kernels that have this setting for the machine only ignore it here
 
 
 class MininetNetwork(Network):
@@ -65,20 +66,29 @@ class MininetNetwork(Network):
         self.device_control_ips = [f"10.1.0.{rank + 1}" for rank in range(graph.devices)]
         self.device_data_ips = [f"10.2.0.{rank + 1}" for rank in range(graph.devices)]
         self._link = LinkPolicy(UNSHAPED_BPS)  # for a link whose share is 1
-        self._in_order = False
+        self.keeps_packet_order = False
+        self._sysctls: dict[str, str] = {}  # as read back
+        self.sysctl_refused: dict[str, str] = {}  # name -> the value that stays
 
     def __enter__(self) -> MininetNetwork:
         setLogLevel("error")
-        self._in_order = _keep_packets_in_order()  # on links that are created after this call
+        # On links that are created after this call.
+        self.keeps_packet_order = _kept(sysctls.apply(RECEIVERS), RECEIVERS)
         Mininet.inited = True  # skips fixLimits(), which would change the machine's sysctls permanently
-        self._net = Mininet(
-            LinkGraphTopo(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
-            host=OrderedHost,
-            switch=LinuxBridge,  # pyright: ignore[reportArgumentType] any Switch will do
-            controller=None,
-            autoSetMacs=True,
-        )
-        self._net.start()
+        try:
+            self._net = Mininet(
+                LinkGraphTopo(graph=self.graph, private_dirs=[str(scratch() / "ray")]),
+                host=OrderedHost,
+                switch=IpBridge,  # pyright: ignore[reportArgumentType] any Switch will do
+                intf=IpInterface,
+                controller=None,
+                autoSetMacs=True,
+            )
+            self._net.start()
+        except EnvironmentFault:
+            raise
+        except Exception as error:  # Mininet raises no narrower class
+            raise EnvironmentFault(f"Mininet cannot make hosts and links: {' '.join(str(error).split())}") from error
         self._net["ctl"].setIP(f"{self.control_ip}/24", intf="ctl-control")
         self._hosts = [self._net[f"h{rank}"] for rank in range(self.graph.devices)]
         # For each namespace: the command to enter it, and the hops that begin there. Switches are in the namespace of
@@ -87,13 +97,26 @@ class MininetNetwork(Network):
         for rank, host in enumerate(self._hosts):
             host.setIP(f"{self.device_control_ips[rank]}/24", intf=f"h{rank}-control")
             hops = self._hops(f"{host.name}-")
-            settings = [*SYSCTLS, *(LINK_SYSCTL.format(_interface(hop)) for hop in hops)]
-            host.cmd(f"sysctl -qw {' '.join(settings)}")
-            enter = ["mnexec", "-a", str(host.pid)]
-            self._namespaces.append((enter, hops))
-            _run([*enter, "ip", "-batch", "-"], "\n".join(self._addresses(rank)))
+            entering = enter(host.pid)
+            self._namespaces.append((entering, hops))
+            self._set(host.name, entering, hops)
+            _run([*entering, "ip", "-batch", "-"], "\n".join(self._addresses(rank)))
         self._await_forwarding()
         return self
+
+    def _set(self, host: str, entering: list[str], hops: list[Hop]) -> None:
+        """Set a host's sysctls. EnvironmentFault if it must forward packets and the kernel refuses a setting."""
+        forwarding = FORWARDING | {LINK_FORWARDING.format(_interface(hop)): "0" for hop in hops}
+        forwards = any(hop[0] == host for (rank, _), hops in self.graph.routes.items() for hop in hops[1:])
+        wanted = SYSCTLS | (forwarding if forwards else {})
+        found = sysctls.apply(wanted, entering)
+        for name in forwarding if forwards else ():
+            if found[name] != wanted[name]:
+                raise EnvironmentFault(f"{host} must forward packets, but {name} stays {found[name]}")
+        self._sysctls |= found
+        self.sysctl_refused |= {
+            name: value for name, value in found.items() if value not in (wanted[name], FINE_WITHOUT.get(name))
+        }
 
     def __exit__(self, *_: object) -> None:
         self._net.stop()
@@ -123,12 +146,14 @@ class MininetNetwork(Network):
     def _await_forwarding(self) -> None:
         """Wait until all bridge ports forward. They drop earlier packets, and TCP would retry only after a second."""
         deadline = time.monotonic() + FORWARDING_TIMEOUT_S
-        following = [*self.device_data_ips[1:], self.device_data_ips[0]]  # every port is on the route of some pair
-        for host, peer in zip(self._hosts, following, strict=True):
-            for address in (self.control_ip, peer):
-                while "1 received" not in host.cmd(f"ping -c 1 -W 1 -q {address}"):
-                    if time.monotonic() > deadline:
-                        raise EnvironmentFault(f"host {host.name} cannot reach {address}: bridge ports do not forward")
+        while waiting := [port["ifname"] for port in _bridge_ports() if port.get("state") != "forwarding"]:
+            if time.monotonic() > deadline:
+                raise EnvironmentFault(f"the bridge ports {', '.join(waiting)} do not forward")
+            time.sleep(0.01)
+
+    def host_pid(self, device: int) -> int:
+        """The process of a device's shell, which is in the namespaces of the device."""
+        return self._hosts[device].pid
 
     def popen(self, device: int, command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with log.open("wb") as output:
@@ -221,10 +246,11 @@ class MininetNetwork(Network):
             "bucket_bytes": self.bucket_bytes,
             "queue_kb": self._link.queue_kb,
             "packet_order": "kept: one core receives all packets"
-            if self._in_order
-            else f"not kept: this kernel has no {RECEIVERS}",
+            if self.keeps_packet_order
+            else f"not kept: this kernel does not set {', '.join(RECEIVERS)}",
             "gso_packets": self.gso_packets,
-            "tcp": {"congestion_control": "cubic", "sysctl": SYSCTLS, "route": ROUTE_OPTIONS},
+            "sysctl": self._sysctls | self.sysctl_refused,
+            "route": ROUTE_OPTIONS,
             "tc": {_interface(hop): self._commands(hop) for hop in kinds.values()},
         }
 
@@ -234,17 +260,19 @@ def _interface(hop: Hop) -> str:
     return "-".join(hop)
 
 
-def _keep_packets_in_order() -> bool:
-    """Let one core receive the packets of links that this namespace creates later. False if the kernel cannot."""
-    try:
-        RECEIVERS.write_text(ONE_CORE)
-    except OSError:
-        return False
-    return True
+def _kept(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether these settings are in force. The kernel shows a CPU mask with leading zeros."""
+    return all(found[name].lstrip("0,") == value.lstrip("0,") for name, value in wanted.items())
 
 
-def _run(command: list[str], text: str) -> None:
-    """Run a command with this input. EnvironmentFault if it fails."""
+def _bridge_ports() -> list[dict[str, Any]]:
+    """The ports of all bridges in this namespace, as ``bridge`` shows them."""
+    return json.loads(_run(["bridge", "-json", "link", "show"], "") or "[]")
+
+
+def _run(command: list[str], text: str) -> str:
+    """Run a command with this input and return its output. EnvironmentFault if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EnvironmentFault(f"{' '.join(command)} failed: {done.stderr.strip().partition(chr(10))[0]}")
+    return done.stdout

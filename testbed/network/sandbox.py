@@ -2,9 +2,10 @@
 
 The command that the user starts is only a supervisor. It runs the same command again as a child:
 
-mininet   In new network, process and mount namespaces (``unshare --kill-child``). A private /dev/shm holds all
-          temporary files. When the supervisor dies, the kernel kills every process in the namespaces, and the
-          interfaces, bridges and files disappear with them. Nothing is cleaned up by name.
+mininet   In new network, process and mount namespaces (``unshare --kill-child``). A user without root first gets a
+          user namespace, in which the kernel allows the others. A private /dev/shm holds all temporary files. When the
+          supervisor dies, the kernel kills every process in the namespaces, and the interfaces, bridges and files
+          disappear with them. Nothing is cleaned up by name.
 loopback  As a child that dies when the supervisor dies. The supervisor adopts the child's orphans, kills them by
           process id and removes the temporary folder. If the supervisor itself is killed, a short shell script (the
           janitor) does that. It recognizes the run's processes by their open files in the folder.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -26,8 +28,6 @@ from pathlib import Path
 
 import psutil
 
-from testbed.network.probe import tool_path
-
 _BACKEND, _SCRATCH = "TESTBED_BACKEND", "TESTBED_SCRATCH"
 RESEND_S, RESENDS = 6.0, 5  # how long after a signal it is sent again, and how often, before the child is killed
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -39,6 +39,7 @@ for round in 1 2 3 4 5 6 7 8; do
     rm -rf "$1"; sleep 0.25
 done
 """
+SYSTEM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -62,21 +63,57 @@ def supervise(argv: list[str], backend: str, module: str = "testbed.run") -> int
     """Run ``python -m module`` with ``argv`` in the sandbox of a backend. Returns the exit code."""
     command = [sys.executable, "-m", module, *argv]
     if backend == "mininet":
-        namespaces = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
-        command = ["unshare", *namespaces, sys.executable, "-m", "testbed.network.init", *command]
-        environment = {**os.environ, _BACKEND: backend, _SCRATCH: "/dev/shm/run", "PATH": tool_path()}
-        return run_child(command, environment, _first_child)
+        return run_child(in_namespaces(command), namespace_environment(), _first_child)
     # /tmp and not TMPDIR: Ray's socket paths must stay below 107 characters.
     folder = tempfile.mkdtemp(prefix="testbed-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
-    janitor = subprocess.Popen(["sh", "-c", JANITOR, "janitor", folder], stdin=subprocess.PIPE, start_new_session=True)
+    environment = {**os.environ, "PATH": tool_path()}
+    janitor = subprocess.Popen(
+        ["sh", "-c", JANITOR, "janitor", folder], env=environment, stdin=subprocess.PIPE, start_new_session=True
+    )
     adopt_orphans()
     before = descendants()
     try:
-        return run_child(command, {**os.environ, _BACKEND: backend, _SCRATCH: folder}, lambda pid: pid)
+        return run_child(command, {**environment, _BACKEND: backend, _SCRATCH: folder}, lambda pid: pid)
     finally:
         end_descendants(keep=before)
         shutil.rmtree(folder, ignore_errors=True)
         janitor.communicate(b"clean\n")
+
+
+def in_namespaces(command: list[str]) -> list[str]:
+    """The command that runs ``command`` in new namespaces, behind ``testbed.network.init``."""
+    return [*unshare(needs_user_namespace()), sys.executable, "-m", "testbed.network.init", *command]
+
+
+def namespace_environment() -> dict[str, str]:
+    """The environment for ``in_namespaces``."""
+    return {**os.environ, _BACKEND: "mininet", _SCRATCH: "/dev/shm/run", "PATH": tool_path()}
+
+
+def unshare(user_namespace: bool) -> list[str]:
+    """The words before a command that run it in new namespaces, in a user namespace whose root is this user or not."""
+    new = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+    return ["unshare", *(["--user", "--map-root-user"] if user_namespace else []), *new]
+
+
+@functools.cache
+def needs_user_namespace() -> bool:
+    """Whether this user may make the other namespaces in a user namespace only. So may root in a container."""
+    return os.geteuid() != 0 or (not _starts(unshare(False)) and _starts(unshare(True)))
+
+
+def _starts(words: list[str]) -> bool:
+    """Whether a command starts behind these words."""
+    try:
+        command, environment = [*words, "true"], {"PATH": tool_path()}
+        return not subprocess.run(command, capture_output=True, env=environment, check=False).returncode
+    except OSError:
+        return False
+
+
+def tool_path() -> str:
+    """PATH with the system folders, which it may lack: those of root for other users, all of them for a service."""
+    return os.pathsep.join(filter(None, [os.environ.get("PATH", ""), *SYSTEM_FOLDERS]))
 
 
 def adopt_orphans() -> None:

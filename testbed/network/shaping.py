@@ -78,7 +78,8 @@ class LinkPolicy:
             return [f"{root} pfifo limit {HOST_PACKETS}", *self._tclink(interface)]
         if self.shaper == "netem":
             packets = HOST_PACKETS if host else max(1, self.queue_bytes // PACKET_BYTES)
-            return [f"{root} handle 1: netem rate {round(self.rate_bps)}bit limit {packets}"]
+            # Each kind has a handle of its own: the kernel cannot turn the qdisc of a handle into one of another kind.
+            return [f"{root} handle 2: netem rate {round(self.rate_bps)}bit limit {packets}"]
         lines = [
             f"{root} handle 1: tbf rate {round(self.rate_bps)}bit burst {self.bucket_bytes}b limit {self.queue_bytes}b"
         ]

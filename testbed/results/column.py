@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ TEXT, COUNT, NUMBER, FLAG = "string", "Int64", "Float64", "boolean"
 
 FIRST, MEDIAN = "first", "median"  # how a table of points aggregates the repeats of a point
 MEASURED, ANALYTIC_ONLY = "measured", "analytic only"  # the rows that have a value
+LEAST, MOST = 1e-9, 1e15  # of bounded numbers, so that sums, ratios and axes exist
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Column:
     bounded: bool = True
     needed: bool = False
     only_choice: Any = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the values are numbers."""
+        return self.kind in (COUNT, NUMBER)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest possible number of a column of numbers."""
+        if not self.bounded:
+            return -math.inf, math.inf
+        return (LEAST if self.positive else -MOST), MOST
 
 
 STAMPED = (

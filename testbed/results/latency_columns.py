@@ -196,6 +196,12 @@ TIMES = (
         "ratio",
         positive=True,
     ),
+    Column(
+        "speedup_fidelity",
+        TEXT,
+        "fidelity of `speedup`: `degraded` if this row, or a row of `single` that it is compared with, is degraded; "
+        "else `ok`",
+    ),
 )
 VOLUMES = (
     Column("payload_bytes", COUNT, f"received {BY_BUSIEST_RECEIVER}, counted in the transport", "bytes", always=True),
@@ -217,7 +223,7 @@ VOLUMES = (
     Column(
         "burst_credit_bytes",
         COUNT,
-        "bytes that an idle link lets pass at once: 0, or the shaper's bucket with `transport=gloo`",
+        "bytes that an idle link lets pass at once: 0, because messages are charged for them",
         "bytes",
         filled=MEASURED,
     ),

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
+from testbed.command import run_command
 from testbed.results.atomic_write import replacing
 from testbed.results.column import ANALYTIC_ONLY, MEASURED
 from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, RowSchema
@@ -27,6 +29,8 @@ INTRODUCTION = """# Columns of result rows
 `results.parquet` and `results.csv` of a run have the same rows and columns. A **bold** column is a key. The keys
 identify a point within a run. A row that failed or was skipped may have only its keys, `status` and `error`. Columns
 marked *measured* are empty in rows of `network=analytic`. Columns marked *analytic only* are empty in all other rows.
+`analysis.load_rows` reads both files. With pandas alone, read the CSV file with `keep_default_na=False`: a model may be
+named `NA`.
 """
 
 
@@ -50,12 +54,13 @@ def _list(schema: RowSchema) -> str:
     return "\n".join(items) + "\n"
 
 
-def main() -> None:
-    """Write the page."""
+def main() -> int:
+    """Write the page. Returns 0."""
     with replacing(DOCUMENT) as path:
-        path.write_text(document())
+        path.write_text(document(), "utf-8")
     print(DOCUMENT.relative_to(DOCUMENT.parents[1]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("columns", main))

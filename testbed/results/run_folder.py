@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed.errors import ConfigError, TestbedError
+from testbed.errors import ConfigError, TestbedError, printable, reason
 from testbed.results.atomic_write import replacing
 from testbed.results.schema import LATENCY, STEAL_LIMIT_PCT, RowSchema
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+ROOM_BYTES = 1 << 16  # a results folder has room for at least this much, so that a run does not begin on a full disk
 
 
 class RunFolder:
@@ -41,21 +44,39 @@ class RunFolder:
     def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(bytes(ROOM_BYTES))
+                file.flush()
         except OSError as error:
-            allowed = f"must be a writable folder; {self.path}: {error.strerror}"
-            raise ConfigError("results_dir", self.results_dir, allowed) from None
+            raise self._unusable("must be a writable folder", error) from None
+        except ValueError as error:  # a null byte in the path
+            raise ConfigError("results_dir", self.results_dir, f"must be a writable folder; {error}") from None
+
+    def _unusable(self, allowed: str, error: OSError) -> ConfigError:
+        named = Path(error.filename) if isinstance(error.filename, str) else self.path
+        named = self.path if named.parent == self.path else named  # not the name of a temporary file
+        dangling = os.path.islink(named) and not os.path.exists(named)
+        cause = f"links to {os.readlink(named)}, which does not exist" if dangling else reason(error)
+        return ConfigError("results_dir", self.results_dir, f"{allowed}; {named}: {cause}")
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lock the folder during the block. Raises TestbedError if another run has locked it."""
-        descriptor = os.open(self.path, os.O_RDONLY)
+        """Lock the folder during the block.
+
+        Raises TestbedError if another run has locked it, and ConfigError if its file system has no locks.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise self._unusable("must be a readable folder", error) from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise TestbedError(f"another run of the same experiment is writing to {self.path}") from None
+            except OSError as error:
+                allowed = "must be on a file system that can lock a folder (flock), as disks of this machine do"
+                raise self._unusable(allowed, error) from None
             yield
         finally:
             os.close(descriptor)
@@ -65,12 +86,18 @@ class RunFolder:
         if not self.parquet.exists():
             return None
         aside = self.path.with_name(f"{self.signature}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-        self.path.rename(aside)
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise TestbedError(f"{self.path} cannot be renamed to {aside.name}: {reason(error)}") from None
         self._make()
         return aside
 
     def rows(self) -> DataFrame:
-        """All rows, with the types of the schema. Raises TestbedError with the name of the file if it is damaged."""
+        """All rows, with the types of the schema.
+
+        Raises TestbedError with the name of the file if it cannot be read or is damaged.
+        """
         import pandas as pd
         from pyarrow import parquet
 
@@ -81,9 +108,11 @@ class RunFolder:
             table = parquet.read_table(self.parquet, page_checksum_verification=True)
             table.validate(full=True)  # otherwise text that is not UTF-8 would be found much later
             return table.to_pandas().loc[:, list(columns)].astype(columns)
-        except Exception as error:  # pyarrow raises several kinds, for example OSError and KeyError
-            reason = str(error).partition("\n")[0]
-            message = f"{self.parquet} is damaged or of another version ({reason}); move it away, or use resume=false"
+        except Exception as error:  # pyarrow raises several kinds, for example KeyError, and OSError without a number
+            if isinstance(error, OSError) and error.errno:
+                raise TestbedError(f"{self.parquet} cannot be read: {reason(error)}") from None
+            cause = str(error).partition("\n")[0]
+            message = f"{self.parquet} is damaged or of another version ({cause}); move it away, or use resume=false"
             raise TestbedError(message) from None
 
     def points(self) -> dict[tuple[Any, ...], bool]:
@@ -105,7 +134,7 @@ class RunFolder:
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add the rows of points. They replace earlier rows of these points with a status other than ok.
 
-        Raises ValueError for wrong columns.
+        Raises ValueError and TestbedError as ``RowSchema.check`` does, and TestbedError if they cannot be written.
         """
         before = self.rows()
         self._put(before[~(self._of_points(before, rows) & (before["status"] != "ok"))], rows)
@@ -137,7 +166,9 @@ class RunFolder:
             self.schema.check(row)
         columns = dict(self.schema.columns)
         added = [{**row, "experiment": self.experiment, "signature": self.signature} for row in rows]
-        new = pd.DataFrame(added, columns=list(columns)).astype(columns)
+        # No file of rows can hold every text: a carriage return ends a line of CSV, and surrogates are no UTF-8.
+        cells = [{name: printable(v) if isinstance(v, str) else v for name, v in row.items()} for row in added]
+        new = pd.DataFrame(cells, columns=list(columns)).astype(columns)
         self._write(self.schema.derive(pd.concat([before, new], ignore_index=True)))
 
     def _of_points(self, frame: DataFrame, rows: list[dict[str, Any]]) -> Series[bool]:
@@ -154,7 +185,7 @@ class RunFolder:
             if row["status"] == "ok" and (reason := reasons.get(self.schema.key(row))):
                 notes = [note for note in (row["fidelity_note"], reason) if note]
                 frame.loc[index, ["fidelity", "fidelity_note"]] = ["degraded", "; ".join(notes)]
-        self._write(frame)
+        self._write(self.schema.derive(frame))
 
     def _write(self, frame: DataFrame) -> None:
         _replace(self.parquet, lambda path: frame.to_parquet(path, index=False, write_page_checksum=True))
@@ -163,27 +194,41 @@ class RunFolder:
     def runs(self) -> list[dict[str, Any]]:
         """The entries of manifest.json, one for each command that measured rows of this folder.
 
-        Raises TestbedError with the name of the file if it is damaged.
+        Raises TestbedError with the name of the file if it cannot be read or is damaged.
         """
         try:
-            return json.loads(self.manifest.read_text())["runs"] if self.manifest.exists() else []
+            runs = json.loads(self.manifest.read_text("utf-8"))["runs"]
+            if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+                raise TypeError("entries of runs must be objects")
+            return runs
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise TestbedError(f"{self.manifest} cannot be read: {reason(error)}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TestbedError(
                 f"{self.manifest} is damaged ({type(error).__name__}); move it away, or use resume=false"
             ) from None
 
     def write_manifest(self, runs: list[dict[str, Any]]) -> None:
-        """Replace manifest.json."""
+        """Replace manifest.json. Raises TestbedError if it cannot be written."""
         text = json.dumps({"runs": runs}, indent=2, sort_keys=True, default=str) + "\n"
-        _replace(self.manifest, lambda path: path.write_text(text))
+        _replace(self.manifest, lambda path: path.write_text(text, "utf-8"))
 
     def point_to_latest(self) -> None:
-        """Make results_dir/latest a relative symbolic link to this folder."""
+        """Make results_dir/latest a relative symbolic link to this folder, or print why it cannot be made."""
         link = self.results_dir / "latest"
         temporary = self.results_dir / f".latest-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(self.path, self.results_dir))
-        os.replace(temporary, link)
+        try:
+            try:
+                temporary.unlink(missing_ok=True)
+                temporary.symlink_to(os.path.relpath(self.path, self.results_dir))
+                os.replace(temporary, link)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:  # the results are whole without it
+            why = f"cannot be made a link to these results: {reason(error)}"
+            print(f"WARNING: {link} {why}; they are in {self.path}", file=sys.stderr)
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
@@ -191,6 +236,5 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
     try:
         with replacing(target) as path:
             write(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TestbedError(f"{target} cannot be written: {reason}; finished points are kept") from None
+    except TestbedError as error:
+        raise TestbedError(f"{error}; finished points are kept") from None

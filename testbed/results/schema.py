@@ -7,11 +7,13 @@ accuracy_columns.py. docs/columns.md is generated from them. Of the testbed, the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from testbed.errors import TestbedError
 from testbed.results import accuracy_columns, latency_columns, link_columns
 from testbed.results.column import ANALYTIC_ONLY, MEASURED, STAMPED, Column
 
@@ -21,18 +23,20 @@ if TYPE_CHECKING:
 BASELINE = "single"  # the method that speed-ups compare with; it runs on one device for every value of ``devices``
 ANALYTIC = "analytic"  # network and compute mode in rows of the cost model, of which nothing is measured
 STEAL_LIMIT_PCT = 5.0  # CPU steal time above which a row is degraded
-SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode"]  # both latencies of a speed-up agree in these columns
+# Both latencies of a speed-up agree in these columns.
+SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode", "network"]
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that a schema can be a key of a dict
 class RowSchema:
     """The rows of one kind of experiment.
 
-    described: the columns, in the order of the files. derived: names of columns that follow from other rows. derive:
-    computes them; it is called whenever rows are added.
+    described: the columns, in the order of the files. measured: the column that an experiment is about. derived: names
+    of columns that follow from other rows. derive: computes them; it is called whenever rows are added or degraded.
     """
 
     described: tuple[Column, ...]
+    measured: str
     derived: tuple[str, ...] = ()
     derive: Callable[[DataFrame], DataFrame] = field(default=lambda frame: frame)
 
@@ -60,9 +64,11 @@ class RowSchema:
         return tuple(row[column] for column in self.keys)
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Raise ValueError for unknown or missing columns.
+        """Raise ValueError for unknown or missing columns, and TestbedError for numbers that cannot be.
 
         A row with status ok needs all columns that rows of its kind fill. Other rows need the keys, status and error.
+        In a row with status ok, a number is missing (None) or within the limits of its column, and what was measured is
+        not missing.
         """
         filled = set(self.columns) - {column.name for column in STAMPED} - set(self.derived)
         needed = {*self.keys, "status", "error"}
@@ -71,18 +77,36 @@ class RowSchema:
             needed = filled - set(self.names(lambda column: column.filled == empty))
         if wrong := (needed - set(row)) | (set(row) - filled):
             raise ValueError(f"row of {self.key(row)}: columns missing or unknown: {sorted(wrong)}")
+        if row["status"] != "ok":
+            return
+        for column in self.described:
+            value, (least, most) = row.get(column.name), column.limits
+            if not column.is_number or (value is None and column.name != self.measured):
+                continue
+            if value is None or not (math.isfinite(value) and least <= value <= most):
+                point = ", ".join(str(part) for part in self.key(row) if part not in (None, ""))
+                allowed = f"{least:g} to {most:g}" if column.bounded else "any finite number"
+                raise TestbedError(f"result of {point}: {column.name}={value}; allowed: {allowed}; it is not written")
 
 
 def with_speedup(frame: DataFrame) -> DataFrame:
-    """The rows with column ``speedup``: median latency of the baseline in SAME_CONDITIONS over the row's latency."""
-    ok = frame["status"] == "ok"
-    baseline = frame.loc[ok & (frame["method"] == BASELINE)].groupby(SAME_CONDITIONS)[["latency_ms"]].median()
-    of_row = frame.loc[:, SAME_CONDITIONS].merge(baseline, how="left", left_on=SAME_CONDITIONS, right_index=True)
-    speedup = (of_row["latency_ms"] / frame["latency_ms"]).where(ok)
-    return frame.assign(speedup=speedup.astype("Float64"))
+    """The rows with the columns ``speedup`` and ``speedup_fidelity``; missing where the baseline has no result.
+
+    speedup: median latency of the baseline in SAME_CONDITIONS over the row's latency. A ratio is as good as the worse
+    of its two sides: it is degraded if the row is, or any row of the baseline that it is compared with.
+    """
+    ok, degraded = frame["status"] == "ok", frame["fidelity"] == "degraded"
+    rows = frame[[*SAME_CONDITIONS, "latency_ms"]].assign(degraded=degraded.fillna(False).astype(bool))
+    baseline = rows[ok & (frame["method"] == BASELINE)].groupby(SAME_CONDITIONS)
+    baseline = baseline.agg(baseline_ms=("latency_ms", "median"), baseline_degraded=("degraded", "max"))
+    rows = rows.merge(baseline, how="left", left_on=SAME_CONDITIONS, right_index=True)
+    speedup = (rows["baseline_ms"] / rows["latency_ms"]).where(ok)
+    worse = rows["degraded"] | (rows["baseline_degraded"] == True)  # noqa: E712 missing where there is no baseline
+    fidelity = worse.map({True: "degraded", False: "ok"}).where(speedup.notna())
+    return frame.assign(speedup=speedup.astype("Float64"), speedup_fidelity=fidelity.astype("string"))
 
 
-LATENCY = RowSchema(latency_columns.COLUMNS, ("speedup",), with_speedup)
-FIDELITY = RowSchema(link_columns.COLUMNS)
-ACCURACY = RowSchema(accuracy_columns.COLUMNS)
+LATENCY = RowSchema(latency_columns.COLUMNS, "latency_ms", ("speedup", "speedup_fidelity"), with_speedup)
+FIDELITY = RowSchema(link_columns.COLUMNS, "time_ms")
+ACCURACY = RowSchema(accuracy_columns.COLUMNS, "value")
 SCHEMAS = (LATENCY, FIDELITY, ACCURACY)

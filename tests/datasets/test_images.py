@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from testbed.datasets import images
+from testbed.datasets.image_files import square
 from testbed.datasets.images import FASHION_MNIST, Images, Memory, augment, cifar100, fashion_mnist, image_folder
 from testbed.errors import EnvironmentFault
 
@@ -168,17 +169,25 @@ def test_hidden_and_system_names_are_no_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, mode: str) -> None:
-    make_folder(tmp_path)
-    for old in (tmp_path / "val" / "ant").iterdir():
-        old.unlink()
-    Image.new(mode, (8, 8), 40_000).save(tmp_path / "val" / "ant" / "deep.png", format="TIFF")
-    images = image_folder(tmp_path, side=8).test
+    Image.new(mode, (8, 8), 40_000).save(tmp_path / "deep.png", format="TIFF")
     with pytest.raises(EnvironmentFault, match=rf"deep.png: not a usable image \(mode {mode}, more than 8 bits"):
-        images.batch(torch.tensor([0]))
+        square(tmp_path / "deep.png", 8)
 
 
-def test_an_image_that_is_too_large_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_folder(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(EnvironmentFault, match="0.png: not a usable image .*decompression bomb"):
-        image_folder(tmp_path, side=8).test.batch(torch.tensor([0]))
+@pytest.mark.parametrize(("name", "label"), [("train", 100), ("test", 255)])
+def test_labels_that_no_class_has_are_refused(tmp_path: Path, name: str, label: int) -> None:
+    for part, size in (("train", 50_000), ("test", 10_000)):
+        records = np.zeros((size, 3074), np.uint8)
+        records[-1, 1] = label if part == name else 99
+        records.tofile(tmp_path / f"{part}.bin")
+    message = rf"{name}\.bin is damaged: it has the label {label}; expected 0 to 99"
+    with pytest.raises(EnvironmentFault, match=message):
+        cifar100(tmp_path)
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    for name in ("train.bin", "train-images-idx3-ubyte.gz"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    for read, name in ((cifar100, "train.bin"), (lambda folder: fashion_mnist(folder=folder), "train-images")):
+        with pytest.raises(EnvironmentFault, match=rf"{name}.* is a Git LFS pointer"):
+            read(tmp_path)

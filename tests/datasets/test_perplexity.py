@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from testbed.datasets.perplexity import perplexity, window_nll
+from testbed.errors import TestbedError
 
 WINDOWS = torch.tensor([[1, 2, 3, 0], [3, 3, 1, 2], [0, 0, 0, 0]])
 
@@ -40,3 +41,18 @@ def test_progress_is_reported():
     reports = []
     window_nll(lambda ids: torch.zeros(1, 4, 4), WINDOWS, lambda done, total: reports.append((done, total)))
     assert reports == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_likelihood_that_is_not_finite_names_its_window(value):
+    def broken(ids):
+        logits = torch.zeros(1, 4, 4)
+        logits[0, 0, 3] = value if ids[0, 0] == 3 else 0.0
+        return logits
+
+    with pytest.raises(TestbedError, match=r"log-likelihood of window 1 is (nan|inf), not a finite number"):
+        window_nll(broken, WINDOWS)
+
+
+def test_a_perplexity_beyond_float64_is_infinite():
+    assert perplexity(torch.tensor([1000.0, 1000.0], dtype=torch.float64)) == math.inf

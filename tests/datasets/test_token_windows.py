@@ -1,6 +1,7 @@
 """Token windows: order, splits, the cache, errors."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from testbed.datasets import token_windows
 from testbed.datasets.corpora import CORPORA, corpus_named, held_out
 from testbed.datasets.token_windows import windows
-from testbed.errors import ConfigError
+from testbed.errors import ConfigError, EnvironmentFault
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -64,7 +65,7 @@ def test_splits_share_no_window(folder: Path, tmp_path: Path):
 
 def test_a_corpus_is_tokenized_once(folder: Path, tmp_path: Path, monkeypatch):
     first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
-    monkeypatch.setattr(token_windows, "documents", lambda *a: pytest.fail("the corpus was read again"))
+    monkeypatch.setattr(token_windows, "documents", lambda *a: pytest.fail("the corpus was tokenized again"))
     assert torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
     monkeypatch.undo()
     (cached,) = tmp_path.glob("tokens-*.safetensors")
@@ -106,3 +107,25 @@ def test_a_byte_order_mark_and_hidden_files_are_no_text(tmp_path: Path) -> None:
     files = corpus_named("text", "train").locate("train", tmp_path, tmp_path)
     assert [path.name for path in files] == ["a.txt"]
     assert list(CORPORA["text"].read(files)) == [("a", "plain words")]
+
+
+def test_other_content_of_the_same_size_and_time_is_tokenized_again(folder: Path, tmp_path: Path):
+    first = windows("text", BYTES, tmp_path, 16, None, "train", folder)
+    path, before = folder / "Article 0.txt", (folder / "Article 0.txt").stat()
+    path.write_bytes(path.read_bytes()[::-1].replace(b"\xaf\xc3", "ï".encode()))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert not torch.equal(windows("text", BYTES, tmp_path, 16, None, "train", folder), first)
+
+
+def test_a_pointer_of_git_lfs_is_no_text(folder: Path, tmp_path: Path):
+    (folder / "Article 3.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(EnvironmentFault, match=r"Article 3.txt is a Git LFS pointer, .*git lfs pull"):
+        windows("text", BYTES, tmp_path, 16, None, "train", folder)
+    assert not list(tmp_path.glob("tokens-*"))
+
+
+def test_progress_of_tokenizing_is_shown_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for _ in range(2):
+        windows("text", BYTES, tmp_path, 16, None, "train", folder)
+    assert re.fullmatch(r"tokenizing \d+ documents of text\n", capsys.readouterr().out)

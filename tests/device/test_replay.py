@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from testbed.comm.group import Group
 from testbed.comm.tcp import TcpGroup
 from testbed.device.clock import DeviceClock
 from testbed.device.replay import ReplayCache
@@ -116,6 +117,58 @@ def test_a_method_keeps_what_it_sends_and_what_it_returns(name: str) -> None:
         output = clock.record(lambda: method.forward(inputs, shard, group, clock))
         returned_bytes = kept_bytes([output.hidden, output.logits])
         assert kept_bytes(clock._cache._outputs) == group.traffic.sent_bytes + returned_bytes
+
+    run_ranks(2, main)
+
+
+def send_both_ways(group: Group, x: Tensor) -> Tensor:
+    """A message to the other one of two ranks, and the message from there."""
+    group.send(x, 1 - group.rank)
+    return group.recv(x.shape, x.dtype, 1 - group.rank)
+
+
+# Every operation in which one of two ranks sends a tensor of 4 numbers.
+OPERATIONS: dict[str, Callable[[Group, Tensor], Tensor]] = {
+    "all_gather": lambda group, x: group.all_gather(x, [4, 4]),
+    "all_gather_async": lambda group, x: group.all_gather_async(x, [4, 4]).wait(),
+    "share_sum_async": lambda group, x: group.share_sum_async(x).wait(),
+    "all_reduce": lambda group, x: group.all_reduce(x),
+    "reduce_scatter": lambda group, x: group.reduce_scatter(x, [3, 1]),
+    "all_to_all": lambda group, x: group.all_to_all(x, [3, 1], [[3, 3], [1, 1]][group.rank]),
+    "send": send_both_ways,
+    "sendrecv": lambda group, x: group.sendrecv(x, 1 - group.rank, x.shape, x.dtype, 1 - group.rank),
+    "exchange_async": lambda group, x: group.exchange_async({1 - group.rank: x}, {1 - group.rank: 4}).wait(),
+}
+
+
+def test_every_operation_that_sends_is_tried() -> None:
+    assert set(OPERATIONS) == Group.__abstractmethods__ - {"recv", "barrier", "close", "_finish_async"}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_reads_what_it_sends(name: str) -> None:
+    operation = OPERATIONS[name]
+
+    def main(group: TcpGroup) -> None:
+        clock, own = DeviceClock(), torch.arange(4, dtype=torch.uint8) + 10 * group.rank
+
+        def forward() -> Tensor:
+            return operation(group, clock.run("compute", 0, own.clone))
+
+        recorded = clock.record(forward)
+        clock.mode = "replay"
+        clock.restart()
+        assert torch.equal(forward(), recorded)
+
+    run_ranks(2, main)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_tensor_without_values_is_never_sent(name: str) -> None:
+    def main(group: TcpGroup) -> None:
+        with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="meta"):
+            OPERATIONS[name](group, torch.empty(4, dtype=torch.uint8, device="meta"))
+        assert group.traffic.sent_bytes == 0
 
     run_ranks(2, main)
 

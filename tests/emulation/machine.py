@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.network.probe import missing_for_mininet
+from testbed.network.probe import try_mininet
+from topologies.link_graph import star
 
 pytestmark = [
     pytest.mark.emulation,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(missing_for_mininet()), reason="; ".join(missing_for_mininet())),
+    pytest.mark.skipif(bool(try_mininet(star(2)).reason), reason=try_mininet(star(2)).reason),
 ]
 ROOT = Path(__file__).parents[2]
 # In the environment of everything that these tests start, so that others' runs beside them are not taken for theirs.
@@ -30,12 +31,12 @@ def command(results: Path, *words: str) -> list[str]:
 
 
 # What the testbed and its libraries call their temporary files; other programs write to /tmp too.
-OUR_FILES = ("testbed", "ray", "tmp", "torch", "gloo", "mn", "pymp")
+OUR_FILES = ("testbed", "ray", "tmp", "torch", "mn", "pymp")
 
 
 def machine_state() -> dict[str, set[str]]:
     """What a run could leave behind: interfaces, network namespaces, files, processes of Ray or of the testbed."""
-    words = ("ray::", "raylet", "gcs_server", "testbed.", "mnexec", "mininet:")
+    words = ("ray::", "raylet", "gcs_server", "testbed.", "mininet:")
     processes = {
         f"{process.pid} {line[:60]}"
         for process in psutil.process_iter(["cmdline"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from analysis.accuracy import accuracy_tables, results
 from analysis.load import load_rows
 from analysis.report.write import write_report
 from experiments import accuracy_common, accuracy_lm
+from testbed.astra import decoder_codebooks
 from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.codebooks import load_codebooks
 from testbed.astra.decoder_codebooks import decoder_codebooks_for
@@ -21,7 +24,7 @@ from testbed.config.load import load_config
 from testbed.config.schema import AccuracyLmConfig
 from testbed.datasets.perplexity import perplexity, window_nll
 from testbed.datasets.token_windows import windows
-from testbed.errors import ConfigError
+from testbed.errors import ConfigError, TestbedError
 from testbed.models import decoders
 from testbed.models.hub import load_hub
 from testbed.models.llama import Llama
@@ -140,7 +143,7 @@ def test_fine_tuning_lowers_the_perplexity(words: list[str], tmp_path: Path, mon
     values = rows.set_index(["stage", "objective"])["value"]
     assert values["trained", "labels"] < values["k-means", ""] / 2  # a random model has much to learn
     assert rows["train_examples"].tolist()[2:] == [128, 128] and rows["train_s"].notna().sum() == 2
-    monkeypatch.setattr(accuracy_common, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(accuracy_common, "train", lambda *_, **__: pytest.fail("trained again"))
     assert accuracy_lm.run(config, "", folder) == 0
     (table,) = accuracy_tables(load_rows(folder.path))
     label = "G=1 K=16 residual"
@@ -152,29 +155,85 @@ def test_fine_tuning_lowers_the_perplexity(words: list[str], tmp_path: Path, mon
     [
         ("model.folder=/nowhere", "model.folder=/nowhere: no such folder; expected one with config.json"),
         ("data.folder=/nowhere", "data.folder=/nowhere: expected a folder with files *.txt"),
-        ("groups=5", "astra.groups=5: must be a positive divisor of the hidden width 32"),
-        ("codebook_sizes=12", "astra.codebook_size=12: must be a power of two"),
+        ("groups=5", "groups=5: must be a positive divisor of the hidden width 32"),
+        ("codebook_sizes=12", "codebook_sizes=12: must be a power of two"),
         ("codebook_sizes=256", "data.codebook_windows=12: must be 19 or more: 256 codewords need as many tokens"),
         ("anchor_tokens=16", "anchor_tokens=16: must be less than data.length=16"),
         ("devices=17", "devices=17: must be at most 16, the tokens of an example"),
+        ("stages=trained training.batch=100", "training.batch=100: must be 1 to 64, the number of training examples"),
+        (
+            "stages=trained data.train_windows=9999",
+            " windows of 17 tokens; 16 more are needed for validation",
+        ),
         ("data.windows=9999", "data.windows=9999: held_out of text has "),
         ("data.codebook_windows=9999", "data.codebook_windows=9999: train of text has "),
-        ("data.train=wikitext-103", "data.folder=None: expected a folder with wiki.train.raw"),
+        ("data.train=wikitext-103", "data.folder=: expected a folder with wiki.train.raw"),
     ],
 )
 def test_what_does_not_fit_is_found_first(words: list[str], tmp_path: Path, change: str, text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        accuracy_lm.run(configured([*words, change]), "", folder_for(tmp_path))
+        accuracy_lm.run(configured([*words, *change.split()]), "", folder_for(tmp_path))
     assert text in str(error.value) and "\n" not in str(error.value)
     assert not list((tmp_path / "cache").glob("codebooks-*"))
+
+
+FEW = ["groups=4", "quantized=residual", "anchor_tokens=0", "devices=[2,4]"]
+
+
+@pytest.mark.parametrize(
+    ("nll", "text"),
+    [(math.nan, "log-likelihood of window 0 is nan"), (800.0, "value=inf")],  # exp(800) exceeds float64
+)
+def test_a_result_that_is_not_finite_is_a_failed_row_and_the_others_are_measured(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nll: float, text: str
+) -> None:
+    calls = 0
+
+    def second_is_broken(logits_of: Any, windows_NS: Tensor, progress: Any = None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls != 2:
+            return window_nll(logits_of, windows_NS, progress)
+        if math.isnan(nll):
+            return window_nll(lambda ids: logits_of(ids) * nll, windows_NS, progress)
+        return torch.full((len(windows_NS),), nll, dtype=torch.float64)
+
+    monkeypatch.setattr(accuracy_lm, "window_nll", second_is_broken)
+    folder = folder_for(tmp_path)
+    assert accuracy_lm.run(configured([*words, *FEW]), "", folder) == 1
+    rows = folder.rows()
+    assert list(rows["status"]) == ["ok", "failed", "ok"] and list(rows["devices"]) == [1, 2, 4]
+    assert text in rows["error"][1] and rows["value"].isna().tolist() == [False, True, False]
+    again = configured([*words, *FEW, "retry_failed=true"])
+    assert accuracy_lm.run(again, "", folder) == 0 and (folder.rows()["status"] == "ok").all()
+
+
+def test_a_baseline_whose_outputs_are_not_finite_ends_the_run(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Llama, "logits", lambda *_: torch.full((1, 16, 256), math.inf))
+    with pytest.raises(TestbedError, match=r"the uncompressed baseline on text: .* window 0 is nan, not a finite"):
+        accuracy_lm.run(configured([*words, *FEW]), "", folder_for(tmp_path))
+    assert folder_for(tmp_path).rows().empty and not list((tmp_path / "cache").glob("nll-*"))
+
+
+def test_activations_that_are_not_finite_fail_their_variant(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_codebooks, "to_quantize", lambda block, x_BSD, quantized: x_BSD * math.inf)
+    folder = folder_for(tmp_path)
+    assert accuracy_lm.run(configured([*words, *FEW]), "", folder) == 1
+    rows = folder.rows()
+    assert list(rows["status"]) == ["ok", "failed", "failed"]
+    assert rows["error"][1] == "k-means: the activations of layer 0 are not all finite numbers"
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ("data=fashion_mnist", "data.name=fashion_mnist: must be one of english, wikitext103, text_folder"),
-        ("model=vit_base", "model.name=vit_base: must be one of smollm2_135m_q4, hub_folder"),
-        ("data=text_folder", "data.folder=???: must be a folder"),
+        ("data=fashion_mnist", "data=fashion_mnist: must be one of english, wikitext103, text_folder"),
+        ("model=vit_base", "model=vit_base: must be one of smollm2_135m_q4, hub_folder"),
+        ("data=text_folder", "data.folder= (conf/data/text_folder.yaml): is needed; it must be a folder"),
         ("data.corpora=[brown,brawn]", "data.corpora=brawn: must be one of wikipedia, brown, austen"),
         ("data.train=brown", "data.train=brown: must be one of wikipedia, wikitext-103, text"),
         ("quantized=values", "quantized=values: must be one of residual, normalized, keys_values"),

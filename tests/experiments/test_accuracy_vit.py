@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from analysis.accuracy import accuracy_tables, results
 from analysis.load import load_rows
@@ -17,7 +19,7 @@ from experiments import accuracy_common, accuracy_vit
 from testbed.config.load import load_config
 from testbed.config.schema import AccuracyConfig
 from testbed.datasets.images import Images, Memory, Splits
-from testbed.errors import ConfigError, TestbedError
+from testbed.errors import ConfigError, EnvironmentFault, TestbedError
 from testbed.results.bootstrap import bootstrap_interval
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ACCURACY
@@ -74,7 +76,7 @@ def test_every_variant_is_evaluated_on_every_number_of_devices(
     assert (rows["bits_per_token"] == rows["groups"].where(rows["groups"] > 0, 256) * 3).all()
 
     # a second run has nothing to do
-    monkeypatch.setattr(accuracy_common, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(accuracy_common, "train", lambda *_, **__: pytest.fail("trained again"))
     assert accuracy_vit.run(small, "", folder) == 0
 
     table = results(load_rows(folder.path))
@@ -113,10 +115,10 @@ def test_bad_input_names_the_key(word: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"groups": [5]}, "astra.groups=5: must be a positive divisor"),
-        ({"codebook_sizes": [12]}, "astra.codebook_size=12: must be a power of two"),
+        ({"groups": [5]}, "groups=5: must be a positive divisor"),
+        ({"codebook_sizes": [12]}, "codebook_sizes=12: must be a power of two"),
         ({"devices": [17]}, "devices=17: must be at most 16"),
-        ({"trained_on": ["4-20"]}, "trained_on=20: must be at most 16"),
+        ({"trained_on": ["4-20"]}, "trained_on=4-20: must be at most 16"),
     ],
 )
 def test_what_does_not_fit_is_found_before_any_training(
@@ -128,6 +130,96 @@ def test_what_does_not_fit_is_found_before_any_training(
         accuracy_vit.run(small, "", RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY))
     assert text in str(error.value)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "text"),
+    [
+        ("uncompressed", "batch", 2000, "uncompressed.batch=2000: must be 1 to 512, the number of training examples"),
+        ("training", "batch", 600, "training.batch=600: must be 1 to 512, the number of training examples"),
+        ("model", "patch", 32, "model.patch=32: must divide data.side=16"),
+        ("data", "train_examples", 600, "data.train_examples=600: fashion_mnist has 512"),
+        ("", "codebook_sizes", [16384], "codebook_sizes=16384: must be 8192 at most: 512 training images have 16 tok"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_images_are_found_before_any_training(
+    small: AccuracyConfig, tmp_path: Path, section: str, key: str, value: object, text: str
+) -> None:
+    setattr(getattr(small, section) if section else small, key, value)
+    with pytest.raises(ConfigError) as error:
+        accuracy_vit.run(small, "", RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY))
+    assert text in str(error.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def pictured(small: AccuracyConfig, root: Path) -> AccuracyConfig:
+    """The configuration with images of a folder: ten of each class for training, two for the test."""
+    for part, count in (("train", 10), ("val", 2)):
+        for name in "abcd":
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.random.default_rng([ord(name), number, count]).integers(256, size=(16, 16, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / name / f"{number}.png")
+    small.data.name, small.data.folder = "image_folder", str(root)
+    small.uncompressed.batch = small.training.batch = 8
+    return small
+
+
+def test_a_damaged_test_image_ends_the_run_before_the_training(
+    small: AccuracyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = pictured(small, tmp_path / "images"), RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
+    monkeypatch.setattr(accuracy_common, "train", lambda *_, **__: pytest.fail("trained before the images were read"))
+    last = tmp_path / "images" / "val" / "d" / "1.png"
+    last.write_bytes(last.read_bytes()[:-200])
+    with pytest.raises(EnvironmentFault, match=r"val/d/1\.png: not a usable image"):
+        accuracy_vit.run(config, "", folder)
+    assert folder.rows().empty
+
+
+def test_other_images_in_the_same_folder_are_trained_on_anew(
+    small: AccuracyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = pictured(small, tmp_path / "images"), RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
+    trained_in: list[Path] = []
+
+    def train(*arguments: Any, **_: Any) -> None:
+        trained_in.append(arguments[4])
+        raise TestbedError("enough")
+
+    monkeypatch.setattr(accuracy_common, "train", train)
+    (tmp_path / "images" / "train" / "a" / "note.txt").write_text("no image, so without effect")
+    for change in range(3):
+        with pytest.raises(TestbedError, match="enough"), pytest.warns(UserWarning, match="1 entries are not read"):
+            accuracy_vit.run(config, "", folder)
+        if change == 1:
+            path = tmp_path / "images" / "train" / "a" / "0.png"
+            Image.open(path).rotate(90).save(path)
+    assert trained_in[0] == trained_in[1] != trained_in[2]
+
+
+def test_rows_of_other_images_are_not_continued(
+    small: AccuracyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = pictured(small, tmp_path / "images"), RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
+    config.groups, config.stages = [1], ["k-means"]
+    assert accuracy_vit.run(config, "", folder) == 0
+    rows = folder.rows()
+    assert accuracy_vit.run(config, "", folder) == 0 and len(folder.rows()) == len(rows)
+    path = tmp_path / "images" / "val" / "a" / "0.png"
+    Image.open(path).point(lambda value: 255 - value).save(path)
+    with pytest.raises(ConfigError, match=r"^resume=true: .* was measured with other data or weights \("):
+        accuracy_vit.run(config, "", folder)
+    config.force = True
+    assert accuracy_vit.run(config, "", folder) == 0 and len(folder.rows()) == len(rows)
+
+
+def test_an_uncompressed_baseline_that_diverges_ends_the_run(small: AccuracyConfig, tmp_path: Path) -> None:
+    small.uncompressed.learning_rate, small.groups, small.uncompressed.epochs = 1e30, [1], 1
+    folder = RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
+    with pytest.raises(TestbedError, match=r"lower uncompressed\.learning_rate=1e\+30"):
+        accuracy_vit.run(small, "", folder)
+    assert folder.rows().empty
 
 
 @given(st.lists(st.sampled_from([-100.0, 0.0, 100.0]), min_size=30, max_size=300), st.integers(0, 5))

@@ -88,7 +88,7 @@ def test_every_point_of_the_grid_once() -> None:
         ("queues_kb=16 shapers=[tbf,tclink]", "queues_kb=16: must be 1000: shaper tclink"),
         ("queues_kb=16 topology=ring", "queues_kb=16: must be 1000: queues belong to switch ports"),
         ("bandwidths=10", "bandwidths=10: unknown"),
-        ("astra.groups=1", "astra={'groups': 1}: unknown"),
+        ("astra.groups=1", "astra.groups=1: unknown"),
     ],
 )
 def test_bad_input_names_the_key(word: str, text: str) -> None:

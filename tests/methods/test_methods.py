@@ -99,10 +99,10 @@ def test_astra_needs_matching_codebooks() -> None:
     model, method = small_model("plain"), Astra(groups=4, codebook_size=64)
     with pytest.raises(ConfigError, match=r"astra.codebooks.*must be \[layers, 4, 64, \.\.\.\]"):
         method.attach(torch.zeros(4, 4, 32, 12))
-    with pytest.raises(ConfigError, match=r"astra.codebooks=None: attach \[4, 4, 64, 12\] first"):
+    with pytest.raises(ConfigError, match=r"astra.codebooks=null: attach \[4, 4, 64, 12\] first"):
         method.shard(model, 0, 2)
     method.attach(torch.zeros(3, 4, 64, 12))  # one layer too few
-    with pytest.raises(ConfigError, match=r"astra.codebooks=\[3, 4, 64, 12\]: attach \[4, 4, 64, 12\]"):
+    with pytest.raises(ConfigError, match=r"astra.codebooks=\[3,4,64,12\]: attach \[4, 4, 64, 12\]"):
         method.shard(model, 0, 2)
 
 

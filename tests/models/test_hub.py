@@ -149,8 +149,8 @@ def assert_unusable(folder: Path, reason: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "mamba"}, "config.json: model_type is mamba; supported: llama, gpt2, vit"),
-        ({"model_type": None}, "config.json: model_type is missing; supported: llama, gpt2, vit"),
+        ({"model_type": "mamba"}, "config.json: model_type is mamba; supported: llama, mistral, gpt2, vit"),
+        ({"model_type": None}, "config.json: model_type is missing; supported: llama, mistral, gpt2, vit"),
         ({"attention_bias": True}, "config.json: attention_bias is True; supported: False"),
         ({"mlp_bias": True}, "config.json: mlp_bias is True; supported: False"),
         ({"sliding_window": 128}, "config.json: sliding_window is 128; supported: null"),

@@ -89,11 +89,30 @@ def test_the_cache_is_used_and_a_damaged_one_replaced(tiny_package: Path, tmp_pa
     tiny_package.unlink()
     assert torch.equal(load_smollm2(cache)(torch.arange(9)[None]), expected)
     assert smollm2_tokenizer(cache).encode("the tea").ids == ids
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("[!.]*"))) == 2
     (weights,) = cache.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-5])
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(FileNotFoundError):
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(EnvironmentFault, match="cannot be read"):
         load_smollm2(cache)
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_replaced(tiny_package: Path, tmp_path: Path):
+    ids = smollm2_tokenizer(tmp_path).encode("the tea").ids
+    (path,) = tmp_path.glob("*.json")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is damaged: .*; building the tokenizer again"):
+        assert smollm2_tokenizer(tmp_path).encode("the tea").ids == ids
+
+
+def test_numbers_that_are_not_finite_raise(tiny_package: Path, tmp_path: Path):
+    from gguf import GGUFReader
+
+    for tensor in GGUFReader(tiny_package, "r+").tensors:
+        if tensor.name == "blk.1.ffn_up.weight":
+            tensor.data[3, :2] = float("inf"), float("nan")
+    found = r"tiny\.gguf has NaN or infinity in 2 of the 2048 numbers of blk\.1\.ffn_up\.weight$"
+    with pytest.raises(EnvironmentFault, match=found):
+        load_smollm2(tmp_path / "cache")
 
 
 def test_tokens_are_merged_bytes_and_single_digits(tiny_package: Path, tmp_path: Path):

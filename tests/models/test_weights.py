@@ -131,6 +131,15 @@ def test_unusable_files_raise_in_one_line(tmp_path: Path, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_not_finite_raise(tmp_path: Path):
+    model = build_model(SMALL, 16, 3)
+    model.blocks[1].attn.k.weight[5, 5] = float("inf")
+    save_model(model, tmp_path / "m.safetensors")
+    found = r"\(m\.safetensors has NaN or infinity in 1 of the 9216 numbers of blocks\.1\.attn\.k\.weight\)$"
+    with pytest.raises(EnvironmentFault, match=found):
+        load_model(SMALL, 16, tmp_path / "m.safetensors")
+
+
 READER = """
 import sys, torch
 from pathlib import Path

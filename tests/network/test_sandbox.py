@@ -13,13 +13,15 @@ import psutil
 import pytest
 
 from testbed.network import sandbox
-from testbed.network.probe import missing_for_mininet
+from testbed.network.probe import try_mininet
+from topologies.link_graph import star
 
-MARK = "testbed-sandbox-test"
+SLEEP = f"1000.{os.getpid()}"  # of this process of tests only: others may run the same tests beside it
 BACKENDS = [
     "loopback",
     pytest.param(
-        "mininet", marks=[pytest.mark.emulation, pytest.mark.skipif(bool(missing_for_mininet()), reason="no Mininet")]
+        "mininet",
+        marks=[pytest.mark.emulation, pytest.mark.skipif(bool(try_mininet(star(2)).reason), reason="no Mininet")],
     ),
 ]
 CHILD = """
@@ -30,7 +32,7 @@ if sys.argv[1] == "exit":
     sys.exit(7)
 lost = ["first"] if sys.argv[1] == "deaf" else []
 signal.signal(signal.SIGTERM, lambda *_: lost.pop() if lost else sys.exit(42))
-grandchild = subprocess.Popen(["sleep", "1000.5"], start_new_session=True)  # as Ray's daemons detach themselves
+grandchild = subprocess.Popen(["sleep", sys.argv[2]], start_new_session=True)  # as Ray's daemons detach themselves
 print("ready", scratch(), flush=True)
 time.sleep(1000)
 """
@@ -39,13 +41,13 @@ time.sleep(1000)
 def start(backend: str, tmp_path: Path, mode: str) -> subprocess.Popen[str]:
     (tmp_path / "sandboxed.py").write_text(CHILD)
     code = "import sys; from testbed.network.sandbox import supervise; "
-    code += f"sys.exit(supervise(['{mode}'], '{backend}', 'sandboxed'))"
+    code += f"sys.exit(supervise(['{mode}', '{SLEEP}'], '{backend}', 'sandboxed'))"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(sandbox.__file__).parents[2]}"}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def sleepers() -> list[int]:
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000.5"]]
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", SLEEP]]
 
 
 def wait_gone(timeout_s: float = 5.0) -> None:
@@ -81,7 +83,7 @@ def test_a_signal_that_a_library_swallowed_is_sent_again(tmp_path: Path) -> None
 
 
 @pytest.mark.emulation
-@pytest.mark.skipif(bool(missing_for_mininet()), reason="no Mininet")
+@pytest.mark.skipif(bool(try_mininet(star(2)).reason), reason="no Mininet")
 def test_sigkill_of_the_supervisor_ends_everything(tmp_path: Path) -> None:
     run = start("mininet", tmp_path, "stay")
     assert run.stdout is not None

@@ -31,7 +31,7 @@ def test_a_short_queue_has_a_shorter_bucket() -> None:
     assert LinkPolicy(20e6, queue_kb=8).commands("d0-h1", host=False) == [line]
     netem = LinkPolicy(20e6, "netem", queue_kb=8)
     assert netem.commands("d0-h1", host=False) == [
-        "qdisc replace dev d0-h1 root handle 1: netem rate 20000000bit limit 5"
+        "qdisc replace dev d0-h1 root handle 2: netem rate 20000000bit limit 5"
     ]
 
 

@@ -5,7 +5,7 @@ from testbed.results.schema import SCHEMAS
 
 
 def test_the_page_is_current() -> None:
-    assert reference.DOCUMENT.read_text() == reference.document(), "run: make docs"
+    assert reference.DOCUMENT.read_text("utf-8") == reference.document(), "run: make docs"
 
 
 def test_every_column_has_words_and_stands_on_it_once_for_each_kind_of_row() -> None:

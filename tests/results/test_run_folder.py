@@ -47,6 +47,7 @@ def test_the_columns_and_their_order() -> None:
     bandwidth_mbps model tokens layers hidden heads topology all_gather queue_kb delay_ms loss_pct
     device_profile compute_mode network time_scale optimizations_resolved full_precision_pct
     repeat latency_ms compute_ms encode_ms wire_ms wait_ms decode_ms straggler_wait_pct speedup
+    speedup_fidelity
     payload_bytes formula_bytes messages wire_bytes wire_floor_ms burst_credit_bytes paper_bytes paper_latency_ms
     verified max_abs_err overruns steal_pct fidelity fidelity_note residual_pct status error"""
     assert list(COLUMNS) == text.split()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from testbed.astra.training.decoder import AstraDecoder
@@ -23,6 +22,7 @@ from testbed.errors import EnvironmentFault
 from testbed.models.decoders import DecoderChoice
 from testbed.models.gpt2 import Gpt2Config
 from testbed.models.llama import LlamaConfig
+from testbed.models.tensor_files import UnusableFile, read_tensors
 from testbed.models.vit import VisionTransformer, VitConfig
 from testbed.models.weights import save_tensors
 from testbed.results.atomic_write import replacing
@@ -150,18 +150,19 @@ def _save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, the JSON object in the header). Raises EnvironmentFault, also for numbers that are not finite."""
+    expected = "expected a safetensors file that training wrote"
     try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})[STATE])
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, state
-    except FileNotFoundError:
-        raise EnvironmentFault(f"{path}: no such file; expected a safetensors file that training wrote") from None
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EnvironmentFault(
-            f"{path}: damaged, expected a safetensors file that training wrote ({reason})"
-        ) from error
+        tensors, metadata = read_tensors(path)
+    except UnusableFile as error:
+        raise EnvironmentFault(f"{path} {error.reason}; {expected}") from error
+    try:
+        state = json.loads(metadata[STATE])
+    except (KeyError, ValueError):
+        state = None
+    if not isinstance(state, dict):
+        raise EnvironmentFault(f"{path} has no state of a training run in its header; {expected}")
+    return tensors, state
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, list[int]]) -> None:

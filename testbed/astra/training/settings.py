@@ -36,8 +36,11 @@ class TrainingSettings:
     collapse_below: float = 0.01
     checkpoint_steps: int = 500
 
-    def check(self, tokens: int, examples: int) -> None:
-        """Raise ConfigError (key ``training.<setting>``) for a value outside its range."""
+    def check(self, tokens: int, examples: int, section: str = "training") -> None:
+        """Raise ConfigError (key ``<section>.<setting>``) for a value outside its range.
+
+        tokens, examples: of an example, and how many there are for training.
+        """
         rules = (
             ("epochs", self.epochs >= 1, "1 or more"),
             ("batch", 1 <= self.batch <= examples, f"1 to {examples}, the number of training examples"),
@@ -56,7 +59,7 @@ class TrainingSettings:
         )
         for key, holds, allowed in rules:
             if not holds:
-                raise ConfigError(f"training.{key}", getattr(self, key), f"must be {allowed}")
+                raise ConfigError(f"{section}.{key}", getattr(self, key), f"must be {allowed}")
         self.objective.check()
 
     def rate(self, step: int, total_steps: int) -> float:

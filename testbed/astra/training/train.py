@@ -39,6 +39,7 @@ from testbed.astra.training.vit import Student, random_shares
 from testbed.comm.group import even_shares
 from testbed.errors import ConfigError, TestbedError
 from testbed.progress import Steps, steps
+from testbed.results.cache import making
 from testbed.results.provenance import provenance
 
 CHECKPOINT, RESULT, MANIFEST = "checkpoint.safetensors", "astra.safetensors", "manifest.json"
@@ -65,19 +66,22 @@ def train(
     folder: Path,
     teacher: Student | None = None,
     resume: bool = True,
+    section: str = "training",
 ) -> dict[str, Any]:
     """Train ``student`` in place, restore the weights of its best epoch, and return the manifest.
 
-    folder: of this run alone. With ``resume`` the run continues from the checkpoint in it, otherwise it overwrites the
-    folder. Afterwards the folder holds RESULT and MANIFEST, which has the cost of the training. teacher: the
-    uncompressed baseline, for an objective with distillation; it runs on one device.
+    folder: of these settings alone; another process that trains in it waits, and then finds the result. With ``resume``
+    the run continues from the checkpoint in the folder, otherwise it overwrites the folder. Afterwards the folder holds
+    RESULT and MANIFEST, which has the cost of the training. teacher: the uncompressed baseline, for an objective with
+    distillation; it runs on one device. section: of the keys of ``settings`` in messages.
 
     Raises ConfigError for settings outside their range or other than those of the folder's checkpoint, EnvironmentFault
-    for a damaged checkpoint, and TestbedError, with step and learning rate, for a loss that is not finite; the last
-    checkpoint stays. Warns of a collapsed codebook.
+    for a damaged checkpoint and for a folder that cannot be written, and TestbedError, with step and learning rate, for
+    a loss that is not finite; the last checkpoint stays. Warns of a collapsed codebook.
     """
-    with torch.random.fork_rng():
-        return _Run(student, examples, validation, settings, folder, teacher).run(resume)
+    run = _Run(student, examples, validation, settings, folder, teacher, section)
+    with making(folder), torch.random.fork_rng():
+        return run.run(resume)
 
 
 class _Run:
@@ -91,13 +95,17 @@ class _Run:
         settings: TrainingSettings,
         folder: Path,
         teacher: Student | None,
+        section: str,
     ):
-        settings.check(student.tokens, len(examples))
+        settings.check(student.tokens, len(examples), section)
+        if not len(validation):
+            raise ValueError("no validation examples; the best epoch is chosen by them")
         if teacher is None and settings.objective.needs_teacher:
-            raise ConfigError("training.objective", settings.objective, "distillation needs a teacher")
+            raise ConfigError(f"{section}.objective", settings.objective, "distillation needs a teacher")
         if student.quantizer is None and max(settings.devices) > 1:
-            raise ConfigError("training.devices", settings.devices, "more than one device needs codebooks")
+            raise ConfigError(f"{section}.devices", settings.devices, "more than one device needs codebooks")
         self.examples, self.validation, self.settings, self.folder = examples, validation, settings, folder
+        self.section = section
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.student = student.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device).eval()
@@ -177,7 +185,7 @@ class _Run:
             kept = f"; last good checkpoint: {self.folder / CHECKPOINT}" if (self.folder / CHECKPOINT).exists() else ""
             raise TestbedError(
                 f"loss is {value:g}, gradient norm {norm.item():g} at step {step} with learning rate {rate:.3g}: "
-                f"lower training.learning_rate={settings.learning_rate:g}{kept}"
+                f"lower {self.section}.learning_rate={settings.learning_rate:g}{kept}"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -196,7 +204,7 @@ class _Run:
         for layer, group in (perplexity_LI < self.settings.collapse_below * size).nonzero().tolist():
             used = f"{perplexity_LI[layer, group]:.1f} of {size} codewords (perplexity)"
             message = f"codebook of layer {layer}, group {group} collapsed: it used {used} in epoch {epoch}"
-            warnings.warn(f"{message}; lower training.learning_rate or astra.codebook_size", stacklevel=2)
+            warnings.warn(f"{message}; lower {self.section}.learning_rate or codebook_sizes", stacklevel=2)
         return perplexity_LI.min().item()
 
     @contextmanager

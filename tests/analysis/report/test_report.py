@@ -1,4 +1,6 @@
+import errno
 import re
+import shlex
 from html import unescape
 
 import matplotlib.pyplot as plt
@@ -19,6 +21,7 @@ from analysis.report.terminal import summarize
 from analysis.report.write import write_report
 from analysis.styles import line_styles
 from testbed.config.load import load_config
+from testbed.errors import TestbedError
 from testbed.results.schema import ACCURACY
 from tests.analysis import synthetic
 from tests.analysis.synthetic_quality import quality, quality_row
@@ -198,6 +201,51 @@ def test_where_there_is_no_room_intervals_take_two_lines_and_lose_nothing(tmp_pa
     assert text.count("-0.93") == text.count("-0.17]") == len(counts)
 
 
+def test_no_number_is_cut_and_no_label_left_out_where_there_is_no_room(tmp_path, no_figures):
+    rows = synthetic.sweep()
+    rows.to_csv(tmp_path / "results.csv", index=False)
+    with (tmp_path / "narrow").open("w+") as file:
+        summarize(tmp_path, Console(file=file, width=60))
+        file.seek(0)
+        lines = [line.split() for line in file.read().splitlines()]
+    whole = ["tensor", "92,501", "46,296", "18,574", "9,333", "4,712", "1,940", "3.9%", "3", "yes"]
+    assert whole in lines and ["single", *["359.0"] * 6, "3.9%", "3", "yes"] in lines
+
+
+def test_foreign_text_is_no_markup(tmp_path, no_figures):
+    failed = synthetic.failed("tensor", error="[/tmp/x] [red]Bad address[/] :bug:")
+    synthetic.frame([failed]).to_csv(tmp_path / "results.csv", index=False)
+    with (tmp_path / "out").open("w+") as file:
+        summarize(tmp_path, Console(file=file, width=160))
+        file.seek(0)
+        assert "[/tmp/x] [red]Bad address[/] :bug:" in file.read()
+
+
+def test_a_report_that_cannot_be_written_is_one_line_after_the_tables(folder, capsys, monkeypatch, no_figures):
+    (folder / "report").write_text("")
+    with pytest.raises(TestbedError, match="report: no folder, so no report can be written to it"):
+        summarize(folder)
+    assert "Speed-up over one device" in capsys.readouterr().out
+    assert report_main([str(folder)]) == 2
+    (folder / "report").unlink()
+    (folder / "report").mkdir()
+    (folder / "report" / "tables.md").symlink_to("/dev/full")
+    assert report_main([str(folder)]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("report/tables.md cannot be written: No space left on device")
+    )
+
+
+def test_a_figure_that_cannot_be_written_is_named(folder, capsys, monkeypatch):
+    def fail(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    assert report_main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"report: \S+/report/\w+\.png cannot be written: No space left on device", line)
+
+
 def test_old_figures_go_and_other_files_stay(folder, no_rendering):
     names = {path.name for path in write_report(folder)}
     assert names == {*TEXTS, *FIGURES, "break_even.png", "break_even.pdf"}
@@ -252,7 +300,7 @@ def test_sections_without_data_say_what_to_run(folder, no_figures):
     assert len(said) == 8
     for words in said:  # commands that exist, with keys that exist
         for command in words.split(", then .venv/bin/python -m testbed.run "):
-            assert load_config([*command.split(), "network=loopback"])
+            assert load_config([*shlex.split(command), "network=loopback"])
 
 
 def test_the_page_shows_text_as_text(tmp_path, no_figures):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from testbed.astra.training.checkpoints import load_checkpoint, load_result, open_result, save_checkpoint, save_result
 from testbed.astra.training.ema_quantizer import VectorQuantizer, VqSettings
 from testbed.astra.training.vit import AstraVit
 from testbed.errors import EnvironmentFault
 from tests.astra.toy import CONFIG, tiny_model, tiny_student
+from tests.test_git_lfs import POINTER
 
 
 def trained(student: AstraVit) -> torch.optim.Optimizer:
@@ -52,16 +54,38 @@ def test_damaged_files(tmp_path: Path, damage) -> None:
         lambda: load_result(path, student),
         lambda: open_result(path, CONFIG),
     ):
-        with pytest.raises(
-            EnvironmentFault, match="c.safetensors: damaged, expected a safetensors file that"
-        ) as caught:
+        with pytest.raises(EnvironmentFault, match=r"c\.safetensors is damaged or not a safetensors file: ") as caught:
             load()
         assert "\n" not in str(caught.value)
     assert torch.equal(student.model.head.weight, before)
 
 
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path, student = tmp_path / "r.safetensors", tiny_student()
+    with torch.no_grad():
+        student.model.head.bias[1] = float("nan")
+    save_result(path, student)
+    with pytest.raises(EnvironmentFault, match=r"r\.safetensors has NaN or infinity in 1 of the \d+ numbers of model"):
+        open_result(path, CONFIG)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.safetensors").write_text(POINTER)
+    with pytest.raises(EnvironmentFault, match=r"r\.safetensors is a Git LFS pointer, .*; run git lfs pull"):
+        open_result(tmp_path / "r.safetensors", CONFIG)
+
+
+@pytest.mark.parametrize("state", [{}, {"state": "["}, {"state": "[1]"}])
+def test_files_without_a_state_are_refused(tmp_path: Path, state: dict[str, str]) -> None:
+    save_file({"head": torch.ones(2)}, tmp_path / "r.safetensors", state)
+    with pytest.raises(
+        EnvironmentFault, match=r"r\.safetensors has no state of a training run in its header; expected"
+    ):
+        open_result(tmp_path / "r.safetensors", CONFIG)
+
+
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="none.safetensors: no such file; expected a safetensors file"):
+    with pytest.raises(EnvironmentFault, match=r"none\.safetensors cannot be read: No such file or dir"):
         open_result(tmp_path / "none.safetensors", CONFIG)
 
 

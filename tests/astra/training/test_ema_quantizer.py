@@ -207,5 +207,5 @@ def test_gradients_and_stages_that_do_not_exist() -> None:
 @pytest.mark.parametrize("chosen", [{"decay": 1.0}, {"decay": -0.1}, {"dead_below": 1.5}, {"noise": -1.0}])
 def test_settings_outside_their_range(chosen: dict[str, float]) -> None:
     ((key, value),) = chosen.items()
-    with pytest.raises(ConfigError, match=f"vq.{key}={value}: must be 0 or more"):
+    with pytest.raises(ConfigError, match=f"vq.{key}={value:g}: must be 0 or more"):
         quantizer(torch.zeros(1, 1, 2, 2), **chosen)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from testbed.astra.training.settings import TrainingSettings
 from testbed.astra.training.train import CHECKPOINT, MANIFEST, RESULT, train
 from testbed.astra.training.vit import AstraVit, Student
 from testbed.astra.vit_codebooks import train_vit_codebooks
-from testbed.errors import ConfigError, TestbedError
+from testbed.errors import ConfigError, EnvironmentFault, TestbedError
 from tests.astra.toy import CONFIG, Toy, tiny_model, tiny_student, toy
 
 SHORT = TrainingSettings(
@@ -260,7 +262,7 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
         ({"epochs": 0}, "training.epochs=0: must be 1 or more"),
         ({"batch": 81}, "training.batch=81: must be 1 to 80, the number of training examples"),
         ({"learning_rate": 0}, "training.learning_rate=0: must be more than 0"),
-        ({"devices": (2, 17)}, r"training.devices=\(2, 17\): must be from 1 to 16, the tokens"),
+        ({"devices": (2, 17)}, r"training.devices=\[2,17\]: must be from 1 to 16, the tokens"),
         ({"objective": Objective(labels=0)}, "training.objective.labels=0: must be more than 0, or logits, or states"),
         ({"objective": Objective(temperature=0)}, "training.objective.temperature=0: must be more than 0"),
         ({"objective": Objective(logits=1)}, "distillation needs a teacher"),
@@ -274,3 +276,49 @@ def test_settings_that_cannot_be(tmp_path: Path, changed: dict[str, Any], messag
 def test_several_devices_need_codebooks(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="more than one device needs codebooks"):
         run(AstraVit(tiny_model()), tmp_path)
+
+
+def test_settings_are_named_by_their_section_of_the_experiment(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^uncompressed.batch=200: must be 1 to 80, the number of training examples$"
+    ):
+        run(tiny_student(), tmp_path, replace(SHORT, batch=200), section="uncompressed")
+
+
+def test_of_two_runs_in_one_folder_the_second_takes_the_result_of_the_first(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, entered, step = [], threading.Event(), train_module._Run._step
+
+    def slow_step(self: Any, indices: torch.Tensor) -> float:
+        calls.append(threading.get_ident())
+        entered.set()
+        time.sleep(0.05)
+        return step(self, indices)
+
+    monkeypatch.setattr(train_module._Run, "_step", slow_step)
+    students = [tiny_student(), tiny_student()]
+    runs = [threading.Thread(target=run, args=(student, tmp_path / "t", SHORT)) for student in students]
+    runs[0].start()
+    assert entered.wait(10)
+    runs[1].start()
+    for each in runs:
+        each.join()
+    assert set(calls) == {calls[0]} and len(calls) == 10
+    assert f"waiting for another run, which is making {tmp_path / 't'}\n" in capsys.readouterr().out
+    for name, value in students[0].state_dict().items():
+        assert torch.equal(value, students[1].state_dict()[name])
+
+
+def test_outputs_that_are_not_finite_are_no_answers() -> None:
+    student = tiny_student()
+    data = toy(40, 2)
+    data.pixels[7] = torch.inf
+    with pytest.raises(TestbedError, match=r"the outputs of example 7 on 2 devices are not finite numbers"):
+        correctness(student, data, 2, batch=5)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match=r"file/t cannot be written: .*TESTBED_CACHE names another folder"):
+        run(tiny_student(), tmp_path / "file" / "t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from testbed.errors import ConfigError
 from testbed.grid import points
 from testbed.models.llama import Llama
 from testbed.models.weights import load_model
-from tests.tiny_llama import LLAMA, save_tiny_llama
+from tests.tiny_llama import LLAMA, edit_weights, save_tiny_llama
 
 WORDS = ["+experiment=decoder_sweep", "model=hub_folder", "astra.groups=4", "astra.codebook_size=16", "bandwidths=10"]
 
@@ -59,3 +60,30 @@ def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path)
 def test_a_checkpoint_is_of_one_length(folder: Path) -> None:
     with pytest.raises(ConfigError, match="tokens=.*must be one number, that of the checkpoint"):
         prepared(folder, "tokens=[16,24]", "checkpoint=somewhere")
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_inputs, "windows", lambda name, tokenizer, cache, *sizes: torch.full(sizes[1::-1], 256))
+    monkeypatch.setattr(decoder_inputs, "kmeans_codebooks", lambda *_: pytest.fail("the work has begun"))
+    found = f"model.folder={folder}: the text has token ids up to 256, the model's vocabulary ends at 255"
+    with pytest.raises(ConfigError, match=re.escape(found)):
+        prepared(folder, "tokens=16")
+
+
+def test_a_text_that_is_too_short_is_a_matter_of_the_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_short(name: str, tokenizer: object, cache: Path, length: int, count: int, split: str) -> None:
+        raise ConfigError("data.length", length, f"{split} of {name} has 9 tokens in all")
+
+    monkeypatch.setattr(decoder_inputs, "windows", too_short)
+    with pytest.raises(
+        ConfigError, match="^tokens=16: needs 1 window of 16 tokens, but held_out of wikipedia has 9 to"
+    ):
+        prepared(folder, "tokens=16")
+
+
+def test_results_that_are_not_finite_are_refused(folder: Path) -> None:
+    edit_weights(folder, model__layers__0__mlp__down_proj__weight=torch.full((24, 40), 3e38))
+    with pytest.raises(
+        ConfigError, match="^model=tiny-llama: gives NaN or infinity on one device; expected finite res"
+    ):
+        prepared(folder, "tokens=16", "methods=single")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import cache
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.cost_model.point_costs import PointCosts
+from experiments.measurement import time_scale
 from experiments.measurement.time_scale import (
     CORE_MBPS,
     DISTORTION,
@@ -61,7 +61,7 @@ def test_the_scale_is_the_slowest_of_the_budget_and_keeps_every_limit(
 
 
 def test_points_of_a_sweep_are_planned_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: CORES)
+    monkeypatch.setattr(time_scale, "usable_cores", lambda: CORES)
     config = sweep("devices=4", "bandwidths=[10,500]")
     plans = {point.label: plan(point, config, "replay") for point in points(config)}
     slow, fast, short, single = (

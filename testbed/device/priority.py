@@ -16,15 +16,25 @@ def realtime() -> Iterator[str]:
     Meant for work that mostly sleeps: arithmetic at this priority would keep the kernel from forwarding packets.
     """
     try:
+        _raise_limit()
         _all_threads(os.SCHED_RR, 1)
         reached = REALTIME
-    except (AttributeError, OSError):  # not available on this system, or not permitted
+    except (AttributeError, ImportError, OSError, ValueError):  # not available on this system, or not permitted
         reached = NORMAL
     try:
         yield reached
     finally:
         if reached == REALTIME:
             _all_threads(os.SCHED_OTHER, 0)
+
+
+def _raise_limit() -> None:
+    """Use what an administrator has granted: without root, priorities up to the soft limit are permitted."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_RTPRIO)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (hard, hard))
 
 
 def attainable_priority() -> str:

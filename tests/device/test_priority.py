@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from testbed.cluster import priority
+from testbed.device import priority
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="scheduling policies of Linux")
 
