@@ -18,11 +18,11 @@ from analysis.load import results_file
 from analysis.paper.latency import paper_configs
 from analysis.report.__main__ import main as report_main
 from analysis.report.terminal import print_comparison
-from testbed.command import run_command
+from testbed.command import BAD_INPUT, run_command
 from testbed.config.load import load_config
 from testbed.errors import TestbedError
 from testbed.network.sandbox import run_child
-from testbed.run import BAD_INPUT, FAILED, OK, SIGNALLED, results_folder
+from testbed.run import FAILED, OK, SIGNALLED, results_folder
 
 NAME = "paper"
 WHOLE = "full"  # name of the report's folder if no preset is chosen

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from testbed.command import run_command
+from testbed.command import TORCH_LACKS_MEMORY, run_command
 from testbed.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -34,16 +34,20 @@ def failing(error: BaseException) -> Callable[[], int]:
             "name: /x, /y: Invalid cross-device link",
         ),
         (OSError(), "name: OSError"),
-        (MemoryError(), None),
+        (MemoryError(), "name: memory: not enough for these sizes; use a smaller model, fewer tokens, shorter windows"),
+        (RuntimeError(f"[x] {TORCH_LACKS_MEMORY}: 8 bytes"), "name: memory: [x] can't allocate memory: 8 bytes; use a"),
     ],
 )
-def test_an_error_is_one_line(error: Exception, line: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    if line is None:  # a fault of the program, which needs its traceback
-        with pytest.raises(MemoryError):
-            run_command("name", failing(error))
-        return
+def test_an_error_is_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("name", failing(error)) == 2
-    assert capsys.readouterr().err == f"{line}\n"
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1 and said.endswith("\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("other"), ZeroDivisionError()])
+def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_command("name", failing(error))
 
 
 def test_exit_codes_are_those_of_the_work_and_of_shells() -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the lowest package to the highest. A module belongs to the longest name that its own name begins with.
 PACKAGES = """
-testbed.errors testbed.limits testbed.git_lfs testbed.command testbed.progress testbed.output
+testbed.errors testbed.limits testbed.user_files testbed.git_lfs testbed.command testbed.progress testbed.output
 testbed.results testbed.device testbed.comm topologies testbed.network
 testbed.models testbed.datasets testbed.astra
 testbed.compressed_collectives testbed.methods
@@ -24,7 +24,7 @@ ORDER = PACKAGES.split()
 # Narrower than the order: what a package may import of those before it.
 ONLY = {
     "testbed.comm": {"testbed.errors", "testbed.device"},  # so no models
-    "testbed.models": {"testbed.errors", "testbed.git_lfs", "testbed.results"},  # so no devices, transport or methods
+    "testbed.models": {"testbed.errors", "testbed.user_files", "testbed.git_lfs", "testbed.results"},  # so no devices, transport or methods
     "analysis": {"testbed.errors", "testbed.command", "testbed.progress", "testbed.results"},  # it reads files
 }
 # Who may import the analysis: what ends a run with a report, and benchmarks, which read the rows of their runs.

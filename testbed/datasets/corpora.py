@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import re
 import unicodedata
@@ -28,6 +29,7 @@ from pathlib import Path
 from testbed.datasets.downloads import BROWN_FILES, austen_files, brown_folder
 from testbed.datasets.folders import contents, warn_of_unread
 from testbed.errors import DATA_FIX, ConfigError, EnvironmentFault, nearest
+from testbed.user_files import open_file
 
 SPLITS = ("train", "held_out")
 HELD_OUT_OF_TEN = 1  # tenths of the titles
@@ -181,7 +183,7 @@ def _wikitext_lines(path: Path) -> Iterator[str]:
     import pyarrow.parquet as parquet
 
     try:
-        lines = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        lines = parquet.read_table(open_file(path), columns=["text"])["text"].to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
         raise ConfigError("data.folder", path.parent, f"{path.name} is not parquet with a column text") from error
     if others := [line for line in lines if not isinstance(line, str)]:
@@ -210,7 +212,8 @@ def _text_documents(files: Sequence[Path]) -> Iterator[Document]:
 def _text(path: Path) -> str:
     """A file's text, with a line feed at each end of a line. A byte order mark at the start is no text."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(open_file(path), "utf-8-sig") as opened:
+            return opened.read()
     except OSError as error:
         raise ConfigError("data.folder", path.parent, f"{path.name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -28,6 +28,7 @@ from testbed.datasets.image_files import class_folders
 from testbed.datasets.photographs import CHANNEL_MEAN, CHANNEL_STD
 from testbed.errors import EnvironmentFault, printable
 from testbed.git_lfs import PULL, is_pointer
+from testbed.user_files import read_file
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FIX = "on Debian: apt-get install dataset-fashion-mnist"
@@ -256,13 +257,13 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     if is_pointer(path):
         raise EnvironmentFault(f"{path} {PULL}")
     try:
-        content = gzip.decompress(path.read_bytes())
+        content = gzip.decompress(read_file(path))
     except FileNotFoundError:
         raise EnvironmentFault(f"{path} is missing; {FASHION_MNIST_FIX}") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise EnvironmentFault(f"{path} is damaged ({error}); {FASHION_MNIST_FIX}") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error.strerror}") from error
     expected = len(header) + int(np.prod(shape))
     if not content.startswith(header) or len(content) != expected:
         message = f"expected an idx file of bytes {list(shape)}, {expected} in all; found {len(content)} bytes"

@@ -45,7 +45,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def inside() -> bool:
     """Whether this process runs in the sandbox."""
-    return _BACKEND in os.environ
+    return bool(os.environ.get(_BACKEND) and os.environ.get(_SCRATCH))
 
 
 def scratch() -> Path:
