@@ -3,9 +3,12 @@
 import re
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from testbed.doctor import PYTHONS
 
@@ -105,3 +108,18 @@ def test_another_python_is_refused_first_with_the_reason(tmp_path):
         check=False,
     )
     assert done.returncode == 2 and "torch and Ray have builds" in done.stderr
+
+
+def test_every_release_of_the_first_python_will_do():
+    """Debian 12 has Python 3.11.2. A pin that needs 3.11.5 would stop `make setup` there."""
+    first = Version(".".join(map(str, PYTHONS[0])) + ".0")
+    needs = {name: metadata.metadata(name)["Requires-Python"] for name in pins() if installed(name)}
+    assert len(needs) > 100
+    assert {name: need for name, need in needs.items() if need and first not in SpecifierSet(need)} == {}
+
+
+def installed(name):
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
