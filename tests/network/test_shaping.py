@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.comm.pacing import SEGMENT_PAYLOAD, BurstCredit, TransportPacing, wire_bytes
-from testbed.network.shaping import LinkPolicy
+from testbed.network.probe import kernel_qdiscs, try_mininet
+from testbed.network.sandbox import needs_user_namespace, unshare
+from testbed.network.shaping import SHAPERS, LinkPolicy
+from topologies.link_graph import star
 
 
 @pytest.mark.parametrize(
@@ -70,3 +77,16 @@ def test_paced_chunks_leave_at_the_rate(chunks: list[int], rate_bps: float) -> N
 def test_burst_credit_is_the_smaller_of_message_and_bucket(chunk: int, rate_bps: float, bucket: int) -> None:
     delay_s = BurstCredit(rate_bps, bucket).release(chunk, 50.0, 50.0) - 50.0
     assert delay_s == pytest.approx(8 * min(wire_bytes(chunk), bucket) / rate_bps, abs=1e-9)
+
+
+@pytest.mark.skipif(bool(try_mininet(star(2)).reason), reason=try_mininet(star(2)).reason)
+@pytest.mark.parametrize(("first", "second"), itertools.permutations(SHAPERS, 2))
+def test_one_shaper_replaces_another_on_the_same_links(first: str, second: str) -> None:
+    lines = [line for shaper in (first, second, first) for line in LinkPolicy(1e7, shaper).commands("v0", host=True)]
+    text = "\n".join(lines)
+    if "netem" not in kernel_qdiscs():  # another kind stands in for it, with the same handle
+        text = re.sub(r"netem rate \d+bit limit", "pfifo limit", text)
+    script = "ip link add v0 type veth peer name v1 && tc -batch -"
+    command = [*unshare(needs_user_namespace()), "sh", "-c", script]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
