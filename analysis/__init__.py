@@ -7,6 +7,7 @@ below are enough to plot results; importing them does not import matplotlib befo
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from analysis.load import ResultsError, load_rows
@@ -20,6 +21,9 @@ __all__ = ["ResultsError", "load_rows", "points", "speedup_plot", "speedup_table
 # Where the user has no folder that matplotlib can write to, it takes a temporary one and works. That need not be said.
 _TEMPORARY = ("Matplotlib created a temporary cache", "mkdir -p failed", "%s is not a writable directory")
 logging.getLogger("matplotlib").addFilter(lambda record: not str(record.msg).startswith(_TEMPORARY))
+# Figures go to files or into a notebook. Another backend has no use, and matplotlib is not imported if it is unknown.
+if "inline" not in os.environ.get("MPLBACKEND", "inline"):
+    del os.environ["MPLBACKEND"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -37,7 +38,9 @@ def run_command(name: str, work: Callable[[], int]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and TORCH_LACKS_MEMORY not in str(error):
             raise
-        print(f"{name}: memory: {printable(str(error)) or 'not enough for these sizes'}; {SMALLER}", file=sys.stderr)
+        size = re.search(r"(\d+) bytes", str(error))
+        asked = f"{int(size[1]) / 1e9:.1f} GB at once were asked for" if size else "not enough is left"
+        print(f"{name}: memory: {asked}; {SMALLER}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

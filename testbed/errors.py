@@ -82,6 +82,8 @@ def printable(text: str) -> str:
 
 def reason(error: OSError) -> str:
     """What an error of the operating system says, without its file: ``No space left on device``."""
+    if isinstance(error, FileExistsError):  # of a folder to be made, as nothing else here refuses to replace a file
+        return "a file stands where a folder is needed"
     return error.strerror or str(error) or type(error).__name__
 
 

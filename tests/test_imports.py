@@ -24,7 +24,8 @@ ORDER = PACKAGES.split()
 # Narrower than the order: what a package may import of those before it.
 ONLY = {
     "testbed.comm": {"testbed.errors", "testbed.device"},  # so no models
-    "testbed.models": {"testbed.errors", "testbed.user_files", "testbed.git_lfs", "testbed.results"},  # so no devices, transport or methods
+    # So no devices, transport or methods.
+    "testbed.models": {"testbed.errors", "testbed.user_files", "testbed.git_lfs", "testbed.results"},
     "analysis": {"testbed.errors", "testbed.command", "testbed.progress", "testbed.results"},  # it reads files
 }
 # Who may import the analysis: what ends a run with a report, and benchmarks, which read the rows of their runs.

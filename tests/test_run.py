@@ -49,6 +49,14 @@ def test_bad_input_ends_the_command_with_one_line(words: list[str], message: str
     assert done.stdout == "" and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [["--help"], [SMOKE, "network=analytic", "results_dir=é日", "methods=single"]])
+def test_an_output_that_lacks_letters_replaces_them(words: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "testbed.run", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.isascii()
+
+
 def test_cheap_checks_come_before_heavy_imports(tmp_path: Path) -> None:
     script = (
         "import sys; from testbed.run import main; code = main(['+experiment=smoke', 'bandwidths=0']);"

@@ -14,7 +14,7 @@ from torch import nn
 
 from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.quantizer import Codebooks
-from testbed.errors import EnvironmentFault
+from testbed.errors import EnvironmentFault, printable
 from testbed.models.shape import ModelShape
 from testbed.models.tensor_files import UnusableFile, read_tensors
 from testbed.models.weights import save_tensors
@@ -100,5 +100,5 @@ def _usable(path: Path, spec: CodebookSpec, shape: ModelShape) -> bool:
         reason = f"{path} is damaged (codebooks or rotations of another shape)"
     except EnvironmentFault as error:
         reason = str(error)
-    warnings.warn(f"{reason}; training its codebooks again", stacklevel=4)
+    warnings.warn(printable(f"{reason}; training its codebooks again"), stacklevel=4)
     return False

@@ -40,6 +40,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from testbed.astra.quantizer import Quantizer, check_quantizer
+from testbed.errors import printable
 from testbed.models.decoder import Decoder, DecoderBlock
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
@@ -194,7 +195,7 @@ def _cached(projection: Projection, codebooks_GKd: Tensor, folder: Path) -> dict
             _spot_check(table, projection, codebooks_GKd)
             return table
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            warnings.warn(f"{path} is damaged ({error}); making the lookup table again", stacklevel=3)
+            warnings.warn(printable(f"{path} is damaged ({error}); making the lookup table again"), stacklevel=3)
     save_tensors(_make(projection, codebooks_GKd), path)
     return load_file(path)  # mapped, which frees the memory of the table that was made
 

@@ -20,6 +20,8 @@ from testbed.config.origins import Origin, Origins, flat
 from testbed.config.words import TEXT_KEYS, CommandLine, check_plain, hydra_words
 from testbed.errors import ConfigError, nearest
 
+SECTIONS = ("data", "device", "model", "network", "topology")  # groups whose values stand under the group's name
+
 
 @dataclass(frozen=True)
 class Part:
@@ -86,13 +88,17 @@ def _joined(groups: dict[str, str]) -> tuple[list[Part], DictConfig]:
             config = compose("config", chosen)
     except Exception as error:  # HydraException, OmegaConfBaseException and exceptions of their parsers
         for path in [*_files(groups), *sorted(fields.CONF.rglob("*.yaml"))]:
-            _values(Part(path, ""))  # says more of a damaged file
+            group = path.relative_to(fields.CONF).parts[0]
+            _values(Part(path, group if group in SECTIONS else ""))  # says more of a damaged file
         first, *others = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         reason = " ".join([first, *map(str.strip, others[:1])]) if first.endswith(":") else first
         unused = re.match(r"Could not override '(\w+)'", reason)
         if unused and unused[1] in groups:
             allowed = f"unknown; experiment {groups['experiment']} has no {unused[1]}"
             raise ConfigError(unused[1], groups[unused[1]], allowed) from None
+        where = re.search(r"'([a-z]+)/([^']+)'", reason)
+        if where and (path := fields.CONF / where[1] / f"{where[2]}.yaml").is_file():
+            raise ConfigError(where[1], where[2], f"its defaults cannot be applied: {reason}", place(path)) from None
         raise ConfigError("overrides", " ".join(chosen), f"Hydra cannot apply them: {reason}") from None
     files = [(fields.CONF / f"{part.config_path}.yaml", part.package or "") for part in needed]
     by_choice = _files(groups)

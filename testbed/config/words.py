@@ -104,7 +104,12 @@ def read_scalar(text: str) -> Any:
 
 def hydra_words(given: CommandLine) -> list[str]:
     """The same choices and values in words that Hydra's own commands accept."""
-    words = [f"{'+' if group == 'experiment' else ''}{group}={name}" for group, name in given.groups.items()]
+    words = []
+    for group, name in given.groups.items():
+        override = _parsed(f"{group}={name}")
+        plain = override is not None and not override.is_sweep_override() and override.value() == name
+        choice = name if plain else QuotedString(name, Quote.single).with_quotes()
+        words.append(f"{'+' if group == 'experiment' else ''}{group}={choice}")
     for word in given.values:
         text = QuotedString(word.value, Quote.single).with_quotes() if word.key in TEXT_KEYS else word.text
         words.append(f"++{word.key}={text}")

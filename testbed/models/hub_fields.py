@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LARGEST = 10_000_000  # of any size in config.json; a larger one is a mistake
-MOST_LAYERS = 1000  # ten times those of the deepest public models; each takes a millisecond before weights are looked at
 
 # Keys that do not change the logits of a forward pass. Those of PreTrainedConfig in the package transformers, 3 to 5:
 _ORIGIN = """

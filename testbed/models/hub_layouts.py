@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from testbed.models.gpt2 import Gpt2, Gpt2Config
-from testbed.models.hub_fields import MOST_LAYERS, FieldError, Fields, agreed
+from testbed.models.hub_fields import FieldError, Fields, agreed
 from testbed.models.llama import Llama, LlamaConfig, Rotary, RotaryScaling
+from testbed.models.shape import MOST_LAYERS
 from testbed.models.vit import VisionTransformer, VitConfig
 
 # The classes of the package transformers whose arithmetic each layout computes.

@@ -19,7 +19,7 @@ from gguf.quants import dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from testbed.errors import DATA_FIX, EnvironmentFault
+from testbed.errors import DATA_FIX, EnvironmentFault, printable
 from testbed.models.llama import Llama, LlamaConfig, Rotary, halves_from_interleaved
 from testbed.models.tensor_files import UnusableFile, check_finite, read_tensors, unusable
 from testbed.models.weights import save_tensors
@@ -181,7 +181,7 @@ def _cached_weights(path: Path, expected: Mapping[str, torch.Size]) -> dict[str,
         reason = "is damaged: tensors of other names or sizes"
     except UnusableFile as error:
         reason = error.reason
-    warnings.warn(f"{path} {reason}; dequantizing the weights again", stacklevel=3)
+    warnings.warn(printable(f"{path} {reason}; dequantizing the weights again"), stacklevel=3)
     return None
 
 
@@ -193,5 +193,5 @@ def _cached_tokenizer(path: Path) -> Tokenizer | None:
         return Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the package raises no narrower class
         reason = unusable(path, "is damaged", error).reason
-        warnings.warn(f"{path} {reason}; building the tokenizer again", stacklevel=3)
+        warnings.warn(printable(f"{path} {reason}; building the tokenizer again"), stacklevel=3)
         return None

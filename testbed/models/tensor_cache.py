@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from testbed.errors import printable
 from testbed.models.tensor_files import UnusableFile, read_tensors
 from testbed.models.weights import save_tensors
 from testbed.results.cache import making
@@ -35,5 +36,5 @@ def _read(path: Path, name: str) -> Tensor | None:
     except (UnusableFile, KeyError) as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             reason = error.reason if isinstance(error, UnusableFile) else f"is damaged: it lacks {error}"
-            warnings.warn(f"{path} {reason}; it is made again", stacklevel=3)
+            warnings.warn(printable(f"{path} {reason}; it is made again"), stacklevel=3)
         return None

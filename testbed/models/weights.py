@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 
 from testbed.errors import ConfigError, EnvironmentFault, nearest
 from testbed.models import vit_s14
+from testbed.models.shape import MOST_LAYERS
 from testbed.models.tensor_files import read_tensors
 from testbed.models.vit import VisionTransformer, VitConfig
 from testbed.results.atomic_write import replacing, writing
 
+FLOAT_BYTES, GB = 4, 1e9
 BIAS_STD = 0.02  # not zero, so that a comparison shows a bias that is lost or added twice
 POSITION_STD = 0.02
 QUERY_KEY_GAIN = 1.5  # on a photograph, a query of ViT-Base then attends to about half of the keys, not to nearly all
@@ -66,6 +69,10 @@ class ModelChoice:
                 raise ConfigError(f"model.{key}", getattr(self, key), "must be 1 or more")
         if tokens < 1:
             raise ConfigError("tokens", tokens, "must be 1 or more")
+        if self.layers > MOST_LAYERS:
+            allowed = f"must be at most {MOST_LAYERS}, except with network=analytic, which builds no model"
+            raise ConfigError("model.layers", self.layers, allowed)
+        self._check_memory(tokens)
         if self.hidden % self.heads:
             raise ConfigError("model.heads", self.heads, f"must divide the hidden width {self.hidden}")
         if self.pretrained:
@@ -83,6 +90,14 @@ class ModelChoice:
     def skeleton(self, tokens: int) -> VisionTransformer:
         """The model for ``tokens`` content tokens. Raises ConfigError as ``vit_config`` does."""
         return VisionTransformer(self.vit_config(tokens))
+
+    def _check_memory(self, tokens: int) -> None:
+        rows = 3 * self.patch**2 + tokens + self.classes  # of the matrices outside the layers
+        needed = FLOAT_BYTES * self.hidden * (12 * self.layers * self.hidden + rows)
+        there = psutil.virtual_memory().total
+        if needed > there:
+            allowed = f"makes weights of {needed / GB:.1f} GB together with the other sizes; this machine has"
+            raise ConfigError("model.hidden", self.hidden, f"{allowed} {there / GB:.1f} GB of memory")
 
     def _check_pretrained(self) -> None:
         if self.name not in PRETRAINED:

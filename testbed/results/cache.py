@@ -18,8 +18,17 @@ POLL_S = 0.2  # how often a waiting run tries the lock again
 
 
 def cache_folder(default: Path) -> Path:
-    """The absolute path of the folder that the environment variable TESTBED_CACHE names; ``default`` without it."""
-    return Path(os.path.expanduser(os.environ.get(VARIABLE) or default)).absolute()
+    """The absolute path of the folder that the environment variable TESTBED_CACHE names; ``default`` without it.
+
+    Raises EnvironmentFault for a path that is not UTF-8, because safetensors refuses to write there.
+    """
+    folder = Path(os.path.expanduser(os.environ.get(VARIABLE) or default)).absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        named = f"the environment variable {VARIABLE} must name a folder whose path is UTF-8"
+        raise EnvironmentFault(f"{folder}: the folder for cached files is not UTF-8; {named}") from None
+    return folder
 
 
 @contextmanager

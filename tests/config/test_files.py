@@ -111,6 +111,31 @@ def test_a_file_that_cannot_be_used_is_named(conf: Path, content: bytes, message
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("name", ["é", "a=b", "Mine x", "a'b", "a,b", "a@b", "[x]", "010", "true", "null"])
+def test_any_name_of_a_file_can_be_chosen(conf: Path, name: str) -> None:
+    (conf / "topology" / f"{name}.yaml").write_text(f'name: "{name}"\nlinks: [h* d0]\ntrunk_share: 0.5\n')
+    topology = load(conf, "devices: 2", f"topology={name}").topology
+    assert (topology.name, topology.trunk_share) == (name, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "reason"),
+    [
+        ("[/nowhere]", "In 'topology/mine': Could not load 'nowhere'."),
+        ("5", "Invalid defaults list in 'topology/mine', defaults must be a list (got int)"),
+        ("[override /topology: ring]", "In 'topology/mine': Could not override 'topology@topology.topology'."),
+    ],
+)
+def test_defaults_that_cannot_be_applied_are_named_with_their_file(conf: Path, defaults: str, reason: str) -> None:
+    (conf / "topology" / "mine.yaml").write_text(
+        f"defaults: {defaults}\nname: mine\nlinks: [h* d0]\ntrunk_share: 1.0\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(conf, "devices: 2", "topology=mine")
+    where = "topology=mine (conf/topology/mine.yaml): its defaults cannot be applied: "
+    assert str(caught.value) == where + reason
+
+
 def test_a_damaged_file_that_takes_no_part_does_not_matter(conf: Path) -> None:
     (conf / "device" / "damaged.yaml").write_text("a: [")
     assert load(conf, "devices: 2")

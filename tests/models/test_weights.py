@@ -74,6 +74,12 @@ def test_attention_and_residuals_of_vit_base_are_not_trivial():
     [
         ({"layers": 0}, "model.layers=0: must be 1 or more"),
         ({"heads": 5}, "model.heads=5: must divide the hidden width 96"),
+        ({"layers": 1001}, "model.layers=1001: must be at most 1000, except with network=analytic"),
+        ({"hidden": 10**6, "heads": 8}, "model.hidden=1000000: makes weights of 144000.9 GB together with the other"),
+        (
+            {"patch": 10**6},
+            "model.hidden=96: makes weights of 1152000.0 GB together with the other sizes; this machine",
+        ),
         ({"classes": 0}, "model.classes=0: must be 1 or more"),
         ({"pretrained": True}, "model.name=vit_base: unknown; did you mean vit_s14? allowed: vit_s14"),
     ],

@@ -62,6 +62,20 @@ def test_exit_code_comes_back(backend: str, tmp_path: Path) -> None:
     assert start(backend, tmp_path, "exit").wait(20) == 7
 
 
+@pytest.mark.parametrize("path", ["", "/nowhere"])
+def test_tools_of_the_system_need_no_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", path)
+    assert start("loopback", tmp_path, "exit").wait(20) == 7
+    assert sandbox.tool_path().split(":")[: bool(path) + 1] == [*filter(None, [path]), "/usr/bin"]
+
+
+@pytest.mark.parametrize("name", ["TESTBED_BACKEND", "TESTBED_SCRATCH"])
+def test_one_variable_alone_is_no_sandbox(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TESTBED_BACKEND", "TESTBED_SCRATCH"):
+        monkeypatch.setenv(variable, "loopback" if variable == name else "")
+    assert not sandbox.inside()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sigterm_reaches_the_run_and_nothing_is_left(backend: str, tmp_path: Path) -> None:
     run = start(backend, tmp_path, "stay")

@@ -80,7 +80,7 @@ def test_burst_credit_is_the_smaller_of_message_and_bucket(chunk: int, rate_bps:
 
 
 @pytest.mark.skipif(bool(try_mininet(star(2)).reason), reason=try_mininet(star(2)).reason)
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(SHAPERS, 2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(SHAPERS, 2)))
 def test_one_shaper_replaces_another_on_the_same_links(first: str, second: str) -> None:
     lines = [line for shaper in (first, second, first) for line in LinkPolicy(1e7, shaper).commands("v0", host=True)]
     text = "\n".join(lines)

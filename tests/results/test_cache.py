@@ -84,13 +84,18 @@ def test_a_damaged_file_is_made_again_with_a_warning(tmp_path: Path, content: by
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=r"a\.safetensors .*; it is made again"):
         assert torch.equal(cached_tensor(path, "x", lambda: torch.ones(2)), torch.ones(2))
+    (odd := tmp_path / "a\nb").mkdir()
+    (odd / "a.safetensors").write_text("damaged")
+    with pytest.warns(UserWarning, match=r"a\\nb/a\.safetensors .*; it is made again"):
+        cached_tensor(odd / "a.safetensors", "x", lambda: torch.ones(2))
     with pytest.warns(UserWarning, match=r"it lacks 'y'; it is made again"):
         cached_tensor(path, "y", lambda: torch.zeros(2))
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_variable_that_moves_it(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(EnvironmentFault, match=r"cache/x cannot be written: .*TESTBED_CACHE names another") as caught:
+    needed = r"cache/x cannot be written: a file stands where a folder is needed; .*TESTBED_CACHE names another"
+    with pytest.raises(EnvironmentFault, match=needed) as caught:
         cached_tensor(tmp_path / "cache" / "x", "x", lambda: torch.ones(2))
     assert "\n" not in str(caught.value)
 
@@ -117,6 +122,11 @@ def test_the_variable_names_another_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TESTBED_CACHE", "elsewhere")
     assert cache_folder(tmp_path / ".cache") == tmp_path / "elsewhere"
+    monkeypatch.setenv("TESTBED_CACHE", "/a\udcff")
+    with pytest.raises(
+        EnvironmentFault, match=r"^/a\\udcff: .* not UTF-8; the environment variable TESTBED_CACHE must"
+    ):
+        cache_folder(tmp_path / ".cache")
 
 
 def test_runs_that_need_some_of_the_same_codebooks_train_each_of_them_once(tmp_path: Path) -> None:
