@@ -5,6 +5,7 @@ Shape suffixes as in quantizer.py, and: N samples, W numbers of a sample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import faiss
@@ -19,6 +20,7 @@ from testbed.errors import TestbedError
 from testbed.models.shape import ModelShape
 
 ITERATIONS = 6  # k-means gains little beyond
+LARGEST_DISTANCE = 1e17  # its square is far from the end of float32, also after several stages of residual VQ
 
 Progress = Callable[[int, int], None]
 
@@ -43,10 +45,14 @@ def cluster(
 ) -> None:
     """Fill in one layer of the codebooks [L, I, K, W / G] of each spec, from samples of W numbers, float32.
 
-    ``progress(done, total)`` is called after each spec. Raises TestbedError for samples that are not finite.
+    ``progress(done, total)`` is called after each spec. Raises TestbedError for samples that are not finite or so large
+    that squares of distances would overflow: faiss would then end the process.
     """
-    if not np.isfinite(x_NW).all():
+    largest, limit = max(x_NW.max(), -x_NW.min()), LARGEST_DISTANCE / math.sqrt(x_NW.shape[1])
+    if not np.isfinite(largest):
         raise TestbedError(f"k-means: the activations of layer {layer} are not all finite numbers")
+    if largest > limit:
+        raise TestbedError(f"k-means: an activation of layer {layer} is {largest:.3g} in size, more than {limit:.3g}")
     for position, (spec, (codebooks_LIKd, rotation_LWW)) in enumerate(codebooks.items()):
         groups, residual_NW = spec.groups, x_NW
         if rotation_LWW is not None:

@@ -90,7 +90,7 @@ class Entry:
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> bytes:
+def image_contents(draw: st.DrawFn) -> bytes:
     """The content of an image file: of many modes and formats, sometimes cut off or animated."""
     mode, size = draw(st.sampled_from(MODES)), draw(st.sampled_from(SIZES))
     kind = draw(st.sampled_from(["PNG", "PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF"]))
@@ -123,7 +123,7 @@ ODD = entries(
     st.tuples(st.integers(0, 99), st.sampled_from([*SUFFIXES, ".txt", "", ".npy"])).map(
         lambda pair: f"{pair[0]}{pair[1]}"
     ),
-    pictures() | st.sampled_from(BYTES),
+    image_contents() | st.sampled_from(BYTES),
 )
 
 

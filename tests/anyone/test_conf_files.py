@@ -58,19 +58,19 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
         "topology": ["name", "links", "trunk_share"],
         "model": ["name", "layers", "hidden", "heads", "patch", "classes", "pretrained"],
     }[group]
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2]))):
         key, value = draw(st.sampled_from(keys)), draw(st.sampled_from(ODDITIES) | st.sampled_from(PLAUSIBLE))
         section, dot, name = key.rpartition(".")
         line = f"{section}: {{{name}: {value}}}" if dot and draw(st.booleans()) else f"{key}: {value}"
         same = [i for i, old in enumerate(lines) if old.startswith(f"{key}:")]
-        if same and draw(st.booleans()):
+        if same and draw(st.integers(0, 4)):
             lines[same[0]] = line
         else:
             lines.append(line)
-    lines += draw(st.lists(st.sampled_from(LINES), max_size=1))
+    lines += [draw(st.sampled_from(LINES))] if draw(st.integers(0, 3)) == 0 else []
     end = draw(st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\u2028"]))
     content = (end.join(lines) + draw(st.sampled_from(["", end]))).encode()
-    odd = draw(st.integers(0, 19))
+    odd = draw(st.integers(0, 59))
     marks = [b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\x1b"]
     return group, marks[odd] + content if odd < len(marks) else content[
         : draw(st.integers(0, 99))

@@ -22,6 +22,9 @@ VIT += ["uncompressed={epochs: 1, batch: 2}", "training={epochs: 1, batch: 2}"]
 LM = ["+experiment=accuracy_lm", "model=hub_folder", "data=text_folder", "data.length=16", "data.windows=2"]
 LM += ["data.codebook_windows=4", "groups=2", "codebook_sizes=4", "anchor_tokens=0", "devices=2", "quantized=residual"]
 
+VARIANTS = ["pre_rotations=pca", "num_quantizers=2", "int8_tokens=1", "objectives=distill", "gradients=rotation_trick"]
+VARIANTS += ["noises=10", "class_tokens=single", "trained_on=1-4", "training.learning_rate=1e30", "commitments=10"]
+
 Folders = dict[str, list[Entry]]
 
 
@@ -31,13 +34,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @examples(12)
-@given(image_folders(), st.sampled_from(NAMES), st.sampled_from([0] * 9 + [1]))
-def test_images(folders: Folders, name: str, more: int) -> None:
+@given(image_folders(), st.sampled_from(NAMES), st.sampled_from([0] * 9 + [1]), st.sampled_from(VARIANTS))
+def test_images(folders: Folders, name: str, more: int, variant: str) -> None:
     classes = more + sum("train/" in path and not path.startswith(("train/.", "train/__")) for path in folders)
     with tempfile.TemporaryDirectory() as place:
         data = make(folders, Path(place) / name)
         words = [f"data.folder={data}", f"model.classes={max(classes, 1)}", f"results_dir={place}/results"]
-        ending = tried("image folders, accuracy", [*VIT, *words])
+        ending = tried("image folders, accuracy", [*VIT, *words, variant])
         if ending.code == 0:
             rows = rows_below(Path(place) / "results", ACCURACY)
             assert (rows["status"] == "ok").all() and rows["value"].between(0, 100).all()

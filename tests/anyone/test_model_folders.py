@@ -26,6 +26,7 @@ BEGUN = 130  # as where a user interrupts the run when it starts the cluster
 
 KINDS = st.sampled_from(["llama", "llama", "gpt2", "gpt2", "vit"])
 EDITED = st.lists(EDITS, max_size=2)
+VARIANTS = ["quantized=keys_values", "quantized=normalized", "pre_rotations=pca", "num_quantizers=2", "int8_tokens=1"]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def sweep(models: dict[str, Path]) -> Sweep:
     return go
 
 
-@examples(30)
+@examples(20)
 @given(KINDS, st.sampled_from(NAMES), EDITED)
 def test_the_cost_model(sweep: Sweep, kind: str, name: str, edits: list[Edit]) -> None:
     sweep(kind, name, edits, "analytic")
@@ -88,9 +89,11 @@ def test_the_inputs_of_a_measurement(sweep: Sweep, kind: str, name: str, edits: 
 
 
 @examples(8)
-@given(KINDS, st.sampled_from(NAMES), EDITED)
-def test_perplexity(models: dict[str, Path], texts: Path, kind: str, name: str, edits: list[Edit]) -> None:
+@given(KINDS, st.sampled_from(NAMES), EDITED, st.sampled_from(VARIANTS))
+def test_perplexity(
+    models: dict[str, Path], texts: Path, kind: str, name: str, edits: list[Edit], variant: str
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = edited(models[kind], edits, Path(folder) / name)
         words = [f"model.folder={model}", f"data.folder={texts}", f"results_dir={folder}/results"]
-        tried("model folders, perplexity", [*QUALITY, *words])
+        tried("model folders, perplexity", [*QUALITY, *words, variant])

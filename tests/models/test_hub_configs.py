@@ -408,9 +408,10 @@ def test_a_tokenizer_that_is_a_pointer_or_cannot_be_read_is_named(folder: Path) 
 
 
 def test_files_that_may_not_be_read_are_named() -> None:
-    with tempfile.TemporaryDirectory() as parent:
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:  # not in a folder of the tests, which others may not enter
         Path(parent).chmod(0o755)
         folder = save_tiny_llama(Path(parent) / "tiny")
+        load_hub(folder)  # imports what reading needs, which this user may not be able to
         for path in (folder / "model.safetensors", folder / "config.json"):
             path.chmod(0)
             with unprivileged():
