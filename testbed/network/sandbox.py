@@ -91,14 +91,14 @@ def namespace_environment() -> dict[str, str]:
 
 
 def unshare(user_namespace: bool) -> list[str]:
-    """The words before a command that run it in new namespaces, in a user namespace whose root is this user or not."""
+    """The words before a command that run it in new namespaces. user_namespace: in one, whose root is this user."""
     new = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
     return ["unshare", *(["--user", "--map-root-user"] if user_namespace else []), *new]
 
 
 @functools.cache
 def needs_user_namespace() -> bool:
-    """Whether this user may make the other namespaces in a user namespace only. So may root in a container."""
+    """Whether this user can make the other namespaces only in a user namespace: not root, or root in a container."""
     return os.geteuid() != 0 or (not _starts(unshare(False)) and _starts(unshare(True)))
 
 
