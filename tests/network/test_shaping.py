@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from testbed.comm.pacing import SEGMENT_PAYLOAD, BurstCredit, TransportPacing, wire_bytes
 from testbed.network.probe import kernel_qdiscs, try_mininet
-from testbed.network.sandbox import needs_user_namespace, unshare
+from testbed.network.sandbox import needs_user_namespace, tool_path, unshare
 from testbed.network.shaping import SHAPERS, LinkPolicy
 from topologies.link_graph import star
 
@@ -88,5 +88,5 @@ def test_one_shaper_replaces_another_on_the_same_links(first: str, second: str) 
         text = re.sub(r"netem rate \d+bit limit", "pfifo limit", text)
     script = "ip link add v0 type veth peer name v1 && tc -batch -"
     command = [*unshare(needs_user_namespace()), "sh", "-c", script]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env={"PATH": tool_path()})
     assert done.returncode == 0, done.stderr
