@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 
@@ -35,3 +36,11 @@ def test_where_it_is_refused_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     assert priority.attainable_priority() == priority.NORMAL
+
+
+def test_what_an_administrator_has_granted_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: taken.append(limits))
+    priority.attainable_priority()
+    assert taken == [(1, 1)]
