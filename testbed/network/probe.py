@@ -15,7 +15,14 @@ from typing import Any
 from testbed.device.priority import REALTIME
 from testbed.errors import EnvironmentFault
 from testbed.network import sysctls
-from testbed.network.sandbox import in_namespaces, namespace_environment, needs_user_namespace, tool_path, unshare
+from testbed.network.sandbox import (
+    in_namespaces,
+    namespace_environment,
+    needs_user_namespace,
+    refusal,
+    tool_path,
+    unshare,
+)
 from testbed.results.schema import ANALYTIC
 from topologies.link_graph import LinkGraph, star
 
@@ -126,11 +133,9 @@ def shortcomings(trial: Trial) -> list[str]:
 
 def namespaces_refused() -> str:
     """Why this user can make no namespaces, with what allows them; empty if they can be made."""
-    command, environment = [*unshare(needs_user_namespace()), "true"], {"PATH": tool_path()}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if not done.returncode:
+    said = refusal(needs_user_namespace()).removeprefix("unshare: ")
+    if not said:
         return ""
-    said = " ".join(done.stderr.split()).removeprefix("unshare: ")
     remedies = [f"sudo sysctl -w {name}={to}" for name, forbids, to in USER_NAMESPACES if _setting(name) == forbids]
     if "No space left" in said:  # of the outer namespace, whose value is not shown here
         remedies.append("sudo sysctl -w user.max_user_namespaces=10000")
@@ -142,7 +147,7 @@ def namespaces_refused() -> str:
 def _setting(name: str) -> str:
     """The value of a sysctl; empty where the kernel has none of this name."""
     try:
-        return Path(sysctls.FOLDER, name.replace(".", "/")).read_text().strip()
+        return Path(sysctls.file_of(name)).read_text().strip()
     except OSError:
         return ""
 

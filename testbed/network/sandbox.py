@@ -99,16 +99,17 @@ def unshare(user_namespace: bool) -> list[str]:
 @functools.cache
 def needs_user_namespace() -> bool:
     """Whether this user can make the other namespaces only in a user namespace: not root, or root in a container."""
-    return os.geteuid() != 0 or (not _starts(unshare(False)) and _starts(unshare(True)))
+    return os.geteuid() != 0 or bool(refusal(False) and not refusal(True))
 
 
-def _starts(words: list[str]) -> bool:
-    """Whether a command starts behind these words."""
+def refusal(user_namespace: bool) -> str:
+    """What the system says where it makes no new namespaces (see ``unshare``); empty where it makes them."""
+    command, environment = [*unshare(user_namespace), "true"], {"PATH": tool_path()}
     try:
-        command, environment = [*words, "true"], {"PATH": tool_path()}
-        return not subprocess.run(command, capture_output=True, env=environment, check=False).returncode
-    except OSError:
-        return False
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    except OSError as error:
+        return str(error)
+    return (" ".join(done.stderr.split()) or f"exit code {done.returncode}") if done.returncode else ""
 
 
 def tool_path() -> str:

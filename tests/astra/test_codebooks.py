@@ -116,8 +116,8 @@ def test_every_number_of_a_model_changes_its_fingerprint(dtype: torch.dtype) -> 
 
 def test_a_fingerprint_is_of_names_shapes_and_values_only() -> None:
     model, other = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
-    turned = model.weight.T.contiguous().T  # the same numbers in another order in memory
-    other.load_state_dict({"weight": turned, "bias": model.bias}, assign=True)
+    reordered = model.weight.T.contiguous().T  # the same numbers in another order in memory
+    other.load_state_dict({"weight": reordered, "bias": model.bias}, assign=True)
     assert not other.weight.is_contiguous() and fingerprint(other) == fingerprint(model)
     assert fingerprint(torch.nn.Sequential(model)) != fingerprint(model)
     other.weight = torch.nn.Parameter(model.weight.detach().view(4, 3))

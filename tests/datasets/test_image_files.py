@@ -127,9 +127,9 @@ def test_the_orientation_of_a_camera_is_applied(tmp_path: Path) -> None:
     image = noise()
     image.save(tmp_path / "upright.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(square(tmp_path / "turned.png", 12), square(tmp_path / "upright.png", 12))
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.png", exif=exif)
+    assert torch.equal(square(tmp_path / "rotated.png", 12), square(tmp_path / "upright.png", 12))
 
 
 def test_suffixes_in_capitals_and_of_other_formats_and_links_are_read(root: Path) -> None:
