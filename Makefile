@@ -17,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg:
 # The tools of emulated networks, which most systems have, and the images of accuracy experiments.
 DEBIAN := iproute2 util-linux mount dataset-fashion-mnist
 
-.PHONY: help setup debian doctor test lint sweep smoke paper report bench soak docs site clean
+.PHONY: help setup debian doctor test lint sweep smoke paper measured claims report profile bench soak docs site clean
 
 help: ## List the targets
 	@echo "Targets (each sets up what it needs):"
@@ -46,8 +46,17 @@ smoke: $(READY) ## A small sweep that touches every part, in about a minute
 paper: $(READY) ## Everything of the paper that runs here, and the table: preset=quick, 15 minutes; else 10 hours
 	@$(PY) -m experiments.paper $(if $(preset),preset=$(preset)) $(ARGS)
 
+measured: $(READY) ## Measure all kept runs again, hours, resumable; one of them with ARGS=NAME; then write the pages
+	@$(PY) -m experiments.measured $(ARGS)
+
+claims: $(READY) ## Each claim with its figures, and whether it holds; STRICT=1 refuses rows of an earlier revision
+	@$(PY) -m analysis.claims $(if $(STRICT),--strict) $(ARGS)
+
 report: $(READY) ## One page about all results, or some: make report ARGS=results/latest
 	@$(PY) -m analysis.report $(ARGS)
+
+profile: $(READY) ## Measure this machine as a device, in about a minute: make profile ARGS='name=my_board'
+	@$(PY) -m experiments.profile $(ARGS)
 
 bench: $(READY) ## Measure the testbed itself: start-up, re-shaping, collectives
 	@$(PY) -m experiments.benchmarks.instrument $(ARGS)
@@ -55,9 +64,10 @@ bench: $(READY) ## Measure the testbed itself: start-up, re-shaping, collectives
 soak: $(READY) ## 50 clusters up and down: does anything grow? About 10 minutes; another number with ARGS=5
 	@$(PY) -m experiments.benchmarks.soak $(ARGS)
 
-docs: $(READY) ## Write docs/configuration.md and docs/columns.md again, after a change of keys, defaults or columns
+docs: $(READY) ## Write generated pages again, after a change of keys, defaults, columns, claims, kept rows or code
 	@$(PY) -m testbed.config.reference
 	@$(PY) -m testbed.results.reference
+	@$(PY) -m analysis.claims --write
 
 site: $(READY) ## Build the documentation into site/, strictly; open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
