@@ -13,7 +13,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.describe import METRICS, joined, values
 from analysis.panels import STYLE, caption_below, save
-from analysis.text_table import TextTable
+from analysis.text_table import ONE, TextTable, marked
+from testbed.results.intervals import MOST_DEGREES, seeds_interval, t_quantile
 from testbed.results.schema import ACCURACY
 
 UNCOMPRESSED, KMEANS, TRAINED = "uncompressed", "k-means", "trained"
@@ -35,6 +36,13 @@ OF_CODEBOOKS = {
 OF_TRAINING = {"noise": "lambda={:g}", "commitment": "beta={:g}", "gradient": "gradient {}", "objective": "{}"}
 OF_TRAINING |= {"trained_on": "fine-tuned on {} devices"}
 SETTINGS = OF_CODEBOOKS | OF_TRAINING
+# Where a run has several values of a setting, sentences are about this one. These are the defaults of
+# conf/runner/accuracy_*.yaml and as in the paper, and so were fixed before anything was measured.
+FIXED: dict[str, Any] = {
+    **{"num_quantizers": 1, "pre_rotation": "none", "int8_tokens": 0, "quantized": "residual", "anchor_tokens": 0},
+    **{"class_tokens": "distributed", "noise": 0.0, "commitment": 0.0002, "gradient": "straight_through"},
+    **{"objective": "labels", "trained_on": "4"},
+}
 ALWAYS = ("groups", "codebook_size", "quantized")  # named even if there is one value
 EXAMPLES = {"accuracy_pct": "{} test examples", "perplexity": "{} windows"}
 
@@ -44,8 +52,8 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: label, series (the label without G, or without K if there is one G: a figure shows it as bits), stage,
     corpus, devices, value (accuracy in % or perplexity), change (from the uncompressed baseline, in points or in %),
-    change_low and change_high (95% bootstrap interval over test examples, mean over seeds, widened to the range of the
-    seeds), seeds, bits_per_token, compression, train_s.
+    change_low and change_high (95% interval: over seeds and examples, or over the examples alone if there is one seed),
+    seeds, bits_per_token, compression, train_s.
     """
     rows = frame[frame["status"] == "ok"]
     several = [name for name in SETTINGS if _kinds(rows, name) > 1]
@@ -60,18 +68,41 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     table = grouped.agg(
         value=("value", "mean"),
         change=("change", "mean"),
-        change_low=("change_low", "mean"),
-        change_high=("change_high", "mean"),
-        least=("change", "min"),
-        most=("change", "max"),
         seeds=("seed", "nunique"),
         bits_per_token=("bits_per_token", "first"),
         compression=("compression", "first"),
         train_s=("train_s", "mean"),
-    ).reset_index()
-    table["change_low"] = table[["change_low", "least"]].min(axis=1)
-    table["change_high"] = table[["change_high", "most"]].max(axis=1)
-    return table.drop(columns=["least", "most"])
+    )
+    intervals = [_interval(of) for _, of in grouped]
+    table = table.assign(change_low=[low for low, _ in intervals], change_high=[high for _, high in intervals])
+    return table.reset_index()
+
+
+def _interval(rows: pd.DataFrame) -> tuple[float, float]:
+    """The 95% interval of the mean change of rows that differ in the seed only (``seeds_interval``)."""
+    low, high = rows["change_low"], rows["change_high"]
+    if rows["seed"].nunique() < 2 or rows[["change", "change_low", "change_high"]].isna().any(axis=None):
+        return float(low.mean()), float(high.mean())
+    examples = float(rows["examples"].min()) if rows["examples"].notna().all() else MOST_DEGREES
+    errors = (high - low) / (2 * t_quantile(max(1.0, examples - 1)))
+    return seeds_interval(rows["change"].tolist(), errors.tolist(), examples)
+
+
+def fixed_variants(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that sentences are about, chosen without a look at any result; all seeds, groups and codebook sizes.
+
+    Of each setting that has one value in the rows, that one; of each other setting the value in FIXED, or if no row has
+    it, the first in order.
+    """
+    chosen = pd.Series(True, index=frame.index)
+    for name, value in FIXED.items():
+        if name not in frame:
+            continue
+        depend = frame["stage"].eq(TRAINED) if name in OF_TRAINING else frame["stage"].ne(UNCOMPRESSED)
+        found = sorted(set(frame.loc[depend, name].dropna()) - {""})
+        if len(found) > 1:
+            chosen &= ~depend | (frame[name] == (value if value in found else found[0]))
+    return frame[chosen]
 
 
 def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
@@ -95,10 +126,13 @@ def accuracy_tables(frame: pd.DataFrame) -> list[TextTable]:
         rows.append([label or UNCOMPRESSED, stage, bits, *cells, *([cost] * trained)])
     name, unit = METRICS.get(metric, metric), UNITS.get(metric, "")
     notes = [
-        f"each cell: {name}, change from the uncompressed baseline on the same examples in {unit}, 95% interval of it",
+        f"each cell: {name}, change from the uncompressed baseline on the same examples in {unit}, 95% interval of it "
+        "over seeds and examples",
         "uncompressed: measured on one device, so all columns show the same value",
         "bits: sent for each token and layer; in brackets: compression against embeddings in fp32",
     ]
+    if any(cell.endswith(ONE) for row in rows for cell in row[3:]):
+        notes.append(f"{ONE} one seed: the interval is over the examples of one model; another seed may lie outside it")
     examples = joined(frame, "examples", EXAMPLES.get(metric, "{} examples"))
     counts = sorted({devices for _, devices in columns})
     one = (
@@ -218,7 +252,7 @@ def _cell(row: pd.Series | None, metric: str) -> str:
         return f"{row['value']:.2f}"
     digits = 1 if metric == "perplexity" else 2
     low, high = (f"{row[end]:+.{digits}f}" for end in ("change_low", "change_high"))
-    return f"{row['value']:.2f} {row['change']:+.{digits}f} [{low}, {high}]"
+    return marked(f"{row['value']:.2f} {row['change']:+.{digits}f} [{low}, {high}]", False, row["seeds"] < 2)
 
 
 def _metric(frame: pd.DataFrame) -> str:

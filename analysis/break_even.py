@@ -1,4 +1,7 @@
-"""Break-even bandwidth: the lowest bandwidth at which a method is faster than one device."""
+"""Break-even bandwidth: the lowest bandwidth at which a method is faster than one device.
+
+Degraded speed-ups decide nothing here. They are left out, and a cell says so.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from matplotlib.colors import LogNorm
 from analysis.describe import MODEL, is_analytic
 from analysis.panels import STYLE, condition_caption, save
 from analysis.scaling import parallel_points
-from analysis.text_table import DEGRADED, SPEEDUP_NOTE, TextTable, number
+from analysis.text_table import DEGRADED, ONE, ONE_NOTE, TextTable, marked, number
 
 COLORS = "cividis"  # even steps in gray and for any color vision
-NEVER, AT_ALL, ABOUT, MIXED = "never", "or less", "≈", "*"
+NEVER, AT_ALL, ABOUT, MIXED, UNKNOWN = "never", "or less", "≈", "*", "not known"
+MBPS = ("wins_mbps", "loses_mbps", "estimate_mbps", "highest_mbps")
 # Mark in a cell -> note below the table.
 NOTES = {
     NEVER: f"for example, {NEVER} up to 500: slower than one device at all bandwidths that were run, at most 500 Mbps",
@@ -24,7 +28,9 @@ NOTES = {
     ABOUT: f"for example, 20 to 50 ({ABOUT}30): slower than one device at 20 Mbps, faster at 50 Mbps, and no bandwidth "
     f"between these was run; {ABOUT} is an estimate, if time is computation plus bits over bandwidth",
     MIXED: f"{MIXED} slower than one device again at a higher bandwidth",
-    DEGRADED: SPEEDUP_NOTE,
+    ONE: ONE_NOTE,
+    DEGRADED: f"{DEGRADED} left out here: bandwidths at which the point, or one device, has degraded fidelity",
+    UNKNOWN: f"{UNKNOWN}: fewer than two bandwidths are left",
 }
 
 
@@ -32,32 +38,37 @@ def break_even(frame: pd.DataFrame) -> pd.DataFrame:
     """The break-even bandwidth of each method variant, for each number of devices and of tokens.
 
     Columns: variant, devices, tokens, wins_mbps (lowest bandwidth with a median speed-up above 1; missing if there is
-    none), loses_mbps (next lower bandwidth in the rows; missing if there is none), estimate_mbps (between these two: if
-    time is computation plus bits over bandwidth, 1 / speed-up is linear in 1 / bandwidth), highest_mbps (in the rows),
-    mixed (slower than one device again at a higher bandwidth), degraded (one of these two speed-ups is). Variants with
-    one bandwidth are left out.
+    none), loses_mbps (next lower bandwidth; missing if there is none), estimate_mbps (between these two: if time is
+    computation plus bits over bandwidth, 1 / speed-up is linear in 1 / bandwidth), highest_mbps (missing if fewer than
+    two bandwidths are left, and then so are the others), mixed (slower than one device again at a higher bandwidth),
+    degraded (some bandwidths are left out, because the speed-up there is degraded), one (one of the two speed-ups that
+    decide rests on one repeat). Variants with one bandwidth are left out.
     """
     found = []
     places = ["variant", "devices", "tokens"]
     for place, rows in parallel_points(frame).groupby(places, sort=False):
-        rows = rows.sort_values("bandwidth_mbps")
         if len(rows) < 2:
+            continue
+        known = dict(zip(places, place, strict=True)) | {"degraded": bool(rows["speedup_degraded"].any())}
+        rows = rows[~rows["speedup_degraded"]].sort_values("bandwidth_mbps")
+        if len(rows) < 2:
+            found.append(known | dict.fromkeys(MBPS, np.nan) | {"mixed": False, "one": False})
             continue
         wins = (rows["speedup"] > 1).to_numpy()
         first = int(wins.argmax()) if wins.any() else len(rows)
         deciding = rows.iloc[max(0, first - 1) : first + 1]
         found.append(
             {
-                **dict(zip(places, place, strict=True)),
+                **known,
                 "wins_mbps": rows["bandwidth_mbps"].iloc[first] if wins.any() else np.nan,
                 "loses_mbps": rows["bandwidth_mbps"].iloc[first - 1] if first else np.nan,
                 "estimate_mbps": _crossing(deciding) if 0 < first < len(rows) else np.nan,
                 "highest_mbps": rows["bandwidth_mbps"].iloc[-1],
                 "mixed": bool((~wins[first:]).any()),
-                "degraded": bool(deciding["speedup_degraded"].any()),
+                "one": bool(deciding["speedup_one"].any()),
             }
         )
-    columns = [*places, "wins_mbps", "loses_mbps", "estimate_mbps", "highest_mbps", "mixed", "degraded"]
+    columns = [*places, *MBPS, "mixed", "degraded", "one"]
     return pd.DataFrame(found, columns=pd.Index(columns))
 
 
@@ -95,13 +106,15 @@ def _columns(table: pd.DataFrame) -> dict[tuple[float, float], str]:
 
 
 def _cell(row: pd.Series) -> str:
-    if pd.isna(row["wins_mbps"]):
+    if pd.isna(row["highest_mbps"]):
+        text = UNKNOWN
+    elif pd.isna(row["wins_mbps"]):
         text = f"{NEVER} up to {row['highest_mbps']:g}"
     elif pd.isna(row["loses_mbps"]):
         text = f"{row['wins_mbps']:g} {AT_ALL}"
     else:
         text = f"{row['loses_mbps']:g} to {row['wins_mbps']:g} ({ABOUT}{number(row['estimate_mbps'])})"
-    return text + (MIXED if row["mixed"] else "") + (DEGRADED if row["degraded"] else "")
+    return marked(text + (MIXED if row["mixed"] else ""), row["degraded"], row["one"])
 
 
 def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even") -> list[Path]:
@@ -147,8 +160,9 @@ def break_even_map(frame: pd.DataFrame, out_dir: Path, name: str = "break_even")
         bar.set_ticks(shown.tolist(), labels=[f"{mbps:g}" for mbps in shown])
         bar.minorticks_off()
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        text = f"Hatched: {NEVER} faster than one device at these bandwidths."
-        text += f" {DEGRADED} degraded." if table["degraded"].any() else ""
+        text = f"Hatched: {NEVER} faster than one device at these bandwidths, or {UNKNOWN}."
+        text += f" {ONE} one repeat." if table["one"].any() else ""
+        text += f" {DEGRADED} without degraded bandwidths." if table["degraded"].any() else ""
         text += f" {MIXED} slower than one device again at a higher bandwidth." if table["mixed"].any() else ""
         condition_caption(figure, frame, text, 90)
         return save(figure, out_dir / name)

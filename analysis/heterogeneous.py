@@ -13,17 +13,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from analysis.panels import HOLLOW, STYLE, condition_caption, save
 from analysis.points import partition_table, points
-from analysis.text_table import DEGRADED, SPEEDUP_NOTE, TextTable, marked, number, signed_pct
+from analysis.text_table import SPEEDUP_NOTE, TextTable, mark_notes, marked, number, signed_pct
 from testbed.results.schema import BASELINE
 
 # Value of the column ``partition`` -> in words, color, marker.
 PARTITIONS = {"equal": ("equal partition", "#E69F00", "o"), "speed": ("partition by speed", "#0072B2", "D")}
-# Heading in the table -> the column of ``points`` that the cells show for both partitions, its unit, and the column
-# that says whether the number is degraded ("": it is no measurement).
+# Heading in the table -> the column of ``points`` that the cells show for both partitions, its unit, and the columns
+# that say whether the number is degraded and rests on one repeat (none: it is no measurement).
 COLUMNS = {
-    "speed-up": ("speedup", "x", "speedup_degraded"),
-    "straggler wait": ("straggler_wait_pct", "%", "degraded"),
-    "full precision": ("full_precision_pct", "%", ""),
+    "speed-up": ("speedup", "x", ("speedup_degraded", "speedup_one")),
+    "straggler wait": ("straggler_wait_pct", "%", ("degraded", "one")),
+    "full precision": ("full_precision_pct", "%", ()),
 }
 
 
@@ -37,14 +37,15 @@ def heterogeneous_table(frame: pd.DataFrame) -> TextTable:
     table = partition_table(frame)
     rows = []
     for _, point in table.iterrows():
-        degraded = [bool(point[f"degraded_{partition}"]) for partition in PARTITIONS]
+        flags = ("degraded", "one")
+        degraded, one = ([bool(point[f"{flag}_{partition}"]) for partition in PARTITIONS] for flag in flags)
         latencies = [point[f"latency_ms_{partition}"] for partition in PARTITIONS]
         rows.append(
             [
                 point["label"],
                 f"{point['bandwidth_mbps']:g}",
-                *map(marked, map(number, latencies), degraded),
-                marked(signed_pct(100 * (latencies[1] / latencies[0] - 1)), any(degraded)),
+                *map(marked, map(number, latencies), degraded, one),
+                marked(signed_pct(100 * (latencies[1] / latencies[0] - 1)), any(degraded), any(one)),
                 *(_both(point, *column) for column in COLUMNS.values()),
             ]
         )
@@ -53,11 +54,11 @@ def heterogeneous_table(frame: pd.DataFrame) -> TextTable:
     return TextTable("Heterogeneous devices: equal partition and partition by speed", columns, rows, notes)
 
 
-def _both(point: pd.Series, column: str, unit: str, degraded: str) -> str:
+def _both(point: pd.Series, column: str, unit: str, flags: tuple[str, ...]) -> str:
     """``1.21x, 1.60x~``: equal partition, then partition by speed; - if the method has no such value."""
     values = [point[f"{column}_{partition}"] for partition in PARTITIONS]
-    marks = [bool(degraded) and bool(point[f"{degraded}_{partition}"]) for partition in PARTITIONS]
-    texts = (marked(number(value, unit), mark) for value, mark in zip(values, marks, strict=True))
+    marks = [[bool(point[f"{flag}_{partition}"]) for flag in flags] or [False] for partition in PARTITIONS]
+    texts = (marked(number(value, unit), *of) for value, of in zip(values, marks, strict=True))
     return "-" if pd.isna(values).all() else ", ".join(texts)
 
 
@@ -74,10 +75,9 @@ def _notes(frame: pd.DataFrame, rows: list[list[str]]) -> list[str]:
     single = table[table["method"] == BASELINE]
     single_ms = single["latency_ms"].median()
     if not np.isnan(single_ms):
-        needs = marked(f"{number(single_ms)} ms", single["degraded"].any())
+        needs = marked(f"{number(single_ms)} ms", single["degraded"].any(), single["one"].any())
         notes.insert(1, f"speed-up: over the fastest device alone, which needs {needs}")
-    has_marks = any(DEGRADED in cell for row in rows for cell in row)
-    return notes + ([SPEEDUP_NOTE] if has_marks else [])
+    return notes + mark_notes((cell for row in rows for cell in row[2:]), SPEEDUP_NOTE)
 
 
 def heterogeneous_plot(frame: pd.DataFrame, out_dir: Path, name: str = "heterogeneous") -> list[Path]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from analysis.describe import short_modes
 from analysis.links import fidelity_tables, messages, of_degraded
 from analysis.panels import STYLE, label_panels, panels, save, spread_line
-from analysis.text_table import DEGRADED_NOTE, TextTable, marked
+from analysis.text_table import TextTable, mark_notes, marked
 
 ORDERS: dict[str, tuple[Any, ...]] = {  # words, color, marker, dash
     "incast_all": ("simultaneously", "#D55E00", "s", "--"),
@@ -53,7 +53,7 @@ def incast_table(frame: pd.DataFrame) -> TextTable:
         "queue: of the receiver's port; goodput: payload per time, in percent of the receiver's rate",
         "lost: packets dropped at full queues / segments sent again, in all repeats of a point together",
     ]
-    notes += [DEGRADED_NOTE] if table["degraded"].any() else []
+    notes += mark_notes(cell for row in rows for cell in row[2:])
     return TextTable("Incast: many devices send to one", ["messages", "queue, KB", *columns], rows, notes)
 
 
@@ -62,11 +62,11 @@ def _cells(points: pd.DataFrame) -> list[str]:
     if points.empty:
         return ["-"] * 3
     point = points.iloc[0]
-    degraded = bool(point["degraded"])
+    marks = bool(point["degraded"]), bool(point["one"])
     counts = ["-" if pd.isna(point[name]) else f"{point[name]:,.0f}" for name in ("drops", "retransmits")]
     ratio = "-" if pd.isna(point["ratio"]) else f"{point['ratio']:.2f}"
     goodput = "-" if pd.isna(point["goodput"]) else f"{point['goodput']:.0%}"
-    return [marked(ratio, degraded), marked(goodput, degraded), " / ".join(counts)]
+    return [marked(ratio, *marks), marked(goodput, *marks), " / ".join(counts)]
 
 
 def incast_sentences(frame: pd.DataFrame) -> list[str]:

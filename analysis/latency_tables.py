@@ -5,16 +5,28 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.describe import MODEL, is_analytic, statistic
-from analysis.points import degraded_modes, mode_table, points, unfinished
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, SPEEDUP_NOTE, TextTable, marked, number, percent, signed_pct
+from analysis.points import marked_modes, mode_table, points, unfinished
+from analysis.text_table import (
+    DEGRADED,
+    DEGRADED_NOTE,
+    ONE,
+    ONE_NOTE,
+    SPEEDUP_NOTE,
+    TextTable,
+    mark_notes,
+    marked,
+    number,
+    percent,
+    signed_pct,
+)
 
 # Mark in a cell -> note below the table.
 NOTES = {
+    ONE: ONE_NOTE,
     DEGRADED: f"{DEGRADED_NOTE}; the reasons are below",
     "failed": "failed: the point has no result; the errors are below",
     "skipped": "skipped: this point is not possible with this method; the reasons are below",
     "no": "verified no: this run did not compare all outputs with the reference model",
-    "one": "spread -: one repeat only, so the spread is unknown",
 }
 
 SPEEDUP_NOTES = {NOTES[DEGRADED]: f"{SPEEDUP_NOTE}; the reasons are below"}  # what a table of speed-ups says instead
@@ -31,7 +43,7 @@ def latency_tables(frame: pd.DataFrame) -> list[TextTable]:
     tables = [mode_comparison(frame), _grid(f"Latency (ms, {statistic(frame)})", measured, frame, "latency_ms")]
     if measured["speedup"].notna().any():
         how = f", {MODEL}" if is_analytic(frame) else ""
-        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup", "speedup_degraded"))
+        tables.append(_grid(f"Speed-up over one device{how}", measured, frame, "speedup", "speedup_"))
     return [table for table in tables if table.rows]
 
 
@@ -42,25 +54,24 @@ def problem_tables(frame: pd.DataFrame) -> list[TextTable]:
 
 def mode_comparison(frame: pd.DataFrame) -> TextTable:
     """The median latency of the same points in each compute mode, in ms; no rows if there is one mode only."""
-    table, degraded = mode_table(frame), degraded_modes(frame)
+    table = mode_table(frame)
+    marks = ((marked_modes(frame, name) == 1).to_numpy() for name in ("degraded", "one"))
     rows = []
-    for (place, values), marks in zip(table.iterrows(), (degraded == 1).to_numpy(), strict=True):
+    for (place, values), degraded, one in zip(table.iterrows(), *marks, strict=True):
         label, bandwidth = place  # pyright: ignore[reportGeneralTypeIssues] a tuple, as the index has two levels
         texts = [signed_pct(value) if " vs " in str(name) else number(value) for name, value in values.items()]
-        rows.append([str(label), mbps(bandwidth), *map(marked, texts, marks)])
+        rows.append([str(label), mbps(bandwidth), *map(marked, texts, degraded, one)])
     columns = ["method", "Mbps", *map(str, table.columns)]
-    notes = [DEGRADED_NOTE] if (degraded == 1).any(axis=None) else []
+    notes = mark_notes(cell for row in rows for cell in row[2:])
     return TextTable("Latency in each compute mode (ms, median over repeats)", columns, rows, notes)
 
 
-def _grid(
-    title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str, degraded: str = "degraded"
-) -> TextTable:
-    """A table of a column of ``points``. degraded: the column that says which numbers are degraded."""
+def _grid(title: str, measured: pd.DataFrame, frame: pd.DataFrame, column: str, prefix: str = "") -> TextTable:
+    """A table of a column of ``points``. prefix: of the columns ``degraded`` and ``one`` that are about this column."""
     lost = unfinished(frame)
     cells = {_place(row): str(row["status"]) for _, row in lost.iterrows()}
     for _, row in measured.iterrows():  # a point with at least one good repeat has a result
-        cells[_place(row)] = marked(number(row[column]), row[degraded])
+        cells[_place(row)] = marked(number(row[column]), row[f"{prefix}degraded"], row[f"{prefix}one"])
     bandwidths = sorted({bandwidth for _, bandwidth in cells if bandwidth}) or [0.0]
     rows = []
     for label in pd.concat([measured["label"], lost["label"]]).drop_duplicates():
@@ -79,9 +90,8 @@ def _place(row: pd.Series) -> tuple[str, float]:
 def _notes(cells: dict[tuple[str, float], str], rows: list[list[str]]) -> list[str]:
     """Explanations of the marks that this table has, and of no others."""
     used = {text for text in cells.values() if text in NOTES}
-    used |= {DEGRADED} if any(text.endswith(DEGRADED) for text in cells.values()) else set()
+    used |= {mark for mark in (ONE, DEGRADED) if any(mark in text for text in cells.values())}
     used |= {"no"} if any(row[-1] == "no" for row in rows) else set()
-    used |= {"one"} if any(row[-3] == "-" and row[-2] not in ("0", "-") for row in rows) else set()
     return [text for mark, text in NOTES.items() if mark in used]
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.describe import short_modes
 from analysis.panels import STYLE, label_panels, panels, save, spread_line
-from analysis.text_table import DEGRADED_NOTE, TextTable, marked, signed_pct
+from analysis.text_table import TextTable, mark_notes, marked, signed_pct
 
 PATTERNS = {"one_way": "one way", "both_ways": "both ways", "all_gather": "all-gather", "all_reduce": "all-reduce"}
 SHAPERS: dict[str, tuple[Any, ...]] = {
@@ -37,7 +37,8 @@ def messages(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: shaper, devices, rate_mbps, pattern, size_bytes, queue_kb, time_ms with fastest and slowest, ideal_ms,
     payload_ms (the payload alone), ratio = time / ideal, extra_ms = time - ideal, goodput = payload_ms / time,
     spread_pct (missing for one repeat), repeats, rate_error_pct, retransmits, drops, burst_credit_bytes,
-    needed_time_scale (missing if no time scale reaches the tolerance), degraded (any repeat).
+    needed_time_scale (missing if no time scale reaches the tolerance), degraded (any repeat), one (one repeat; there is
+    always a warm-up).
     """
     rows = frame[(frame["status"] == "ok") & frame["time_ms"].notna()]
     rows = rows.assign(queue_kb=rows["queue_kb"].fillna(QUEUE_KB))
@@ -62,6 +63,7 @@ def messages(frame: pd.DataFrame) -> pd.DataFrame:
         extra_ms=table["time_ms"] - table["ideal_ms"],
         goodput=table["payload_ms"] / table["time_ms"],
         spread_pct=spread.where(table["repeats"] > 1),
+        one=table["repeats"] < 2,
     )
 
 
@@ -88,7 +90,7 @@ def _default_shaper(table: pd.DataFrame) -> TextTable:
                 f"{devices:g} x {rate:g} Mbps",
                 signed_pct(max(errors, key=abs)) if len(errors) else "-",
                 *(_worst(large[large["pattern"] == pattern]) for pattern in PATTERNS),
-                marked(_extra(small), small["degraded"].any()),
+                marked(_extra(small), small["degraded"].any(), small["one"].any()),
                 f"{link['spread_pct'].max():.0f}%" if link["spread_pct"].notna().any() else "-",
                 f"{link['retransmits'].sum():g}",
                 f"{link['drops'].sum():g}" if link["drops"].notna().any() else "-",
@@ -105,7 +107,7 @@ def _default_shaper(table: pd.DataFrame) -> TextTable:
         f"needed scale: the time_scale at which every point is within the tolerance ({TOLERANCE_TEXT}); 1: real time "
         "is enough",
     ]
-    notes += [DEGRADED_NOTE] if table["degraded"].any() else []
+    notes += mark_notes(cell for row in rows for cell in row[2:])
     return TextTable(f"Links of shaper {DEFAULT_SHAPER}: time divided by the ideal time", columns, rows, notes)
 
 
@@ -123,7 +125,7 @@ def _worst(points: pd.DataFrame) -> str:
     ratios = points["ratio"].dropna()
     if ratios.empty:
         return "-"
-    return marked(f"{ratios[(ratios - 1).abs().idxmax()]:.2f}", points["degraded"].any())
+    return marked(f"{ratios[(ratios - 1).abs().idxmax()]:.2f}", points["degraded"].any(), points["one"].any())
 
 
 def of_degraded(points: pd.DataFrame) -> str:
@@ -147,12 +149,13 @@ def _side_by_side(table: pd.DataFrame) -> TextTable:
     if single["shaper"].nunique() > 1:
         for shaper in (name for name in SHAPERS if name in set(single["shaper"])):
             for size, points in single[single["shaper"] == shaper].groupby("size_bytes"):
-                cells = points.set_index("rate_mbps")[["ratio", "degraded"]]
+                cells = points.set_index("rate_mbps")[["ratio", "degraded", "one"]]
                 cells = cells.reindex(sorted(single["rate_mbps"].unique()))
                 texts = ["-" if np.isnan(ratio) else f"{ratio:.2f}" for ratio in cells["ratio"]]
                 burst = points["burst_credit_bytes"].max()
                 bytes_text = "-" if np.isnan(burst) else f"{burst:,.0f}"
-                rows.append([f"{shaper}, {size:,.0f} B", *map(marked, texts, cells["degraded"] == 1), bytes_text])
+                marks = cells["degraded"] == 1, cells["one"] == 1
+                rows.append([f"{shaper}, {size:,.0f} B", *map(marked, texts, *marks), bytes_text])
     columns = [
         "shaper, message",
         *(f"{rate:g} Mbps" for rate in sorted(single["rate_mbps"].unique())),
@@ -162,7 +165,7 @@ def _side_by_side(table: pd.DataFrame) -> TextTable:
         f"{PATTERNS['one_way']}, {single['devices'].min():g} devices; below 1: faster than the link's rate allows",
         "burst credit: bytes that an idle link passes without delay; one GSO segment may be larger",
     ]
-    notes += [DEGRADED_NOTE] if single["degraded"].any() else []
+    notes += mark_notes(cell for row in rows for cell in row[1:])
     return TextTable("Shapers side by side: time of one message divided by the ideal time", columns, rows, notes)
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.older_rows import in_todays_words
 from testbed.errors import TestbedError, printable
+from testbed.results.attempts import kept
 from testbed.results.schema import LATENCY, SCHEMAS, RowSchema, with_speedup
 
 # Order in tables and legends: the reference, the exact methods, then the one that quantizes.
@@ -37,9 +38,10 @@ class ResultsError(TestbedError):
     """A results folder that cannot be read: says in one line which file and what is wrong with it."""
 
 
-def load_rows(folder: Path | str) -> pd.DataFrame:
-    """All rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
+def load_rows(folder: Path | str, every_attempt: bool = False) -> pd.DataFrame:
+    """The kept rows of a results folder, from results.parquet or else results.csv, with one dtype per column.
 
+    every_attempt: the rows of attempts that are not kept too (``testbed.results.attempts``).
     Numbers are floats (missing: NaN), ``verified`` is a nullable boolean, text is str (missing: ""), and no text is
     read as a missing value: a model may be called NA. Columns that an older version did not write are empty
     (``unwritten`` names them), or what its rows could only have been. A row with status ok that lacks what was measured
@@ -75,6 +77,9 @@ def load_rows(folder: Path | str) -> pd.DataFrame:
     if rows.empty:
         raise ResultsError(f"{path}: has no rows; the run ended before its first point")
     _check_values(rows, path)
+    rows = rows if every_attempt else rows[kept(rows)].reset_index(drop=True)
+    if rows.empty:
+        raise ResultsError(f"{path}: none of its rows is of an attempt that is kept")
     return rows
 
 
@@ -129,8 +134,12 @@ def _check_values(rows: pd.DataFrame, path: Path) -> None:
 
 
 def schema_of(frame: pd.DataFrame) -> RowSchema:
-    """The kind of rows that a frame has: the one that it lacks the fewest columns of."""
-    return min(SCHEMAS, key=lambda schema: len(set(schema.columns) - set(frame.columns)))
+    """The kind of rows that a frame has: it lacks the fewest needed columns of it, and then the fewest of all.
+
+    Older rows lack many columns of today, so all columns alone would not tell their kind.
+    """
+    names = set(frame.columns)
+    return min(SCHEMAS, key=lambda schema: (len(needed(schema) - names), len(set(schema.columns) - names)))
 
 
 def normalize(raw: pd.DataFrame, schema: RowSchema = LATENCY) -> pd.DataFrame:

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis.accuracy import TRAINED, UNCOMPRESSED
+from analysis.accuracy import FIXED, TRAINED, UNCOMPRESSED
 from analysis.describe import FLOAT_BITS, evaluated_on, metric, metric_sign
 from analysis.panels import HOLLOW, STYLE, condition_caption, save
 from analysis.points import points
 from analysis.styles import line_styles
-from analysis.text_table import DEGRADED_NOTE, TextTable, marked, number
+from analysis.text_table import DEGRADED_NOTE, TextTable, mark_notes, marked, number
 from testbed.results.schema import BASELINE
 
 # Columns in which rows of latency and of quality must agree to be of one variant.
@@ -61,9 +61,11 @@ def _with_front(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _evaluated(quality: pd.DataFrame) -> pd.DataFrame:
-    """Value and change with the columns SHARED, mean over seeds; of several ones of a variant, the best fine-tuned one.
+    """Value and change with the columns SHARED, mean over seeds.
 
-    Rows with int8 tokens are left out: they exist in simulation only, without a latency.
+    Of several ones of a variant, the fine-tuned ones are taken if there are any, and of these the one with the most
+    settings of FIXED. No choice depends on a result. Rows with int8 tokens are left out: they exist in simulation only,
+    without a latency.
     """
     rows = quality[(quality["status"] == "ok") & ~(quality["int8_tokens"] > 0)]
     compressed = rows["groups"] > 0
@@ -75,8 +77,10 @@ def _evaluated(quality: pd.DataFrame) -> pd.DataFrame:
     trained_by = [name for name in TRAINED_BY if name in rows]
     means = rows.groupby([*SHARED, *trained_by], dropna=False)[["value", "change", "change_low", "change_high"]].mean()
     means = means.reset_index()
-    means = means.assign(fine_tuned=means["stage"] == TRAINED, worth=means["value"] * metric_sign(quality))
-    return means.sort_values(["fine_tuned", "worth"]).groupby(SHARED).tail(1)
+    as_fixed = sum(means[name].eq(value).astype(int) for name, value in FIXED.items() if name in trained_by)
+    means = means.assign(fine_tuned=means["stage"] == TRAINED, as_fixed=as_fixed)
+    means = means.assign(worth=means["value"] * metric_sign(quality))
+    return means.sort_values(["fine_tuned", "as_fixed", *trained_by]).groupby(SHARED).tail(1)
 
 
 def _front(part: pd.DataFrame) -> np.ndarray:
@@ -94,7 +98,7 @@ def trade_off_table(table: pd.DataFrame, quality: pd.DataFrame) -> TextTable:
             row["label"] if row["groups"] else UNCOMPRESSED,
             f"{row['devices']:g}",
             f"{row['bandwidth_mbps']:g}",
-            marked(number(row["latency_ms"]), row["degraded"]),
+            marked(number(row["latency_ms"]), row["degraded"], row["one"]),
             f"{row['value']:.2f}",
             f"{row['change']:+.2f}" if row["groups"] else "-",
             row["stage"],
@@ -103,7 +107,8 @@ def trade_off_table(table: pd.DataFrame, quality: pd.DataFrame) -> TextTable:
         for _, row in table.iterrows()
     ]
     notes = ["Pareto front: no other point at this bandwidth is both faster and better"]
-    notes += [f"{DEGRADED_NOTE}; behind yes or no: a degraded point decides it"] if table["degraded"].any() else []
+    degraded = f"{DEGRADED_NOTE}; behind yes or no: a degraded point decides it"
+    notes += mark_notes((cell for row in rows for cell in (row[3], row[-1])), degraded)
     columns = ["variant", "devices", "Mbps", "latency, ms", metric(quality), "change", "codebooks", "Pareto front"]
     return TextTable(
         f"Latency and {metric(quality)} of the same model", columns, rows, notes, left=frozenset({"codebooks"})

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.load import MODES, method_rank, with_labels
 from testbed.results.column import FIRST, MEDIAN
-from testbed.results.schema import LATENCY
+from testbed.results.schema import ANALYTIC, BASELINE, LATENCY, SAME_CONDITIONS
 
 PARTS = ("compute_ms", "encode_ms", "wire_ms", "wait_ms", "decode_ms")
 SETTINGS = LATENCY.names(lambda column: column.point == FIRST)  # the same for all repeats of a point
@@ -22,8 +22,9 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: label, variant, bandwidth_mbps, latency_ms with latency_min, latency_max, spread_pct = (max - min) / median
     (missing for one repeat), repeats, speedup with speedup_min, speedup_max, the parts of the latency in ms,
     straggler_wait_pct, full_precision_pct, verified (every repeat), degraded (any repeat), degraded_repeats,
-    speedup_degraded (degraded, or the ``single`` that the speed-up is over is), fidelity_note (the first), residual_pct
-    (median), and the settings. A ``single`` without a bandwidth stands at every bandwidth.
+    speedup_degraded (degraded, or the ``single`` that the speed-up is over is), one (measured, with fewer than two
+    repeats or without a warm-up pass), speedup_one (one, or the ``single`` that the speed-up is over is), fidelity_note
+    (the first), residual_pct (median), and the settings. A ``single`` without a bandwidth stands at every bandwidth.
     """
     rows = _at_every_bandwidth(with_labels(frame))
     rows = rows[(rows["status"] == "ok") & rows["latency_ms"].notna()]
@@ -35,6 +36,7 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
         latency_min=("latency_ms", "min"),
         latency_max=("latency_ms", "max"),
         repeats=("latency_ms", "size"),
+        warm_up=("warm_up", "min"),
         speedup=("speedup", "median"),
         speedup_min=("speedup", "min"),
         speedup_max=("speedup", "max"),
@@ -49,6 +51,9 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     table = table.astype({"degraded": bool, "speedup_degraded": bool})  # an empty table has no types
     table["speedup_degraded"] |= table["degraded"]
+    few = (table["repeats"] < 2) | (table["warm_up"] == 0).fillna(False)  # rows of another version do not say
+    table["one"] = ((table["compute_mode"] != ANALYTIC) & few).astype(bool)
+    table["speedup_one"] = table["one"] | _of_baseline(table, "one")
     spread = 100 * (table["latency_max"] - table["latency_min"]) / table["latency_ms"]
     table["spread_pct"] = spread.where(table["repeats"] > 1)
     places = {label: place for place, label in enumerate(sorted(set(table["label"]), key=_by_number))}
@@ -59,6 +64,12 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     )
     ranked = ranked.sort_values(["rank", "groups", "mode", "place", "bandwidth_mbps"])
     return ranked.drop(columns=["rank", "mode", "place"]).reset_index(drop=True)
+
+
+def _of_baseline(table: pd.DataFrame, column: str) -> pd.Series:
+    """A flag of the ``single`` that each point's speed-up is over, bool [n]; False where there is none."""
+    single = table[table["method"] == BASELINE].groupby(SAME_CONDITIONS, as_index=False)[[column]].any()
+    return table[SAME_CONDITIONS].merge(single, how="left", on=SAME_CONDITIONS)[column].eq(True)
 
 
 def _by_number(label: str) -> list[str | float]:
@@ -96,14 +107,14 @@ def mode_table(frame: pd.DataFrame) -> pd.DataFrame:
 
     Index (label without the mode, bandwidth_mbps); columns e.g. hold, replay, analytic in ms, ``replay vs hold`` in
     percent. The modes stand in the order execute, hold, replay, analytic. Empty if the frame has one mode only. Which
-    of these numbers are degraded: ``degraded_modes``.
+    of these numbers are degraded: ``marked_modes``.
     """
     return _of_modes(frame, "latency_ms", lambda mode, first: 100 * (mode / first - 1))
 
 
-def degraded_modes(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each number of ``mode_table``, whether it is degraded: 1 or 0; a difference is if one of its latencies is."""
-    return _of_modes(frame, "degraded", lambda mode, first: mode.where(mode > first, first))
+def marked_modes(frame: pd.DataFrame, flag: str) -> pd.DataFrame:
+    """For each number of ``mode_table``, 1 or 0: a flag of ``points``. A difference has the flags of both sides."""
+    return _of_modes(frame, flag, lambda mode, first: mode.where(mode > first, first))
 
 
 def _of_modes(frame: pd.DataFrame, column: str, against: Callable[[pd.Series, pd.Series], pd.Series]) -> pd.DataFrame:

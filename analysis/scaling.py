@@ -16,7 +16,7 @@ from analysis.describe import is_analytic, statistic
 from analysis.panels import HOLLOW, STYLE, condition_caption, save, spread_line
 from analysis.points import points
 from analysis.styles import line_styles
-from analysis.text_table import DEGRADED, DEGRADED_NOTE, SPEEDUP_NOTE, TextTable, marked, number
+from analysis.text_table import DEGRADED_NOTE, SPEEDUP_NOTE, TextTable, mark_notes, marked, number
 from testbed.results.schema import BASELINE
 
 MAX_LINES = 12  # in a panel; if there are more variants, each method has a row of panels
@@ -116,21 +116,22 @@ def tokens_tables(frame: pd.DataFrame) -> list[TextTable]:
     if len(counts) < 2:
         return []
     title = f"Latency (ms, {statistic(frame)}) by number of tokens"
-    tables = [_by_tokens(table, title, "latency_ms", "degraded", DEGRADED_NOTE, counts)]
+    tables = [_by_tokens(table, title, "latency_ms", "", DEGRADED_NOTE, counts)]
     if table["speedup"].notna().any():
         title = "Speed-up over one device by number of tokens"
-        tables.append(_by_tokens(table, title, "speedup", "speedup_degraded", SPEEDUP_NOTE, counts))
+        tables.append(_by_tokens(table, title, "speedup", "speedup_", SPEEDUP_NOTE, counts))
     return tables
 
 
 def _by_tokens(
-    table: pd.DataFrame, title: str, column: str, degraded: str, note: str, counts: Sequence[float]
+    table: pd.DataFrame, title: str, column: str, prefix: str, note: str, counts: Sequence[float]
 ) -> TextTable:
-    """A column of ``points``. degraded: the column that says which numbers are. note: what their mark means."""
+    """A column of ``points``. prefix: of its columns ``degraded`` and ``one``. note: what DEGRADED means here."""
     rows = []
     places = ["variant", "devices", "bandwidth_mbps"]
     for (variant, devices, bandwidth), here in table.groupby(places, sort=False):  # pyright: ignore[reportGeneralTypeIssues]
-        cells = {point["tokens"]: marked(number(point[column]), point[degraded]) for _, point in here.iterrows()}
+        marks = here[f"{prefix}degraded"], here[f"{prefix}one"]
+        cells = dict(zip(here["tokens"], map(marked, map(number, here[column]), *marks), strict=True))
         rows.append([variant, f"{devices:g}", f"{bandwidth:g}", *(cells.get(count, "-") for count in counts)])
-    notes = [note] if any(cell.endswith(DEGRADED) for row in rows for cell in row) else []
+    notes = mark_notes((cell for row in rows for cell in row[3:]), note)
     return TextTable(title, ["method", "devices", "Mbps", *(f"{count:g} tokens" for count in counts)], rows, notes)

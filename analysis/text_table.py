@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 DEGRADED = "~"  # mark beside a number
+ONE = "¹"  # mark beside a number, before DEGRADED
+ONE_NOTE = f"{ONE} one repeat, or no warm-up before the repeats: the spread of this number is not known"
 DEGRADED_NOTE = f"{DEGRADED} degraded fidelity: do not rely on this number"
 SPEEDUP_NOTE = f"{DEGRADED} degraded fidelity of the point, or of one device at the same bandwidth: do not rely on it"
 
@@ -17,7 +20,7 @@ WRAPPED_COLUMN = r">{\raggedright\arraybackslash}p{52mm}"  # ... in a column of 
 PAGE_LINES = 35  # a table with more lines may not fit on a page
 LATEX_PACKAGES = {"booktabs": "", "longtable": "", "array": "", "fontenc": "T1"}  # -> options; T1 has a < and a >
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
-LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+LATEX |= {ONE: r"\textsuperscript{1}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
 @dataclass
@@ -87,9 +90,19 @@ def number(value: float, unit: str = "") -> str:
     return f"{value:,.{min(decimals, 6)}f}{unit}"
 
 
-def marked(text: str, degraded: bool | np.bool_) -> str:
-    """The text of a number with DEGRADED behind it if the number is degraded; a missing number has no mark."""
-    return text + DEGRADED if degraded and text != "-" else text
+def marked(text: str, degraded: bool | np.bool_, one: bool | np.bool_ = False) -> str:
+    """The text of a number with its marks behind it; a missing number has none.
+
+    one: fewer than two repeats after a warm-up (ONE). degraded: DEGRADED.
+    """
+    return text if text == "-" else text + (ONE if one else "") + (DEGRADED if degraded else "")
+
+
+def mark_notes(cells: Iterable[str], degraded: str = DEGRADED_NOTE) -> list[str]:
+    """The notes of the marks that cells have. degraded: what DEGRADED means here."""
+    cells = list(cells)
+    notes = {ONE: ONE_NOTE, DEGRADED: degraded}
+    return [note for mark, note in notes.items() if any(mark in cell for cell in cells)]
 
 
 def percent(value: float) -> str:

@@ -8,13 +8,14 @@ interrupted run resumes in the middle of a training. Results are of the test par
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar, cast
 
-from experiments.measurement.manifest import Manifest, print_completed, refuse_other_inputs
+from experiments.measurement.manifest import Manifest, print_completed
 from experiments.measurement.model_inputs import CACHE
 from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.int8_tokens import int8_bits
@@ -23,7 +24,7 @@ from testbed.astra.training.ema_quantizer import Gradient, VqSettings
 from testbed.astra.training.evaluation import Examples
 from testbed.astra.training.objective import Objective
 from testbed.astra.training.settings import TrainingSettings
-from testbed.astra.training.train import train
+from testbed.astra.training.train import Arithmetic, train
 from testbed.astra.training.vit import Student
 from testbed.comm.group import even_shares
 from testbed.config.schema import DEVICES, QualityConfig, Training
@@ -44,16 +45,9 @@ AXES |= {"objective": "objectives", "pre_rotation": "pre_rotations", "seed": "se
 # fields on which k-means codebooks do not depend
 TRAINING_FIELDS = frozenset({"noise", "commitment", "gradient", "objective", "trained_on"})
 # a variant's columns in rows to which they do not apply
-BLANK = {
-    "groups": 0,
-    "codebook_size": 0,
-    "num_quantizers": 0,
-    "quantized": "",
-    "anchor_tokens": 0,
-    "int8_tokens": 0,
-    "noise": 0.0,
-}
-BLANK |= {"pre_rotation": "", "commitment": 0.0, "gradient": "", "class_tokens": "", "objective": "", "trained_on": ""}
+BLANK = {"groups": 0, "codebook_size": 0, "num_quantizers": 0, "quantized": "", "anchor_tokens": 0, "int8_tokens": 0}
+BLANK |= {"noise": 0.0, "pre_rotation": "", "commitment": 0.0, "gradient": "", "class_tokens": "", "objective": ""}
+BLANK |= {"trained_on": ""}
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,8 @@ class Subject:
 class Measured:
     """A quality and its change against the uncompressed baseline on the same examples, with 95% intervals.
 
-    unit, change_unit: for progress messages, such as ``"% correct"`` and ``" points"``.
+    Ends of intervals are NaN if they are not known, as with one example. unit, change_unit: for progress messages, such
+    as ``"% correct"`` and ``" points"``.
     """
 
     examples: int
@@ -143,8 +138,10 @@ class Measured:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns of a row."""
-        return {key: value for key, value in asdict(self).items() if not key.endswith("unit")}
+        """The columns of a row. An end of an interval that is not known is missing."""
+        found = {key: value for key, value in asdict(self).items() if not key.endswith("unit")}
+        unknown = {key for key, value in found.items() if key.endswith(("_low", "_high")) and math.isnan(value)}
+        return found | dict.fromkeys(unknown)
 
     @property
     def text(self) -> str:
@@ -257,7 +254,7 @@ def variants(kind: type[V], config: QualityConfig) -> list[V]:
 
 def measure_all(bench: AccuracyBench[V], candidates: list[V], config: QualityConfig) -> int:
     """Evaluate what is not completed, row by row. Returns the number of variants of which a row failed."""
-    refuse_other_inputs(bench.folder, inputs := bench.inputs(), config.force)
+    inputs = bench.inputs()
     todo = [variant for variant in candidates if bench.missing(variant)]
     print_completed(bench.folder, config, len(set().union(*map(bench.missing, todo))))
     if not todo:
@@ -289,11 +286,11 @@ def fine_tune(
     teacher: Student | None = None,
     section: str = "training",
 ) -> dict[str, Any]:
-    """Train in place, or load the model of this recipe from the cache; returns the cost. Models end on the CPU.
+    """Train in place, or load the model of this recipe, device and precision from the cache; returns the cost.
 
-    section: of the keys of ``settings`` in messages.
+    Models end on the CPU. section: of the keys of ``settings`` in messages.
     """
-    folder = CACHE / "training" / short_hash(recipe)
+    folder = CACHE / "training" / short_hash(recipe | {"arithmetic": asdict(Arithmetic.here())})
     manifest = train(student, examples, validation, settings, folder, teacher, section=section)
     for model in filter(None, (student, teacher)):
         model.to("cpu")

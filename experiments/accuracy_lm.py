@@ -49,6 +49,7 @@ from testbed.astra.training.decoder import AstraDecoder
 from testbed.astra.training.ema_quantizer import VectorQuantizer
 from testbed.comm.group import even_shares
 from testbed.config.schema import AccuracyLmConfig, Texts
+from testbed.datasets.corpora import FOLDER_OF
 from testbed.datasets.perplexity import perplexity, window_nll
 from testbed.datasets.token_windows import NextTokens, windows
 from testbed.errors import ConfigError, TestbedError
@@ -57,14 +58,12 @@ from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
 from testbed.models.tensor_cache import cached_tensor
 from testbed.progress import counted
-from testbed.results.bootstrap import bootstrap_interval
+from testbed.results.intervals import mean_interval
 from testbed.results.provenance import short_hash
 from testbed.results.run_folder import RunFolder
 
 RECIPE = 1  # to be raised with every change that alters what is cached, so that older files are not used
 VALIDATION_WINDOWS = 16  # of the training part, not used for training
-# the corpus whose files are in data.folder
-FOLDER_OF = {"english": "brown", "wikitext103": "wikitext-103", "text_folder": "text"}
 
 
 @dataclass(frozen=True)
@@ -218,8 +217,8 @@ def _measured(nll_N: Tensor, uncompressed_N: Tensor) -> Measured:
     Intervals are those of the mean log-likelihood, and so of ratios of perplexities.
     """
     rise_N = nll_N - uncompressed_N
-    low, high = torch.tensor(bootstrap_interval(nll_N.numpy()), dtype=torch.float64).exp().tolist()
-    changes = [rise_N.mean().item(), *bootstrap_interval(rise_N.numpy())]
+    low, high = torch.tensor(mean_interval(nll_N.numpy()), dtype=torch.float64).exp().tolist()
+    changes = [rise_N.mean().item(), *mean_interval(rise_N.numpy())]
     change, change_low, change_high = (100 * torch.tensor(changes, dtype=torch.float64).expm1()).tolist()
     return Measured(
         examples=len(nll_N),

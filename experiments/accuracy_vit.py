@@ -37,7 +37,7 @@ from testbed.datasets.images import Splits, check_images, cifar100, fashion_mnis
 from testbed.errors import ConfigError
 from testbed.models.weights import ModelChoice, build_model
 from testbed.progress import counted
-from testbed.results.bootstrap import bootstrap_interval
+from testbed.results.intervals import mean_interval
 from testbed.results.provenance import short_hash
 from testbed.results.run_folder import RunFolder
 
@@ -153,13 +153,13 @@ def _measured(correct: Tensor, uncompressed_correct: Tensor) -> Measured:
     """The share of correct answers, and its change against the uncompressed baseline."""
     values = 100 * correct.double().numpy()
     changes = 100 * (correct.double() - uncompressed_correct.double()).numpy()
-    low, high = bootstrap_interval(values)
-    change_low, change_high = bootstrap_interval(changes)
+    low, high = mean_interval(values)
+    change_low, change_high = mean_interval(changes)
     return Measured(
         examples=len(values),
         value=values.mean(),
-        value_low=low,
-        value_high=high,
+        value_low=max(0.0, low),
+        value_high=min(100.0, high),
         change=changes.mean(),
         change_low=change_low,
         change_high=change_high,

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from experiments.measurement.calibration import RATE_LIMIT_PCT, calibrate, calibrate_fresh, lowest_steal, steal_notes
+from experiments.measurement.calibration import attempts, calibrate, calibrate_fresh, steal_notes
+from experiments.measurement.fidelity_checks import RATE_LIMIT_PCT
 from experiments.measurement.link_operations import LinkOperation
-from experiments.measurement.manifest import HIGHER_STEAL, Manifest, print_completed
+from experiments.measurement.manifest import STAYS, Manifest, print_completed
 from experiments.measurement.recovery import RecoveringSession
 from testbed.config.schema import FidelityConfig
 from testbed.errors import ClusterError, CommError, EnvironmentFault
@@ -123,8 +124,9 @@ def _measure_all(
                 failed += 1
                 recovering.recover(fault)
                 recovering.shape(*link)
-            note = "" if folder.append_lower_steal(rows) else HIGHER_STEAL
-            shown.done(costs[operation], f"[{done}/{len(operations)}] {_describe(operation, rows, begin)}{note}")
+            kept = folder.append(rows)
+            line = _describe(operation, kept or rows, begin) + ("" if kept else STAYS)
+            shown.done(costs[operation], f"[{done}/{len(operations)}] {line}")
     return failed
 
 
@@ -153,15 +155,24 @@ def _observe(session: Session, operation: LinkOperation, repeats: int) -> Observ
 
 
 def _measure(config: FidelityConfig, session: Session, operation: LinkOperation) -> Iterable[dict[str, Any]]:
-    """The measured columns of each repeat. Byte counters are averages over all repeats.
+    """The measured columns of each repeat of each attempt. Byte counters are averages over all repeats.
 
-    During high CPU steal, the operation is measured again (``lowest_steal``).
+    During high CPU steal, the operation is measured again (``attempts``).
     """
     rate_bps = operation.rate_mbps * 1e6 / session.time_scale
+    ideal = operation.ideal_s(session.graph, session.all_gather, rate_bps)
+    repeats = max(1, min(config.repeats, int(config.point_budget_s / ideal)))
+    made = attempts(lambda: _observe(session, operation, repeats), config.point_budget_s)
+    for attempt, (steal_pct, seen) in enumerate(made):
+        for row in _measured(session, operation, seen, steal_pct):
+            yield row | {"attempt": attempt}
+
+
+def _measured(session: Session, operation: LinkOperation, seen: Observed, steal_pct: float) -> Iterable[dict[str, Any]]:
+    """The measured columns of each repeat of one attempt."""
+    rate_bps, repeats = operation.rate_mbps * 1e6 / session.time_scale, len(seen.seconds)
     over = session.graph, session.all_gather
     ideal = operation.ideal_s(*over, rate_bps)
-    repeats = max(1, min(config.repeats, int(config.point_budget_s / ideal)))
-    steal_pct, seen = lowest_steal(lambda: _observe(session, operation, repeats), config.point_budget_s)
     median = statistics.median(seen.seconds)
     # An incast exists to overflow a queue, so a delay from dropped packets is no fault of the emulation.
     comparable = not (operation.is_incast and seen.drops)

@@ -10,7 +10,7 @@ from experiments.cost_model.analytic import analytic_row
 from experiments.cost_model.point_costs import PointCosts, skip_impossible
 from experiments.measurement.cluster_bench import ClusterBench, describe_rows, resolve_mode
 from experiments.measurement.decoder_inputs import prepare_decoder_inputs
-from experiments.measurement.manifest import HIGHER_STEAL, Manifest, print_completed
+from experiments.measurement.manifest import STAYS, Manifest, print_completed
 from experiments.measurement.time_scale import plan_passes
 from experiments.measurement.vit_inputs import prepare_vit_inputs
 from testbed.config.schema import AUTO, DecoderLatencyConfig, LatencyConfig
@@ -84,12 +84,10 @@ def run_points(
                     rows = bench.measure(point)
                     if extra_rows is not None:
                         rows += extra_rows(bench.costs[point])
-                    failed += any(row["status"] != "ok" for row in rows)
-                    line = describe_rows(point, rows, time.monotonic() - begin)
-                    if folder.append_lower_steal(rows):
-                        measured.append(point)
-                    else:
-                        line += HIGHER_STEAL
+                    kept = folder.append(rows)
+                    measured.append(point)
+                    failed += any(row["status"] != "ok" for row in kept or rows)
+                    line = describe_rows(point, kept or rows, time.monotonic() - begin) + ("" if kept else STAYS)
                     shown.done(seconds[point], f"[{number}/{len(batch)}] {line}")
             folder.degrade({point.key: reason for point, reason in bench.recalibrate(measured).items()})
             manifest.close_cluster(bench.manifest())

@@ -1,9 +1,9 @@
 """Collectives with a communication codec, and the same computation in one process.
 
 Methods communicate through ``CompressedGroup``. It encodes tensors, moves the messages with the plain ``Group`` and
-decodes them. Encoding, decoding and sums are segments of the device's clock. They have no matrix products (0 MACs), so
-their emulated compute time is zero: they take no time in replay and hold, and their real time in execute. With fp32,
-and on one device, nothing is encoded.
+decodes them. Encoding, decoding and sums are segments of the device's clock, which have no matrix products but memory
+traffic. With fp32, and on one device, nothing is encoded. The transport itself then adds the terms of a sum, and a
+segment without arithmetic takes the time that the device would need for it.
 
 There is no standard algorithm for an all-reduce of compressed tensors. Here, each rank encodes the parts of its term
 and sends each part to one rank (all-to-all). That rank decodes the parts and sums them in float32. The sums are encoded
@@ -17,7 +17,7 @@ each message is a valid encoding of the simulated tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from testbed.comm.codecs import CODECS, Codec
 from testbed.comm.group import Group
 from testbed.device.clock import DeviceClock
+from testbed.work import NO_WORK, Work, memory_pass, total
 
 # Tolerance beyond a codec's error bound, as a share of a message's largest number: rounding differences of its input.
 ROUNDING = 3e-5
@@ -44,9 +45,16 @@ class CompressedGroup:
         (message,) = self._encode([x])
         return message
 
+    def ring_all_reduce(self, x: Tensor) -> Tensor:
+        """Sum over ranks, equal on all ranks, by the ring algorithm. For fp32 only."""
+        return self._clock.run(
+            "decode", ring_sum_work(x.numel(), self.world), partial(summed_by_transport, self.group.all_reduce(x))
+        )
+
     def decode(self, message: Tensor, shape: Sequence[int]) -> Tensor:
         """The tensor of this shape that a message encodes."""
-        return self._clock.run("decode", 0, partial(self.codec.decode, message, shape))
+        work = self.codec.decoding.work(math.prod(shape))
+        return self._clock.run("decode", work, partial(self.codec.decode, message, shape))
 
     def all_gather(self, local: Tensor, rows: Sequence[int], replicate: bool = False) -> Tensor:
         """Every rank's [rows[r], ...], concatenated. This rank's own part is exact.
@@ -57,15 +65,17 @@ class CompressedGroup:
             return self.group.all_gather(local, rows)
         sizes = _message_bytes(self.codec, rows, local.shape[1:])
         messages = self.group.all_gather(self.encode(local), sizes).split(sizes)
-        own = None if replicate else local
-        return self._clock.run("decode", 0, partial(self._join, messages, rows, local.shape[1:], own))
+        own, width = None if replicate else local, math.prod(local.shape[1:])
+        work = join_work(self.codec, [count * width for count in rows], self.rank, replicate)
+        return self._clock.run("decode", work, partial(self._join, messages, rows, local.shape[1:], own))
 
     def reduce_scatter(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         """Sum of [sum(rows), ...] over ranks. This rank gets its own [rows[rank], ...]; its own term is exact."""
+        add = sum_work(rows[self.rank] * math.prod(local.shape[1:]), self.world)
         if not self.codec.lossy:
-            return self.group.reduce_scatter(local, rows)
+            return self._clock.run("decode", add, partial(summed_by_transport, self.group.reduce_scatter(local, rows)))
         received = self._all_to_all(local, rows, [rows[self.rank]] * self.world)
-        return self._clock.run("decode", 0, partial(_sum, received))
+        return self._clock.run("decode", add, partial(_sum, received))
 
     def all_reduce(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         """Sum of [sum(rows), ...] over ranks, equal on all ranks. Rank r sums ``rows[r]`` rows.
@@ -77,7 +87,7 @@ class CompressedGroup:
     def sum_gathered(self, local: Tensor) -> Tensor:
         """Sum over ranks, equal on all ranks. Each rank gathers all terms and sums them itself."""
         terms = self.all_gather(local[None], [1] * self.world, replicate=True)
-        return self._clock.run("decode", 0, partial(torch.sum, terms, 0))
+        return self._clock.run("decode", sum_work(local.numel(), self.world), partial(_sum, list(terms)))
 
     def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Send ``parts[r]`` to each rank r. Returns the ``shapes[r]`` from each rank r; the own part is exact."""
@@ -88,14 +98,18 @@ class CompressedGroup:
         others = self._encode([part for peer, part in enumerate(parts) if peer != self.rank])
         sent = torch.cat([*others, torch.empty(0, dtype=torch.uint8)])
         messages = self.group.all_to_all(sent, sizes, received).split(received)
-        return self._clock.run("decode", 0, partial(self._decode_parts, messages, shapes, parts[self.rank]))
+        work = total(
+            self.codec.decoding.work(math.prod(shape)) for peer, shape in enumerate(shapes) if peer != self.rank
+        )
+        return self._clock.run("decode", work, partial(self._decode_parts, messages, shapes, parts[self.rank]))
 
     def _all_to_all(self, local: Tensor, rows: Sequence[int], received_rows: Sequence[int]) -> list[Tensor]:
         shapes = [(count, *local.shape[1:]) for count in received_rows]
         return self.all_to_all(local.split(list(rows)), shapes)
 
-    def _encode(self, parts: Iterable[Tensor]) -> list[Tensor]:
-        messages = self._clock.run("encode", 0, lambda: [self.codec.encode(part.contiguous()) for part in parts])
+    def _encode(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        work = total(self.codec.encoding.work(part.numel()) for part in parts)
+        messages = self._clock.run("encode", work, lambda: [self.codec.encode(part.contiguous()) for part in parts])
         if self.codec.lossy:
             self.messages += messages
         return messages
@@ -136,7 +150,7 @@ class Relay:
         message = next(self._sent[rank], None)
         if message is None:
             raise ValueError(f"rank {rank} sent fewer messages than the simulation")
-        known = self.codec.decode(message, x.shape)
+        known = self.codec.decode(message, x.shape).to(x.dtype)  # a reference may compute in float64
         if x.numel():
             excess = (known - x).abs() - self.codec.error_bound(x)
             if not excess.max() <= ROUNDING * x.abs().max():  # written so that NaN fails
@@ -169,6 +183,43 @@ class Relay:
         return torch.cat(self.all_gather(self.reduce_scatter(terms, rows)))
 
 
+def gather_work(codec: Codec, rows: Sequence[int], width: int, rank: int, replicate: bool = False) -> Work:
+    """What ``CompressedGroup.all_gather`` of [rows[r], width] numbers from each rank r costs one rank."""
+    if not _used(codec, len(rows)).lossy:
+        return NO_WORK
+    numbers = [count * width for count in rows]
+    return codec.encoding.work(numbers[rank]) + join_work(codec, numbers, rank, replicate)
+
+
+def scatter_work(codec: Codec, rows: Sequence[int], width: int, rank: int) -> Work:
+    """What ``CompressedGroup.reduce_scatter``, which gives each rank r [rows[r], width] numbers, costs one rank."""
+    numbers = [count * width for count in rows]
+    return exchange_work(codec, numbers, [numbers[rank]] * len(rows), rank) + sum_work(numbers[rank], len(rows))
+
+
+def exchange_work(codec: Codec, sent: Sequence[int], received: Sequence[int], rank: int) -> Work:
+    """What ``CompressedGroup.all_to_all`` costs one rank. sent, received: numbers to and from each rank."""
+    codec, others = _used(codec, len(sent)), [peer for peer in range(len(sent)) if peer != rank]
+    encoded = total(codec.encoding.work(sent[peer]) for peer in others)
+    return encoded + total(codec.decoding.work(received[peer]) for peer in others)
+
+
+def join_work(codec: Codec, numbers: Sequence[int], rank: int, replicate: bool) -> Work:
+    """Decode the messages of all ranks, ``numbers[r]`` from rank r, and join them; the own one if ``replicate``."""
+    decoded = [count for peer, count in enumerate(numbers) if replicate or peer != rank]
+    return total(map(codec.decoding.work, decoded)) + memory_pass(2 * sum(numbers))
+
+
+def sum_work(numbers: int, terms: int) -> Work:
+    """Add ``terms`` tensors of ``numbers`` numbers."""
+    return memory_pass(3 * (terms - 1) * numbers, terms - 1) if terms > 1 else NO_WORK
+
+
+def ring_sum_work(numbers: int, world: int) -> Work:
+    """What a rank adds in a ring all-reduce of ``numbers`` numbers: one part at each of N - 1 steps."""
+    return sum_work(-(-numbers // world), world)
+
+
 def gathered_bits(codec: Codec, rows: Sequence[int], width: int) -> tuple[int, ...]:
     """Bits that each rank receives in an all-gather of [rows[r], width] numbers from each rank r."""
     sizes = _message_bytes(codec, rows, (width,))
@@ -189,9 +240,17 @@ def _message_bytes(codec: Codec, rows: Sequence[int], trailing: Sequence[int]) -
     return [codec.encoded_bytes(count * math.prod(trailing)) for count in rows]
 
 
+def summed_by_transport(x: Tensor) -> Tensor:
+    """A tensor that the transport has already summed."""
+    return x
+
+
 def _sum(parts: Sequence[Tensor]) -> Tensor:
-    """In rank order, so that the sum does not depend on who computes it."""
-    total = torch.zeros_like(parts[0])
-    for part in parts:
+    """In rank order, so that the sum does not depend on who computes it. N - 1 additions, as ``sum_work`` counts."""
+    first, *others = parts
+    if not others:
+        return first
+    total = first + others[0]
+    for part in others[1:]:
         total += part
     return total

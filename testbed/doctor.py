@@ -21,7 +21,7 @@ import psutil
 
 from testbed.command import run_command
 from testbed.errors import TestbedError
-from testbed.limits import memory_limit_bytes, usable_cores
+from testbed.limits import memory_limit_bytes, refuse_small_quota, usable_cores
 from testbed.network.probe import Trial, namespaces_refused, shortcomings, try_mininet
 from testbed.network.sandbox import inside, needs_user_namespace, supervise
 from topologies.link_graph import link_graph, star
@@ -111,7 +111,11 @@ def _machine() -> Iterator[Finding]:
         text += " (affinity or a CPU quota)"
     if usable < 2:
         text += "; devices share a core, so runs at high rates take longer (time_scale) and more points are degraded"
-    yield Finding("cores", OK if usable > 1 else LIMITED, text)
+    try:
+        refuse_small_quota()
+        yield Finding("cores", OK if usable > 1 else LIMITED, text)
+    except TestbedError as refused:
+        yield Finding("cores", MISSING, str(refused))
     free, limit = psutil.virtual_memory().available, memory_limit_bytes()
     free = free if limit is None else min(free, limit)
     text = f"{free / GIB:.1f} GiB available"

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from testbed.config.contents import content_hashes
 from testbed.config.device_mix import share_speeds
 from testbed.results.provenance import short_hash
 from testbed.results.schema import BASELINE, LATENCY
@@ -128,8 +129,18 @@ def points(config: LatencyConfig) -> list[Point]:
 
 
 def config_signature(config: Config) -> str:
-    """A short hash of everything that changes what is measured. The order of list items does not change it."""
+    """A short hash of everything that changes what is measured. The order of list items does not change it.
+
+    What the configuration's files and folders hold takes the place of their paths. Raises ConfigError and
+    EnvironmentFault for those that cannot be read (``content_hashes``).
+    """
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in KEYS_OUTSIDE_SIGNATURE}
+    for key, held in content_hashes(config).items():
+        *sections, name = key.split(".")
+        part: dict[str, Any] = fields
+        for section in sections:
+            part = part[section]
+        part[name] = held
     return short_hash(_ordered(fields))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from testbed.errors import EnvironmentFault
+
 MOUNT, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -22,6 +24,30 @@ def usable_cores() -> int:
     except AttributeError:  # not Linux
         allowed = os.cpu_count() or 1
     return max(1, int(min([float(allowed), *_quotas()])))
+
+
+def refuse_small_quota() -> None:
+    """EnvironmentFault where a CPU quota leaves less than one core.
+
+    Such a quota stops all processes for most of each of its periods, often a tenth of a second, and no point would be
+    valid.
+    """
+    cores = min(_quotas(), default=1.0)
+    if cores < 1:
+        raise EnvironmentFault(
+            f"CPU quota={cores:g} cores: emulation needs at least 1; start the container with more, as --cpus=2"
+        )
+
+
+def throttled_s() -> float:
+    """Seconds for which CPU quotas have stopped this process's control groups, and all groups above them, so far."""
+    total = 0.0
+    for folder in _groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or no group with a quota
+            counters = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+            # Versions 2 and 1 of control groups.
+            total += int(counters.get("throttled_usec", 0)) / 1e6 + int(counters.get("throttled_time", 0)) / 1e9
+    return total
 
 
 def memory_limit_bytes() -> int | None:

@@ -7,6 +7,7 @@ measures.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from testbed.command import run_command
 from testbed.errors import ConfigError, EnvironmentFault, TestbedError
-from testbed.limits import limit_threads
+from testbed.limits import limit_threads, refuse_small_quota
 from testbed.results.schema import ANALYTIC
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def _run(words: list[str]) -> int:
 def _prepare(config: Config) -> RunFolder:
     """The results folder, after earlier results in it are kept, set aside or refused as the user chose."""
     requested = config.network.backend
+    if config.emulates and requested != ANALYTIC:
+        refuse_small_quota()
     folder = results_folder(config)
     if not config.resume:
         with folder.exclusive():
@@ -95,7 +98,7 @@ def _prepare(config: Config) -> RunFolder:
         if aside:
             print(f"earlier results set aside in {aside}")
     elif not config.force:
-        _refuse_other_code(folder)
+        _refuse_other_makers(config, folder)
     if config.emulates:
         _announce(requested, config)
     sys.stdout.flush()
@@ -158,16 +161,24 @@ def _folder(config: Config) -> RunFolder:
     return RunFolder(config.results_dir, config.experiment, config_signature(config), config.rows)
 
 
-def _refuse_other_code(folder: RunFolder) -> None:
-    """ConfigError if other code measured rows of this folder, because one table must not mix them unnoticed."""
-    from testbed.results.provenance import code_hash
+def _refuse_other_makers(config: Config, folder: RunFolder) -> None:
+    """ConfigError if other code, or other versions of packages, measured rows of this folder.
+
+    One table must not mix them unnoticed.
+    """
+    from testbed.results.measurement_hash import measurement_hash
+    from testbed.results.provenance import other_versions
 
     if not folder.parquet.exists():
         return
-    before = {run.get("code_hash", "unknown") for run in folder.runs()} or {"unknown"}
-    if before != {now := code_hash()}:
+    runs = folder.runs()
+    before = {run.get("measurement_hash", "unknown") for run in runs} or {"unknown"}
+    now = measurement_hash(dataclasses.asdict(config))
+    others = [f"code {', '.join(sorted(before))}, now {now}"] if before != {now} else []
+    others += dict.fromkeys(found for run in runs for found in other_versions(run))
+    if others:
         allowed = (
-            f"{folder.path} was measured with other code ({', '.join(sorted(before))}, now {now}); "
+            f"{folder.path} was measured with other code or packages ({'; '.join(others)}); "
             "resume=false measures again and keeps the old rows under another name, force=true continues anyway"
         )
         raise ConfigError("resume", "true", allowed)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from testbed.cluster.conditions import Conditions, Counters, conditions
 from testbed.cluster.nodes import Cluster
+from testbed.cluster.processor_time import read_processor_time
 from testbed.cluster.worker import ForwardTiming
 from testbed.comm.pacing import BurstCredit
 from testbed.comm.schedule import AUTO
 from testbed.config.schema import Config, LatencyConfig
 from testbed.device.spec import Device
+from testbed.limits import throttled_s
 from testbed.models.weights import Choice
 from testbed.network.backend import Network
+from testbed.network.link_watch import LinkWatch
+from testbed.network.sandbox import descendants
 from testbed.network.shaping import QUEUE_KB, SHAPERS
 from testbed.output import Output
 from topologies.link_graph import Hop, LinkGraph
@@ -47,6 +53,18 @@ def open_session(config: Config, backend: str, devices: int) -> Session:
     queue_kb = config.queue_kb if isinstance(config, LatencyConfig) else QUEUE_KB
     graph = config.topology.graph(devices)
     return Session(backend, graph, scale, config.timeout_s, config.all_gather, queue_kb)
+
+
+@dataclass(frozen=True)
+class MeasuredPass:
+    """One timed pass: the timing of each rank, the bytes on the busiest hop, and what else happened meanwhile.
+
+    wire_bytes: with packet headers, without the common start; None without counters.
+    """
+
+    ranks: list[ForwardTiming]
+    wire_bytes: float | None
+    conditions: Conditions
 
 
 class Session:
@@ -105,9 +123,11 @@ class Session:
         begin = time.monotonic()
         rate_bps = bandwidth_mbps * 1e6 / self.time_scale
         self.network.shape(rate_bps, shaper, self.queue_kb if queue_kb is None else queue_kb)
-        links = [(self.network.links_of(rank, self.all_gather),) for rank in range(self.devices)]
-        self.cluster.call_each("set_links", links, timeout_s=self.timeout_s, phase="shape")
-        pacings = [route.pacing for (of_rank,) in links for route in of_rank.routes.values()]
+        self._shaped = self.network.link_counters()
+        links = [self.network.links_of(rank, self.all_gather) for rank in range(self.devices)]
+        arguments = [(of_rank, self.time_scale) for of_rank in links]
+        self.cluster.call_each("set_links", arguments, timeout_s=self.timeout_s, phase="shape")
+        pacings = [route.pacing for of_rank in links for route in of_rank.routes.values()]
         self._charges_burst_credit = all(isinstance(p, BurstCredit) for p in pacings)
         self.reshape_s = time.monotonic() - begin
 
@@ -141,22 +161,31 @@ class Session:
 
     def measure(
         self, key: str, mode: str, devices: Sequence[Device], repeats: int, warmups: int, expected_s: float
-    ) -> tuple[list[list[ForwardTiming]], float | None]:
-        """Timed passes, ``[rank][repeat]``, and the bytes of one pass on the busiest hop (None without counters).
+    ) -> list[MeasuredPass]:
+        """Timed passes. devices: the emulated device of each rank.
 
-        devices: the emulated device of each rank. expected_s: expected time of one pass on this machine's clock; the
-        call fails after ten times that and a minute.
+        expected_s: expected time of one pass on this machine's clock; the call fails after ten times that and a minute.
         """
         start_bytes = self._start_bytes()
-        before = self.network.carried_bytes()
-        limit = 60 + 10 * expected_s * (repeats + warmups)
-        arguments = [(key, mode, device, self.time_scale, repeats, warmups) for device in devices]
-        passes = self.cluster.call_each("measure", arguments, timeout_s=limit, phase=f"measure {key}")
-        after = self.network.carried_bytes()
-        if before is None or after is None or start_bytes is None:
-            return passes, None
-        per_pass = ((after[hop] - before[hop]) / (repeats + warmups) - size for hop, size in start_bytes.items())
-        return passes, max(per_pass, default=0.0)
+        arguments = [(key, mode, device, self.time_scale, expected_s) for device in devices]
+        passes = []
+        before = self._counters()
+        for number in range(warmups + repeats):
+            with LinkWatch(self.network.link_counters, self.network.token_buckets) as watch:
+                limit = 60 + 10 * expected_s
+                ranks = self.cluster.call_each("measure", arguments, timeout_s=limit, phase=f"measure {key}")
+            after = self._counters()
+            seen = conditions(self.graph, self._shaped, before, after, watch)
+            before = after
+            if number >= warmups:
+                passes.append(MeasuredPass(ranks, _without(seen, start_bytes), seen))
+        return passes
+
+    def _counters(self) -> Counters:
+        """What the machine, TCP and the links have counted so far."""
+        tcp = self.cluster.call("counters", timeout_s=self.timeout_s, phase="counters")
+        processors = read_processor_time([os.getpid(), *(process.pid for process in descendants())])
+        return Counters(time.monotonic(), processors, throttled_s(), self.network.link_counters(), tcp)
 
     def _start_bytes(self) -> dict[Hop, float] | None:
         """Bytes that the common start of a pass puts on each hop. They belong to the emulator, not to the method."""
@@ -180,7 +209,8 @@ class Session:
 
     def retransmits(self) -> int:
         """TCP segments that the ranks' data connections have retransmitted so far."""
-        return sum(self.cluster.call("retransmits", timeout_s=self.timeout_s, phase="counters"))
+        found = self.cluster.call("counters", timeout_s=self.timeout_s, phase="counters")
+        return sum(each.retransmits for of_rank in found for each in of_rank.values() if each is not None)
 
     def congestion_control(self) -> list[str]:
         """The congestion controls in force on the ranks' data connections, each once; ``cubic`` where permitted."""
@@ -191,3 +221,10 @@ class Session:
         """Seconds of one operation, from the first rank's begin to the last rank's end, by repeat."""
         calls = self.rank_times(operation, payload_bytes, repeats)
         return [max(end for _, end in ranks) - min(begin for begin, _ in ranks) for ranks in zip(*calls, strict=True)]
+
+
+def _without(seen: Conditions, start_bytes: Mapping[Hop, float] | None) -> float | None:
+    """Bytes on the busiest hop, without those of the common start of a pass; None without counters."""
+    if seen.carried_bytes is None or start_bytes is None:
+        return None
+    return max((size - start_bytes[hop] for hop, size in seen.carried_bytes.items()), default=0.0)

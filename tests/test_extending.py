@@ -60,8 +60,9 @@ def test_the_page_has_files_insertions_and_commands() -> None:
 
 def test_commands_are_accepted(copy: Path) -> None:
     done = python(copy, "-c", CHECK, input="\n".join(COMMANDS))
-    sweeps = ["bandwidth_sweep"] * 2
-    assert done.stdout.split() == [*sweeps, "heterogeneous_devices", *sweeps, "smoke", "smoke"], done.stderr
+    sweep = "bandwidth_sweep"
+    of_device = [sweep, "device_check", "heterogeneous_devices"]
+    assert done.stdout.split() == [*of_device, sweep, sweep, "smoke", "smoke"], done.stderr
     for name in ("my_board", "vit_large", "two_rooms", "broadcast"):
         assert any(name in command for command in COMMANDS)
 

@@ -30,7 +30,8 @@ ONLY = {
 }
 # Who may import the analysis: what ends a run with a report, and benchmarks, which read the rows of their runs.
 READERS = ("testbed.run", "experiments.paper", "experiments.benchmarks")
-COMMAND = "testbed.run"  # experiments.paper takes exit codes and the results folder from it, and starts it as a child
+COMMAND = "testbed.run"
+STARTERS = ("experiments.paper", "experiments.measured")  # take exit codes and folders from it; it is their child
 
 
 def package(module: str) -> str:
@@ -58,7 +59,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
         if other == "analysis":
             allowed = module.startswith(READERS)
         if other == COMMAND:
-            allowed = module == "experiments.paper"
+            allowed = module in STARTERS
         if not allowed:
             wrong.append(f"{module} -> {imported}")
     return wrong

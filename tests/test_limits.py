@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed import limits
+from testbed.errors import EnvironmentFault
 
 HOW_MANY = "from testbed.limits import usable_cores; print(usable_cores())"
 
@@ -51,6 +52,42 @@ def test_quotas_of_all_groups_above_count(
     monkeypatch.setattr(limits, "MOUNT", tmp_path / "cgroup")
     monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "self")
     assert limits.usable_cores() == expected
+
+
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str]) -> None:
+    """Let this process be in control groups with these files."""
+    monkeypatch.setattr(limits, "MOUNT", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "self")
+    (tmp_path / "self").write_text(membership + "\n")
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_quota_below_one_core_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, monkeypatch, "0::/a/b", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"})
+    with pytest.raises(EnvironmentFault, match=r"^CPU quota=0.5 cores: emulation needs at least 1; .*--cpus=2$"):
+        limits.refuse_small_quota()
+    put(tmp_path, monkeypatch, "0::/a/b", {"a/cpu.max": "100000 100000\n"})
+    limits.refuse_small_quota()
+
+
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        ("0::/a", {"a/cpu.stat": "usage_usec 9\nthrottled_usec 1500000\n", "cpu.stat": "usage_usec 1\n"}),
+        ("0::/a", {"a/cpu.stat": "throttled_usec 1000000\n", "cpu.stat": "throttled_usec 500000\n"}),  # groups above
+        ("3:cpu,cpuacct:/x", {"cpu,cpuacct/x/cpu.stat": "nr_periods 3\nnr_throttled 1\nthrottled_time 1500000000\n"}),
+    ],
+)
+def test_the_time_for_which_a_quota_stopped_this_process_is_known(
+    membership: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, monkeypatch, membership, {})
+    assert limits.throttled_s() == 0.0
+    put(tmp_path, monkeypatch, membership, files)
+    assert limits.throttled_s() == 1.5
 
 
 def test_threads_are_limited_where_cores_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from testbed import run
+from testbed import limits, run
 from testbed.config.fields import choices
 from testbed.config.load import load_config
 from testbed.errors import CommError, EnvironmentFault
 from testbed.grid import config_signature
 from testbed.network import probe, sandbox
 from testbed.network.probe import Trial
-from testbed.results.provenance import code_hash
+from testbed.results.measurement_hash import measurement_hash
+from testbed.results.provenance import provenance
 from testbed.results.run_folder import RunFolder
 from tests.results.test_run_folder import row
 
@@ -47,6 +49,17 @@ def test_bad_input_ends_the_command_with_one_line(words: list[str], message: str
     assert done.returncode == 2
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+def test_a_quota_below_one_core_ends_a_run_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "_quotas", lambda: iter([4.0, 0.5]))
+    assert run.main([SMOKE, f"results_dir={tmp_path}", "network=loopback"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: CPU quota=0.5 cores: emulation needs at least 1") and said.err.count("\n") == 1
+    assert said.out == "" and not list(tmp_path.iterdir())
+    assert run.main([SMOKE, f"results_dir={tmp_path}", "network=analytic", "methods=single"]) == 0  # runs nothing
 
 
 @pytest.mark.parametrize("words", [["--help"], [SMOKE, "network=analytic", "results_dir=é日", "methods=single"]])
@@ -148,6 +161,10 @@ def folder_of(tmp_path: Path, *words: str) -> RunFolder:
     return RunFolder(tmp_path, "smoke", config_signature(config))
 
 
+def current(*words: str) -> str:
+    return measurement_hash(dataclasses.asdict(load_config([SMOKE, *words])))
+
+
 def test_the_sandbox_gets_the_backend_that_was_found(
     supervised: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -177,7 +194,7 @@ def test_after_a_signal_the_user_learns_where_the_points_are(
     assert "no point was finished" in capsys.readouterr().err
     folder = folder_of(tmp_path, "network=loopback")
     folder.append([row()])
-    folder.write_manifest([{"code_hash": code_hash()}])
+    folder.write_manifest([{"measurement_hash": current("network=loopback")}])
     assert supervised("network=loopback", code=130)[0] == 130
     assert f"finished points are in {folder.path}" in capsys.readouterr().err
 
@@ -185,13 +202,13 @@ def test_after_a_signal_the_user_learns_where_the_points_are(
 def test_without_resume_earlier_results_are_set_aside(supervised: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "network=loopback")
     folder.append([row()])
-    folder.write_manifest([{"code_hash": code_hash()}])
+    folder.write_manifest([{"measurement_hash": current("network=loopback")}])
     assert supervised("network=loopback")[0] == 0 and len(folder.rows()) == 1
     assert supervised("network=loopback", "resume=false")[0] == 0 and folder.rows().empty
     assert len(list((tmp_path / "smoke").iterdir())) == 2
 
 
-@pytest.mark.parametrize("runs", [[], [{"code_hash": "0123456789"}], [{}]])
+@pytest.mark.parametrize("runs", [[], [{"measurement_hash": "0123456789"}], [{}]])
 def test_rows_of_other_code_are_not_mixed_in_unless_forced(
     supervised: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: list[dict[str, str]]
 ) -> None:
@@ -203,6 +220,24 @@ def test_rows_of_other_code_are_not_mixed_in_unless_forced(
     assert (
         error.startswith("error: resume=true (conf/config.yaml): ") and "other code" in error and error.count("\n") == 1
     )
+    assert supervised("network=loopback", "force=true")[0] == 0
+    assert len(folder.rows()) == 1
+
+
+def test_rows_of_other_packages_are_not_mixed_in_unless_forced(
+    supervised: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path, "network=loopback")
+    folder.append([row()])
+    entry = {"measurement_hash": current("network=loopback"), **provenance()}
+    older = entry | {"packages": entry["packages"] | {"torch": "2.1.0", "pandas": "1.0"}, "python": "3.9.1"}
+    folder.write_manifest([entry])
+    assert supervised("network=loopback")[0] == 0
+    folder.write_manifest([entry, older])
+    assert supervised("network=loopback") == (2, [])
+    error = capsys.readouterr().err
+    assert f"torch 2.1.0, now {metadata.version('torch')}; Python 3.9, now " in error and error.count("\n") == 1
+    assert "pandas" not in error and "force=true continues anyway" in error
     assert supervised("network=loopback", "force=true")[0] == 0
     assert len(folder.rows()) == 1
 

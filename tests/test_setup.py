@@ -22,6 +22,8 @@ TARGETS = (
     "sweep",
     "smoke",
     "paper",
+    "measured",
+    "claims",
     "report",
     "bench",
     "soak",

@@ -154,4 +154,6 @@ def latency_differences(point: pd.Series, base: pd.Series, sequence: pd.Series |
         words.append(f"time scale {point['time_scale']:g}")
     if point["degraded"] or base["degraded"]:
         words.append("degraded fidelity")
+    if point["one"] or base["one"]:
+        words.append("one repeat, or no warm-up")
     return words

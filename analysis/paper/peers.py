@@ -74,8 +74,10 @@ def _beside(table: pd.DataFrame, frame: pd.DataFrame, figure: pd.Series) -> list
             ours = measure(point, base)
             how = MODEL if is_analytic(frame) else short_modes(frame)
             # Bytes follow from formulas; only computation was measured.
-            degraded = figure["quantity"] == "less_compute" and (point["degraded"] or base["degraded"])
-            words = [f"{point['devices']:g} devices", how, figure["remark"], "degraded fidelity" if degraded else ""]
+            measured = figure["quantity"] == "less_compute"
+            words = [f"{point['devices']:g} devices", how, figure["remark"]]
+            words += ["degraded fidelity"] if measured and (point["degraded"] or base["degraded"]) else []
+            words += ["one repeat, or no warm-up"] if measured and (point["one"] or base["one"]) else []
             what = "; ".join(filter(None, words))
             return [[f"{ours:.4g} {figure['unit']}", signed_pct(100 * (ours / figure["value"] - 1)), what]]
     return []

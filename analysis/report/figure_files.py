@@ -27,6 +27,7 @@ FIGURES = (
     "links",
     "shapers",
     "incast",
+    "segments",
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.accuracy import TRAINED, UNCOMPRESSED
+from analysis.accuracy import SETTINGS, TRAINED, UNCOMPRESSED, fixed_variants, results
 from analysis.describe import by_corpus, evaluated_on, is_analytic, metric, metric_sign, setting
 from analysis.incast import incast_sentences
 from analysis.links import (
@@ -20,8 +20,9 @@ from analysis.links import (
 )
 from analysis.load import schema_of
 from analysis.points import points
+from analysis.segments import segment_sentences
 from analysis.text_table import number
-from testbed.results.schema import ACCURACY, ANALYTIC, BASELINE, FIDELITY, LATENCY
+from testbed.results.schema import ACCURACY, ANALYTIC, BASELINE, FIDELITY, LATENCY, SEGMENT
 
 
 def headlines(frame: pd.DataFrame) -> list[str]:
@@ -30,7 +31,8 @@ def headlines(frame: pd.DataFrame) -> list[str]:
     No sentence about latencies rests on a degraded point, and no speed-up on a degraded ``single``; sentences say how
     many there are. Sentences about links, which say how good they are, name degraded points.
     """
-    return list({LATENCY: _latency, FIDELITY: _fidelity, ACCURACY: _quality}[schema_of(frame)](frame))
+    kinds = {LATENCY: _latency, FIDELITY: _fidelity, ACCURACY: _quality, SEGMENT: segment_sentences}
+    return list(kinds[schema_of(frame)](frame))
 
 
 def _latency(frame: pd.DataFrame) -> Iterator[str]:
@@ -45,12 +47,17 @@ def _latency(frame: pd.DataFrame) -> Iterator[str]:
     single = sound[sound["method"] == BASELINE]["latency_ms"]
     if len(single):
         yield f"One device needs {number(single.median())} ms ({setting(frame[frame['method'] == BASELINE])})."
+    elif (table["method"] == BASELINE).any():
+        yield f"How long one device needs is not said: every {BASELINE} is degraded."
     fast = table[(table["method"] != BASELINE) & table["speedup"].notna()]
     parallel = fast[~fast["speedup_degraded"]]
-    bandwidths = sorted(parallel["bandwidth_mbps"].dropna())
+    bandwidths = sorted(fast["bandwidth_mbps"].dropna())
     for bandwidth in dict.fromkeys([*bandwidths[:1], *bandwidths[-1:]]):
         here = parallel[parallel["bandwidth_mbps"] == bandwidth].sort_values("speedup", ascending=False)
-        left_out = (table["degraded"] & (table["bandwidth_mbps"] == bandwidth)).any()
+        if here.empty:
+            yield f"At {bandwidth:g} Mbps nothing is said: every speed-up there is degraded."
+            continue
+        left_out = (fast["speedup_degraded"] & (fast["bandwidth_mbps"] == bandwidth)).any()
         yield from _at(here, bandwidth, " of the points that are not degraded" if left_out else "")
     if compared := int((fast["speedup_degraded"] & ~fast["degraded"]).sum()):
         yield (
@@ -120,17 +127,29 @@ def _quality_on(frame: pd.DataFrame) -> Iterator[str]:
     if len(baseline):
         yield f"The uncompressed baseline has {metric(frame)} {baseline['value'].mean():.2f} ({evaluated_on(frame)})."
     unit = "%" if metric_sign(frame) < 0 else " points"
-    fine_tuned = rows[rows["stage"] == TRAINED]
-    compressed = rows[rows["stage"] != UNCOMPRESSED]
+    numbers = ["change", "bits_per_token", "compression"]  # rows of another version lack them
+    table = results(fixed_variants(frame)).dropna(subset=numbers)
+    fine_tuned, compressed = table[table["stage"] == TRAINED], table[table["stage"] != UNCOMPRESSED]
     shown, how = (fine_tuned, "fine-tuned") if len(fine_tuned) else (compressed, "not fine-tuned")
-    shown = shown.dropna(subset=["change", "bits_per_token", "compression"])  # rows of another version lack them
-    for (groups, size), of in shown.groupby(["groups", "codebook_size"]):  # pyright: ignore[reportGeneralTypeIssues]
-        most = of[of["devices"] == of["devices"].max()]
-        best = most.loc[(most["change"] * metric_sign(frame)).idxmax()]
-        among = f", the best of {len(most)} variants" if len(most) > 1 else ""
+    if shown.empty and len(_variants(rows.dropna(subset=numbers))):
+        yield "No result of the variant that sentences are about; the tables have those of the others."
+    for label, of in shown.groupby("label", sort=False):
+        row = of.sort_values("devices").iloc[-1]
+        interval = f"95% interval {row['change_low']:+.2f} to {row['change_high']:+.2f}"
+        over = f"{row['seeds']} seeds" if row["seeds"] > 1 else "the examples of one seed"
         yield (
-            f"With G={groups:g}, K={size:g} ({number(best['bits_per_token'])} bits per token and layer, "
-            f"{best['compression']:,.0f} times fewer) and {best['devices']:g} devices, {how}{among}: "
-            f"{metric(frame)} {best['value']:.2f}, a change of {best['change']:+.2f}{unit} "
-            f"(95% interval {best['change_low']:+.2f} to {best['change_high']:+.2f})."
+            f"With {label} ({number(row['bits_per_token'])} bits per token and layer, {row['compression']:,.0f} times "
+            f"fewer) and {row['devices']:g} devices, {how}: {metric(frame)} {row['value']:.2f}, a change of "
+            f"{row['change']:+.2f}{unit} ({interval} over {over})."
         )
+    if len(shown) and (others := len(_variants(rows)) - len(_variants(fixed_variants(rows)))):
+        yield (
+            f"{others} more variants are in the tables. These sentences are about the variant that was fixed before "
+            "any was measured, with each number of groups and each codebook size."
+        )
+
+
+def _variants(rows: pd.DataFrame) -> pd.DataFrame:
+    """The compressed variants of these rows."""
+    names = [name for name in (*SETTINGS, "stage") if name in rows]
+    return rows.loc[rows["stage"] != UNCOMPRESSED, names].drop_duplicates()

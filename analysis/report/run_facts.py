@@ -53,7 +53,8 @@ def _revision(entry: Mapping[str, Any]) -> str:
     sha = fact(entry, "git_sha")
     changed = fact(entry, "git_dirty_hash")
     text = sha[:SHORT_SHA] + (f" with uncommitted changes ({changed})" if changed else "") if sha else "unknown"
-    return text + (f", code {fact(entry, 'code_hash')}" if fact(entry, "code_hash") else "")
+    code = fact(entry, "measurement_hash")
+    return text + (f", measurement hash {code}" if code else "")
 
 
 def _machine(entry: Mapping[str, Any]) -> str:

@@ -28,8 +28,9 @@ from analysis.report.headlines import headlines
 from analysis.report.run_facts import calibration_table, facts
 from analysis.runs import Run, alike, of_kind
 from analysis.scaling import devices_plot, tokens_plot, tokens_tables
+from analysis.segments import segment_figure, segment_tables
 from analysis.text_table import TextTable
-from testbed.results.schema import ACCURACY, BASELINE, FIDELITY, LATENCY
+from testbed.results.schema import ACCURACY, BASELINE, FIDELITY, LATENCY, SEGMENT
 
 RUN = ".venv/bin/python -m testbed.run"
 SPEEDUP_CAPTION = (
@@ -130,6 +131,11 @@ def sections(runs: list[Run], drawing: Drawing) -> list[Section]:
             "Fidelity of the emulated links",
             [_links(run, _title(run, runs), where[id(run)], drawing) for run in links],
             f"The links were not measured alone here. Run: {RUN} +experiment=fidelity 'rates=[10,100]' devices=4",
+        ),
+        Section(
+            "Predicted and measured times of segments",
+            [_segments(run, _title(run, runs), where[id(run)], drawing) for run in of_kind(runs, SEGMENT)],
+            f"No segment was computed alone here. Run: {RUN} +experiment=device_check",
         ),
         Section(
             "Comparison of compute modes",
@@ -245,6 +251,12 @@ def _links(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
     of_incast = "Goodput of devices that all send to one device, against the queue length, by the order of the senders."
     figures += drawing.figures(incast_figures(run.frame, place), of_incast, run.frame)
     return Subsection(title, figures=figures, tables=link_tables(run.frame))
+
+
+def _segments(run: Run, title: str, place: Path, drawing: Drawing) -> Subsection:
+    caption = "Time of each segment by the device profile, over its measured time."
+    figures = drawing.figures(segment_figure(run.frame, place), caption, run.frame)
+    return Subsection(title, figures=figures, tables=segment_tables(run.frame))
 
 
 def _problems(run: Run, title: str) -> Subsection:

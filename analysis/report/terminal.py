@@ -25,9 +25,10 @@ from analysis.report.sections import comparison
 from analysis.report.write import write_report
 from analysis.runs import find_runs, read_run
 from analysis.scaling import tokens_tables
+from analysis.segments import segment_tables
 from analysis.text_table import TextTable
 from testbed.progress import console as message_console
-from testbed.results.schema import ACCURACY, FIDELITY, LATENCY
+from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, SEGMENT
 
 PLAIN_WIDTH = 140  # characters in a line, if the output is no terminal
 UNLIMITED = 1 << 20  # characters in a line, to find how many a table needs
@@ -120,7 +121,7 @@ def result_tables(frame: pd.DataFrame) -> list[TextTable]:
     return [table for table in tables if table.rows]
 
 
-TABLES = {LATENCY: result_tables, FIDELITY: link_tables, ACCURACY: accuracy_tables}
+TABLES = {LATENCY: result_tables, FIDELITY: link_tables, ACCURACY: accuracy_tables, SEGMENT: segment_tables}
 
 
 def tables(frame: pd.DataFrame) -> list[TextTable]:

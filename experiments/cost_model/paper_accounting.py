@@ -48,8 +48,12 @@ def paper_bits(method: Method, shape: ModelShape, world: int) -> float | None:
 
 
 def paper_compute_s(method: Method, shape: ModelShape, devices: Sequence[Device]) -> float:
-    """Seconds of computation in a forward pass, as the paper counts them. devices: by rank, all equal."""
-    return devices[0].seconds(_macs(method, shape, len(devices)))
+    """Seconds of computation in a forward pass, as the paper counts them. devices: by rank, all equal.
+
+    Every multiply-accumulate takes as long as those of one device, and nothing else takes time.
+    """
+    alone = Single().work(shape, 0, 1)
+    return devices[0].seconds(alone) * _macs(method, shape, len(devices)) / alone.macs
 
 
 def _unit_bits(method: CompressedMethod, shape: ModelShape, others: float) -> int:
@@ -64,7 +68,7 @@ def _macs(method: Method, shape: ModelShape, world: int) -> int:
         return method.macs(shape, 0, world) - shape.layers * encode
     if isinstance(method, BlockParallel):
         s = shape.sequence
-        products = shape.query_macs(s) + shape.key_value_macs(s) + shape.finish_macs(s)
-        layer = products // world + shape.attend_macs(s, s)
-        return shape.embed_macs(shape.tokens) // world + shape.layers * layer + shape.head_macs()
+        attend = shape.attend(s, s).macs
+        layer = (shape.layer(s).macs - attend) // world + attend
+        return shape.embed(shape.tokens).macs // world + shape.layers * layer + shape.head().macs
     return method.macs(shape, 0, world)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
-from testbed.comm.wire import EXCHANGE_S, Wire
+from testbed.comm.wire import Wire
 from testbed.config.device_mix import emulated_devices
 from testbed.config.schema import LatencyConfig
 from testbed.device.spec import Device
@@ -68,9 +68,11 @@ class PointCosts:
         """Bytes that the rank with the most bytes receives in one forward pass."""
         return max(self.method.received_bits(self.shape, self.point.devices)) / 8
 
-    def packet_wire(self, exchange_s: float = EXCHANGE_S) -> Wire:
-        """The links with packet headers. exchange_s: overhead of one exchange of all devices, in seconds."""
-        return Wire(self.link_bps, packets=True, exchange_s=exchange_s)
+    def packet_wire(self) -> Wire:
+        """The links with packet headers, and what the devices' hosts add to a message: the slowest host's value."""
+        exchange_s = max(device.exchange_s for device in self.devices)
+        staging_bytes_per_s = min(device.staging_bytes_per_s for device in self.devices)
+        return Wire(self.link_bps, True, exchange_s, staging_bytes_per_s)
 
     def predicted_s(self, devices: Sequence[Device] | None = None, wire: Wire | None = None) -> float:
         """Seconds of one forward pass by the cost model.

@@ -12,16 +12,16 @@ from typing import TypeVar
 
 import psutil
 
+from experiments.measurement.fidelity_checks import RATE_LIMIT_PCT
 from testbed.comm.pacing import wire_bytes
 from testbed.errors import ClusterError
-from testbed.results.schema import STEAL_LIMIT_PCT
+from testbed.results.attempts import STEAL_LIMIT_PCT
 from testbed.session import Session
 from topologies.link_graph import Hop, Load
 
 RATE_S, RATE_REPEATS = 0.2, 3  # seconds of a transfer that measures a link's rate, and its repeats after a warm-up
 MESSAGE_BYTES, MESSAGES = 320, 9  # size of ASTRA's codes of one layer at G = 1, and repeats
 FULL_SHARE = 0.95  # a link's rate is measured if the link is busy for this share of the operation
-RATE_LIMIT_PCT = 3.0
 BUSY_LIMIT_PCT = 25.0
 ATTEMPTS = 3  # at a measurement, while CPU steal is high
 RATE_BUDGET_S = 3.0  # for all attempts at one rate
@@ -44,21 +44,24 @@ class Calibration:
     busy_pct: float
     idle_bytes: int | None
 
-    def breaches(self, link_mbps: float | None, time_scale: float = 1.0) -> list[str]:
+    def breaches(
+        self, link_mbps: float | None, time_scale: float = 1.0, shown: Collection[str] = frozenset()
+    ) -> list[str]:
         """The faults of a point, in words; empty if there is none.
 
         link_mbps: the point's link rate on this machine's clock; None if the point sends nothing. time_scale: of the
-        point.
+        point. shown: columns in which the point's own passes say what happened during them (fidelity_checks.py). Of
+        what they show, the calibration is no evidence.
         """
         found = []
         error = 0.0 if link_mbps is None else self.rate_error_pct.get(link_mbps, 0.0)
-        if abs(error) > RATE_LIMIT_PCT:
+        if abs(error) > RATE_LIMIT_PCT and "link_rate_error_pct" not in shown:
             enough = time_scale * 2 ** math.ceil(math.log2(abs(error) / RATE_LIMIT_PCT))
             # Slower links need less CPU time. A link that is too fast would be too fast at any time_scale.
             found.append(f"link rate off by {error:+.1f}%" + (f" (try time_scale={enough:g})" if error < 0 else ""))
-        if self.busy_pct > BUSY_LIMIT_PCT:
+        if self.busy_pct > BUSY_LIMIT_PCT and "foreign_cpu_pct" not in shown:
             found.append(f"other programs keep {self.busy_pct:.0f}% of the cores busy")
-        if self.idle_bytes:
+        if self.idle_bytes and "foreign_bytes" not in shown:
             found.append(f"{self.idle_bytes} foreign bytes on the data network")
         return found
 
@@ -93,21 +96,26 @@ def calibrate_fresh(session: Session, link_rates: Collection[float]) -> Calibrat
     return found
 
 
-def lowest_steal(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
-    """(CPU steal in percent, result of ``measure``) of the attempt with the lowest CPU steal.
+def attempts(measure: Callable[[], T], budget_s: float) -> list[tuple[float, T]]:
+    """(CPU steal in percent, result of ``measure``) of each attempt.
 
     CPU steal is the share of CPU time that the host of a virtual machine gave to others. If it is low, there is one
-    attempt; otherwise there are up to ATTEMPTS, none of which starts after ``budget_s`` seconds. The choice depends
-    only on CPU steal, never on the result. Steal counts as 0 where the system does not report it.
+    attempt; otherwise there are up to ATTEMPTS, none of which starts after ``budget_s`` seconds. Whether there is
+    another one depends only on CPU steal, never on the result. Steal counts as 0 where the system does not report it.
     """
-    attempts, deadline = [], time.monotonic() + budget_s
-    while len(attempts) < ATTEMPTS and (not attempts or time.monotonic() < deadline):
+    made, deadline = [], time.monotonic() + budget_s
+    while len(made) < ATTEMPTS and (not made or time.monotonic() < deadline):
         psutil.cpu_times_percent()  # the next call reports the time since this one
         result = measure()
-        attempts.append((getattr(psutil.cpu_times_percent(), "steal", 0.0), result))
-        if attempts[-1][0] <= STEAL_LIMIT_PCT:
+        made.append((getattr(psutil.cpu_times_percent(), "steal", 0.0), result))
+        if made[-1][0] <= STEAL_LIMIT_PCT:
             break
-    return min(attempts, key=lambda attempt: attempt[0])
+    return made
+
+
+def lowest_steal(measure: Callable[[], T], budget_s: float) -> tuple[float, T]:
+    """Of ``attempts``, the one with the lowest CPU steal, for what becomes no row."""
+    return min(attempts(measure, budget_s), key=lambda attempt: attempt[0])
 
 
 def steal_notes(steal_pct: float) -> list[str]:

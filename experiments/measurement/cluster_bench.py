@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from experiments.cost_model.point_costs import PointCosts
-from experiments.measurement.calibration import Calibration, calibrate, calibrate_fresh, lowest_steal, steal_notes
+from experiments.measurement.calibration import Calibration, attempts, calibrate, calibrate_fresh, steal_notes
+from experiments.measurement.fidelity_checks import FidelityCheck, fidelity_checks
 from experiments.measurement.model_inputs import Assets
 from experiments.measurement.recovery import RecoveringSession
 from experiments.measurement.time_scale import PassPlan, plan_passes
@@ -72,6 +73,7 @@ class ClusterBench:
         sending = [costs for costs in self.costs.values() if sends(costs)] or [*self.costs.values()]
         self._link_rates = sorted({link_mbps(costs, plan_passes(costs, mode)) for costs in sending for mode in modes})
         self._tokens = 0  # number of tokens that the actors have loaded
+        self._shown: dict[Point, frozenset[str]] = {}  # columns in which all passes of a point say what happened
         self._prepared: dict[str, float] = {}  # variant -> seconds of its verifying pass, since the last load
         self._recovering = RecoveringSession(config, backend, devices, self._begin)
 
@@ -101,7 +103,7 @@ class ClusterBench:
         }
 
     def measure(self, point: Point) -> list[dict[str, Any]]:
-        """Rows of one point: its repeats in each compute mode. After a fault there is one row with status failed."""
+        """Rows of one point: its repeats in each compute mode and attempt. After a fault there is one failed row."""
         try:
             self._load(point.tokens)
             costs = self.costs[point]
@@ -151,13 +153,15 @@ class ClusterBench:
         # The baseline runs on rank 0 only; its device is given to every rank.
         devices = emulated_devices(self.config, costs.point.method, self.devices)
         measure = partial(self.session.measure, key, mode, devices, plan.repeats, plan.warmups, plan.pass_s)
-        steal_pct, (passes, carried) = lowest_steal(measure, self.config.point_budget_s)
         common = self._row(costs, mode)
-        wire = None if carried is None else round(carried)
-        return [
-            common | self._measured(costs, plan, mode, [ranks[repeat] for ranks in passes], repeat, wire, steal_pct)
-            for repeat in range(plan.repeats)
-        ]
+        rows = []
+        for attempt, (steal_pct, passes) in enumerate(attempts(measure, self.config.point_budget_s)):
+            checks = fidelity_checks(passes, self.session.network, sends(costs))
+            for repeat, (each, check) in enumerate(zip(passes, checks, strict=True)):
+                measured = self._measured(costs, plan, mode, each.ranks, repeat, check, steal_pct)
+                rows.append(common | measured | {"attempt": attempt})
+                self._shown[costs.point] = self._shown.get(costs.point, check.shown) & check.shown
+        return rows
 
     def _plan(self, costs: PointCosts, mode: str) -> PassPlan:
         executed_s = self._prepared.get(variant(costs.resolved), 0.0) if mode == "execute" else 0.0
@@ -170,7 +174,7 @@ class ClusterBench:
         mode: str,
         ranks: list[ForwardTiming],
         repeat: int,
-        wire_bytes: int | None,
+        check: FidelityCheck,
         steal_pct: float,
     ) -> dict[str, Any]:
         """Measured columns of one repeat: the latency of all ranks, and the parts of the rank that finished last."""
@@ -179,24 +183,31 @@ class ClusterBench:
         payload, formula = max(done.received_bytes for done in ranks), round(costs.formula_bytes)
         elapsed_s = last.end_s - min(done.begin_s for done in ranks)
         late = max(done.late_s for done in ranks) / elapsed_s
+        exchange_late = max(done.exchange_late_s for done in ranks) / elapsed_s
         residual = None if mode == "execute" else self._residual_pct(costs, plan, elapsed_s)
-        notes = self.calibrations[-1].breaches(link_mbps(costs, plan) if formula else None, plan.time_scale)
-        notes += steal_notes(steal_pct)
+        rate = link_mbps(costs, plan) if formula else None
+        notes = self.calibrations[-1].breaches(rate, plan.time_scale, check.shown)
+        notes += [*steal_notes(steal_pct), *check.notes]
         if late > LATE_LIMIT:
             notes.append(f"emulated compute time ended late by {late:.1%} of the latency")
+        if exchange_late > LATE_LIMIT and mode != "execute":
+            notes.append(f"brief messages came later than links and hosts need, by {exchange_late:.1%} of the latency")
         if residual is not None and abs(residual) > RESIDUAL_LIMIT_PCT:
             notes.append(f"latency off the cost model by {residual:+.0f}%")
         return {
             "repeat": repeat,
+            "warm_up": plan.warmups,
             "latency_ms": to_ms * elapsed_s,
             "compute_ms": to_ms * last.compute_s,
             "encode_ms": to_ms * last.encode_s,
             "decode_ms": to_ms * last.decode_s,
             "wire_ms": to_ms * last.wire_s,
             "wait_ms": to_ms * last.wait_s,
+            "made_up_ms": to_ms * max(done.made_up_s for done in ranks),
+            "exchange_late_ms": to_ms * max(done.exchange_late_s for done in ranks),
             "straggler_wait_pct": straggler_wait_pct(ranks[: costs.point.devices]),
             "payload_bytes": payload,
-            "wire_bytes": wire_bytes,
+            **check.columns,
             "overruns": sum(done.overruns for done in ranks),
             "steal_pct": steal_pct,
             "fidelity": "degraded" if notes else "ok",
@@ -209,10 +220,8 @@ class ClusterBench:
         }
 
     def _residual_pct(self, costs: PointCosts, plan: PassPlan, elapsed_s: float) -> float:
-        """How far the measured latency is above the cost model's, in percent."""
-        # Results are divided by the time scale, and so is the overhead that this machine adds.
-        wire = costs.packet_wire(self.calibrations[-1].message_overhead_s / plan.time_scale)
-        return 100 * (elapsed_s / (plan.time_scale * costs.predicted_s(wire=wire)) - 1)
+        """How far the measured latency is above the cost model's, in percent. Nothing measured enters the model."""
+        return 100 * (elapsed_s / (plan.time_scale * costs.predicted_s(wire=costs.packet_wire())) - 1)
 
     def recalibrate(self, points: list[Point]) -> dict[Point, str]:
         """Calibrate again after the last point. Returns point -> note for each point whose links or cores changed."""
@@ -224,7 +233,8 @@ class ClusterBench:
                 costs = self.costs[point]
                 plan = self._plan(costs, mode)
                 rate = link_mbps(costs, plan) if sends(costs) else None
-                found |= dict.fromkeys(self.calibrations[-1].breaches(rate, plan.time_scale))
+                breaches = self.calibrations[-1].breaches(rate, plan.time_scale, self._shown.get(point, frozenset()))
+                found |= dict.fromkeys(breaches)
             if found:
                 notes[point] = "after the last point: " + "; ".join(found)
         return notes
@@ -239,6 +249,7 @@ class ClusterBench:
             "burst_credit_bytes": self.session.burst_credit_bytes if sends(costs) else 0,
             "verified": None if check is None else check.ok,
             "max_abs_err": None if check is None else check.max_abs_err,
+            "allowed_abs_err": None if check is None else check.allowed_abs_err,
         }
 
     def manifest(self) -> dict[str, Any]:

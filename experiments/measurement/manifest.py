@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from testbed.config.schema import Config
-from testbed.errors import ConfigError
+from testbed.results.measurement_hash import measurement_hash
 from testbed.results.provenance import provenance
 from testbed.results.run_folder import RunFolder
 
@@ -19,8 +19,9 @@ class Manifest:
     def __init__(self, folder: RunFolder, config: Config, facts: Mapping[str, Any] | None = None):
         """facts: further entries of this run."""
         self._folder, self._earlier = folder, folder.runs()
-        self._entry: dict[str, Any] = {**provenance(), "config": dataclasses.asdict(config), "started": _now()}
-        self._entry |= facts or {}
+        settings = dataclasses.asdict(config)
+        self._entry: dict[str, Any] = {**provenance(), "measurement_hash": measurement_hash(settings)}
+        self._entry |= {"config": settings, "started": _now(), **(facts or {})}
         self._clusters: list[dict[str, Any]] = []
         self._write()
 
@@ -39,22 +40,7 @@ class Manifest:
         self._folder.write_manifest([*self._earlier, entry])
 
 
-def refuse_other_inputs(folder: RunFolder, inputs: str, force: bool) -> None:
-    """ConfigError if rows of this folder are of other data or weights, although the configuration names the same.
-
-    inputs: a hash of the content of data and weights. force: raise nothing. Runs that did not record it are not
-    compared.
-    """
-    before = {run["inputs"] for run in folder.runs() if "inputs" in run}
-    if not force and folder.parquet.exists() and before - {inputs}:
-        allowed = (
-            f"{folder.path} was measured with other data or weights ({', '.join(sorted(before))}, now {inputs}); "
-            "resume=false measures again and keeps the old rows under another name, force=true continues anyway"
-        )
-        raise ConfigError("resume", "true", allowed)
-
-
-HIGHER_STEAL = "; CPU steal was not lower than before, so the earlier rows stay"
+STAYS = "; an earlier attempt had no more stolen CPU time, so it counts and this one does not"
 
 
 def print_completed(folder: RunFolder, config: Config, to_measure: int) -> None:

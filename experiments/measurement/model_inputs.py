@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,52 +24,78 @@ from testbed.models.decoders import DecoderChoice
 from testbed.models.gpt2 import Gpt2
 from testbed.models.llama import Llama
 from testbed.models.vit import VisionTransformer
-from testbed.models.weights import ModelChoice, load_model
+from testbed.models.weights import ModelChoice, in_float64, load_model
 from testbed.network.sandbox import scratch
 from testbed.progress import counted
 from testbed.results.cache import cache_folder
 
 CACHE = cache_folder(ROOT / ".cache")
 CodebookFiles = dict[CodebookSpec, Path]
+Model = VisionTransformer | Llama | Gpt2
+
+
+class Result(NamedTuple):
+    """What an inference returns.
+
+    hidden: [T, D], normalized last states of the content tokens. logits: [classes], or [vocabulary] of the next token.
+    """
+
+    hidden: Tensor
+    logits: Tensor
 
 
 @dataclass
 class Assets:
     """The model and input of a run for one number of tokens, and the reference that methods are verified against.
 
-    weights: files for ``load_model``. hidden: [T, D] normalized last states of the content tokens on one device.
-    logits: [classes]. codebooks: the file for each method's ``codebook_spec``. core_macs_per_s: multiply-accumulates
-    per second of one core of this machine.
+    weights: files for ``load_model``. result: of one device. exact: the same in float64. codebooks: the file for each
+    method's ``codebook_spec``. core_macs_per_s: multiply-accumulates per second of one core of this machine.
     """
 
     choice: ModelChoice | DecoderChoice
-    model: VisionTransformer | Llama | Gpt2
+    model: Model
     weights: list[Path]
     inputs: Tensor
-    hidden: Tensor
-    logits: Tensor
+    result: Result
+    exact: Result
     codebooks: CodebookFiles
     core_macs_per_s: float
 
+    @property
+    def in_float64(self) -> tuple[Model, Tensor]:
+        """(the model, the input) in float64. Whoever asks for them frees them: they take twice the model's memory."""
+        return in_float64(self.choice, self.model, self.model.shape.tokens), wide(self.inputs)
 
-@torch.no_grad()
+
 def assets_of(
     choice: ModelChoice | DecoderChoice, tokens: int, weights: list[Path], inputs: Tensor, codebooks: CodebookFiles
 ) -> Assets:
-    """Load the model from these files and run it on one device.
+    """Load the model from these files and run it on one device, in float32 and in float64.
 
     Raises ConfigError (key ``model``) if the result is not finite: every method would then be compared with NaN.
     """
     model = load_model(choice, tokens, *weights)
+    result = one_device(model, inputs)
+    if not all(tensor.isfinite().all() for tensor in result):
+        raise ConfigError("model", choice.name, "gives NaN or infinity on one device; expected finite results")
+    exact = one_device(in_float64(choice, model, tokens), wide(inputs))
+    return Assets(choice, model, weights, inputs, result, exact, codebooks, core_macs_per_s(model, inputs))
+
+
+@torch.no_grad()
+def one_device(model: Model, inputs: Tensor) -> Result:
+    """The plain model's result, in its own precision."""
     x_BSD = model.embed(inputs)
     for block in model.blocks:
         x_BSD = block(x_BSD)
     x_BSD = model.norm(x_BSD)
     logits = model.classify(x_BSD[:, 0])[0] if isinstance(model, VisionTransformer) else model.logits(x_BSD[0, -1])
-    hidden = x_BSD[0, model.shape.class_tokens :]
-    if not (hidden.isfinite().all() and logits.isfinite().all()):
-        raise ConfigError("model", choice.name, "gives NaN or infinity on one device; expected finite results")
-    return Assets(choice, model, weights, inputs, hidden, logits, codebooks, core_macs_per_s(model, inputs))
+    return Result(x_BSD[0, model.shape.class_tokens :], logits)
+
+
+def wide(inputs: Tensor) -> Tensor:
+    """Pixels in float64; token ids as they are."""
+    return inputs.double() if inputs.is_floating_point() else inputs
 
 
 def tokens_of(config: LatencyConfig, points: list[Point]) -> list[int]:
@@ -127,10 +154,10 @@ def trained_codebooks(student: Student, specs: Iterable[CodebookSpec], checkpoin
     return files
 
 
-def core_macs_per_s(model: VisionTransformer | Llama | Gpt2, inputs: Tensor) -> float:
+def core_macs_per_s(model: Model, inputs: Tensor) -> float:
     """Multiply-accumulates per second that one core reaches in one block of the model; the better of two tries."""
     s, shape = model.shape.sequence, model.shape
-    macs = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
+    macs = shape.layer(s).macs
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

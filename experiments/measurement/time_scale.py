@@ -3,9 +3,10 @@
 ``time_scale=auto`` chooses a time scale for each point (docs/decisions/0012-time-scale.md):
 
 - A long pass runs faster than on the emulated devices. Links are up to 8 times faster and emulated compute times are as
-  many times shorter. This machine must be able to shape the faster links. The overhead that it adds to each message
-  does not shrink, so it must stay a small part of the latency.
-- A short pass runs up to 4 times slower. The same overhead then counts a quarter.
+  many times shorter. This machine must be able to shape the faster links. What it needs itself for a message does not
+  shrink. It is hidden as far as the emulated devices need time for a message too; the rest must stay a small part of
+  the latency.
+- A short pass runs up to 4 times slower. What the emulated devices need for a message then hides four times as much.
 - If this machine cannot shape the links at their rate, the point also runs slower than on the emulated devices.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.cost_model.point_costs import PointCosts
-from testbed.comm.wire import EXCHANGE_S
 from testbed.config.schema import AUTO
 from testbed.device.spec import Device
 from testbed.limits import usable_cores
@@ -22,9 +22,14 @@ from testbed.limits import usable_cores
 # Powers of two, so that only few rates must be calibrated.
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CORE_MBPS = 200.0  # rate of all links together, in each direction, that one core can shape
+# More cores shape no more than these: one core takes in the packets of all links, so that they keep their order
+# (docs/decisions/0006). On 2 cores it does half of all work.
+MOST_CORES = 4
 SLOWEST_SCALE = 4.0  # largest scale, unless the links need a larger one
-DISTORTION = 0.03  # part of the latency by which a faster run may overstate the overhead of messages
-WARM_UP_PASSES = 3  # a warm-up pass is made if the time budget of a point is longer than this many passes
+HOST_EXCHANGE_S = 1.2e-3  # what this machine needs for an exchange of four devices on 2 cores: 1.1 to 1.4 ms
+DISTORTION = 0.02  # part of the latency by which messages may be late because this machine needs longer for them
+REPEATS, WARM_UPS = 2, 1  # that each point has even beyond its time budget,
+LONGEST_BUDGETS = 5.0  # if all of them fit in this many time budgets; longer points have one repeat
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,32 @@ def plan_passes(costs: PointCosts, mode: str, executed_s: float = 0.0) -> PassPl
         pass_budget_s = config.point_budget_s / (config.repeats + 1)
         # In hold, a segment is at least as long as this machine's arithmetic. In execute, nothing is emulated.
         scalable = mode == "replay"
-        messages = costs.columns["messages"]
-        time_scale = fitting_scale(latency_s, messages, links_mbps, pass_budget_s) if scalable else 1.0
+        wire = costs.packet_wire()
+        rounds = costs.method.rounds(costs.shape, point.devices, wire)
+        time_scale = fitting_scale(latency_s, rounds, wire.exchange_s, links_mbps, pass_budget_s) if scalable else 1.0
     pass_s = time_scale * latency_s + executed_s
     affordable = int(config.point_budget_s / pass_s) if pass_s else config.repeats
-    repeats = max(1, min(config.repeats, affordable))
-    return PassPlan(time_scale, repeats, 1 if config.point_budget_s > WARM_UP_PASSES * pass_s else 0, pass_s)
+    if (REPEATS + WARM_UPS) * pass_s > LONGEST_BUDGETS * config.point_budget_s:
+        return PassPlan(time_scale, 1, 0, pass_s)
+    return PassPlan(time_scale, min(config.repeats, max(REPEATS, affordable - WARM_UPS)), WARM_UPS, pass_s)
 
 
 def fitting_scale(
-    latency_s: float, messages: int, links_mbps: float, pass_budget_s: float, cores: int | None = None
+    latency_s: float,
+    rounds: int,
+    exchange_s: float,
+    links_mbps: float,
+    pass_budget_s: float,
+    cores: int | None = None,
 ) -> float:
     """The time scale of a point: the largest one that the time budget allows, but large enough for links and messages.
 
-    latency_s: seconds of a pass on the emulated devices. messages: number of messages that a device receives in it.
-    links_mbps: the rates of all links that carry bytes, added up. pass_budget_s: seconds that a pass may take on this
-    machine. cores: of this machine; default: all.
+    latency_s: seconds of a pass on the emulated devices. rounds: messages of it that wait for each other. exchange_s:
+    what the emulated devices need for each of them. links_mbps: the rates of all links that carry bytes, added up.
+    pass_budget_s: seconds that a pass may take on this machine. cores: of this machine; default: all.
     """
-    shaped = links_mbps / (CORE_MBPS * (cores or usable_cores()))
-    undistorted = 1 / (1 + DISTORTION * latency_s / (messages * EXCHANGE_S)) if messages else 0.0
-    slowest = min(SLOWEST_SCALE if messages else 1.0, pass_budget_s / latency_s)
+    shaped = links_mbps / (CORE_MBPS * min(cores or usable_cores(), MOST_CORES))
+    undistorted = rounds * HOST_EXCHANGE_S / (rounds * exchange_s + DISTORTION * latency_s) if rounds else 0.0
+    slowest = min(SLOWEST_SCALE if rounds else 1.0, pass_budget_s / latency_s)
     allowed = [scale for scale in SCALES if scale >= max(shaped, undistorted)] or [SCALES[-1]]
     return max((scale for scale in allowed if scale <= slowest), default=allowed[0])

@@ -15,10 +15,12 @@ from testbed.astra.bit_packing import index_bits, packed_bytes
 from testbed.astra.codebook_spec import CodebookSpec
 from testbed.astra.optimizations import Optimizations
 from testbed.comm.group import even_shares
-from testbed.device.spec import Device
 from testbed.models.shape import ModelShape
+from testbed.work import NO_WORK, Passes, Work, memory_pass, product, total
 
-FLOAT_BYTES, FLOAT_BITS = 4, 32
+FLOAT_BITS = 32
+# Bytes that each index moves, and kernels: shifts and masks of whole arrays (bit_packing.py).
+PACK, UNPACK = Passes(48, 5), Passes(60, 8)
 
 
 @dataclass(frozen=True)
@@ -94,80 +96,94 @@ class Split:
 
 
 @dataclass(frozen=True)
-class SegmentCost:
-    """What a segment costs a device: multiply-accumulates, or bytes of memory traffic where these dominate."""
-
-    macs: int = 0
-    moved_bytes: int = 0
-
-    def seconds(self, device: Device) -> float:
-        """Emulated compute time on a device."""
-        return device.seconds(self.macs, self.moved_bytes)
-
-
-@dataclass(frozen=True)
 class Costs:
-    """Costs of one rank's segments and messages, by formula. Encoding costs R·K·W MACs per token."""
+    """Costs of one rank's segments and messages, by formula. The codeword search takes R·K·W MACs per token."""
 
     split: Split
     spec: CodebookSpec
     optimizations: Optimizations
 
-    def encode(self, chunk: int) -> SegmentCost:
+    def encode(self, chunk: int) -> Work:
         """Quantize an own chunk: nearest codewords, a rotation, and keys and values if these are quantized."""
         shape, tokens = self.split.shape, self.split.sent_tokens(self.split.rank)[chunk]
-        project = shape.key_value_macs(tokens) if self.spec.quantized == "keys_values" else 0
-        search = tokens * self.spec.width(shape) * self.spec.num_quantizers * self.spec.size
-        return SegmentCost(project + search + self._rotate_macs(tokens))
+        width, indices = self.spec.width(shape), self.spec.indices
+        source = shape.norm(tokens) if self.spec.quantized != "residual" else NO_WORK
+        if self.spec.quantized == "keys_values":
+            source += 2 * product(tokens, shape.hidden, shape.key_width)
+        # One codebook at a time: the scores of all codewords, then the best of them.
+        scores = product(tokens, width // self.spec.groups, self.spec.size)
+        search = indices * (scores + memory_pass(tokens * self.spec.size))
+        residuals = (self.spec.num_quantizers - 1) * memory_pass(4 * tokens * width, 2)
+        return source + self._rotate(tokens) + search + residuals + PACK.work(tokens * indices)
 
-    def local(self) -> SegmentCost:
-        """Queries of own rows, keys and values that ``encode`` has not computed, and attention among own rows."""
+    def local(self) -> Work:
+        """Queries of own rows, keys and values that ``encode`` has not computed, and attention among own rows.
+
+        The chunks of own rows are joined before.
+        """
         shape, rows = self.split.shape, self.split.rows
         reused = sum(self.split.sent_tokens(self.split.rank)) if self.spec.quantized == "keys_values" else 0
-        return SegmentCost(shape.query_macs(rows) + shape.key_value_macs(rows - reused) + shape.attend_macs(rows, rows))
+        projections = shape.norm(rows) + shape.query(rows) + shape.keys_values(rows - reused)
+        return memory_pass(2 * rows * shape.hidden) + projections + shape.attend(rows, rows)
 
-    def expand(self, chunk: int) -> SegmentCost:
+    def expand(self, chunk: int) -> Work:
         """Keys and values of a received chunk, by projection or by reading rows from memory."""
         shape, tokens = self.split.shape, self.split.received_tokens(chunk)
-        row_bytes = 2 * shape.key_width * FLOAT_BYTES
-        if self.optimizations.dedup:  # a row of each codeword is read and written
-            return SegmentCost(moved_bytes=2 * self._keys(tokens) * row_bytes)
-        if self.optimizations.lut:  # a row of each group is read, and their sum is written
-            return SegmentCost(moved_bytes=(self.spec.groups + 1) * tokens * row_bytes)
-        rotate_macs = self._rotate_macs(tokens)
-        if self.spec.quantized != "keys_values":
-            return SegmentCost(rotate_macs + shape.key_value_macs(tokens))
-        if rotate_macs:
-            return SegmentCost(rotate_macs)
-        # a row of each stage is read, and their sum is written
-        return SegmentCost(moved_bytes=(self.spec.num_quantizers + 1) * tokens * row_bytes)
+        kv, unpack = 2 * shape.key_width, UNPACK.work(tokens * self.spec.indices)
+        if self.optimizations.dedup:  # the codewords that occur are counted; a row of each is read and written
+            return unpack + memory_pass(2 * self.spec.size, 4) + memory_pass(2 * self._keys(tokens) * kv, 2)
+        if self.optimizations.lut:
+            # A row of each group is read and their sum is written; it is scaled by the token's deviation, which is a
+            # sum of float64 moments of the groups, and a bias is added.
+            rows = memory_pass((self.spec.groups + 1) * tokens * kv) + 2 * memory_pass(2 * tokens * kv)
+            return unpack + memory_pass(4 * tokens * self.spec.groups, 8) + rows
+        stages = self.spec.num_quantizers
+        decode = unpack + memory_pass((3 * stages - 1) * tokens * self.spec.width(shape), 2 * stages - 1)
+        decode += self._rotate(tokens)
+        if self.spec.quantized == "keys_values":
+            return decode
+        norm = shape.norm(tokens) if self.spec.quantized == "residual" else NO_WORK
+        return decode + norm + shape.keys_values(tokens)
 
-    def attend(self, chunk: int) -> SegmentCost:
+    def attend(self, chunk: int) -> Work:
         """Attention of own rows to a received chunk."""
         rows = self.split.rows - self.split.copies  # copies of anchor tokens see only each other
-        return SegmentCost(self.split.shape.attend_macs(rows, self._keys(self.split.received_tokens(chunk))))
+        return self.split.shape.attend(rows, self._keys(self.split.received_tokens(chunk)))
 
-    def finish(self, rows: int) -> SegmentCost:
+    def mix(self) -> Work:
+        """Merge the attention to own rows with that to each received chunk."""
+        parts = 1 + (self.split.chunks if self.split.sources else 0)
+        return self.split.shape.merge(self.split.rows, parts)
+
+    def finish(self, rows: int) -> Work:
         """Output projection and MLP of ``rows`` own rows."""
-        return SegmentCost(self.split.shape.finish_macs(rows))
+        return self.split.shape.finish(rows)
 
-    def head(self) -> SegmentCost:
+    def final_norm(self) -> Work:
+        """The norm after the last layer: of the class copy first, then of the other rows."""
+        copies = self.split.shape.class_tokens
+        return self.split.shape.norm(copies) + self.split.shape.norm(self.split.rows - copies)
+
+    def head(self) -> Work:
         """The head: on every rank of a ViT, which all have the averaged class copy; else on the last rank."""
         has_head = not self.split.shape.causal or self.split.rank == self.split.world - 1
-        return SegmentCost(self.split.shape.head_macs() if has_head else 0)
+        return self.split.shape.head() if has_head else NO_WORK
 
-    def embed(self) -> SegmentCost:
+    def embed(self) -> Work:
         """Embeddings of own tokens."""
-        return SegmentCost(self.split.shape.embed_macs(self.split.shares[self.split.rank]))
+        return self.split.shape.embed(self.split.shares[self.split.rank])
 
-    def total(self) -> SegmentCost:
+    def total(self) -> Work:
         """All segments of a forward pass."""
-        chunks = range(self.split.chunks)
-        received = [cost(chunk) for chunk in chunks for cost in (self.expand, self.attend)]
-        layer = [self.local(), *map(self.encode, chunks), *received, self.finish(self.split.rows)]
-        layers = self.split.shape.layers
-        macs = layers * sum(segment.macs for segment in layer) + self.embed().macs + self.head().macs
-        return SegmentCost(macs, layers * sum(segment.moved_bytes for segment in layer))
+        split, layers = self.split, self.split.shape.layers
+        chunks = range(split.chunks)
+        encoded = total(self.encode(chunk) for chunk in chunks) if split.world > 1 else NO_WORK
+        received = [cost(chunk) for chunk in chunks for cost in (self.expand, self.attend)] if split.sources else []
+        finished = total(self.finish(end - first) for first, end in split.chunk_rows)
+        layer = total([encoded, self.local(), *received, self.mix()])
+        copies = split.shape.class_tokens
+        last = self.finish(copies) + self.finish(split.rows - copies) + self.final_norm()
+        return self.embed() + layers * layer + (layers - 1) * finished + last + self.head()
 
     def message_bytes(self, chunk: int) -> list[int]:
         """Bytes of each rank's packed indices of a chunk."""
@@ -188,9 +204,10 @@ class Costs:
         layer_bytes = sum(sum(sizes) - sizes[self.split.rank] for sizes in messages)
         return 8 * self.split.shape.layers * layer_bytes + self.class_bits()
 
-    def _rotate_macs(self, tokens: int) -> int:
-        """MACs of the rotation of ``tokens`` tokens, a W x W matrix."""
-        return 0 if self.spec.pre_rotation == "none" else tokens * self.spec.width(self.split.shape) ** 2
+    def _rotate(self, tokens: int) -> Work:
+        """The rotation of ``tokens`` tokens, a W x W matrix."""
+        width = self.spec.width(self.split.shape)
+        return NO_WORK if self.spec.pre_rotation == "none" else product(tokens, width, width)
 
     def _keys(self, tokens: int) -> int:
         """Keys that stand for received tokens. With ``dedup`` an upper bound: which codewords occur depends on data."""

@@ -11,22 +11,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from testbed.astra.costs import Costs, SegmentCost
+from testbed.astra.costs import Costs
 from testbed.comm.wire import Wire
 from testbed.device.spec import Device
+from testbed.work import Work
 
 
 def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wire) -> float:
     """Seconds from the common start to the end of the last rank. ranks, devices: costs and device of each rank."""
 
-    def seconds(segments: Sequence[SegmentCost]) -> np.ndarray:
-        return np.array([segment.seconds(device) for segment, device in zip(segments, devices, strict=True)])
+    def seconds(segments: Sequence[Work]) -> np.ndarray:
+        return np.array([device.seconds(segment) for segment, device in zip(segments, devices, strict=True)])
 
     split, overlap = ranks[0].split, ranks[0].optimizations.overlap
     exchange_s = wire.exchange_s if split.world > 1 else 0.0
     chunks = range(split.chunks)
     spans = [[costs.split.chunk_rows[chunk] for costs in ranks] for chunk in chunks]
     finish_s = [seconds([c.finish(end - first) for c, (first, end) in zip(ranks, of, strict=True)]) for of in spans]
+    mix_s = seconds([costs.mix() for costs in ranks])
     encode_s = [seconds([costs.encode(chunk) for costs in ranks]) for chunk in chunks]
     expand_s = [seconds([costs.expand(chunk) for costs in ranks]) for chunk in chunks]
     attend_s = [seconds([costs.attend(chunk) for costs in ranks]) for chunk in chunks]
@@ -36,15 +38,17 @@ def critical_path_s(ranks: Sequence[Costs], devices: Sequence[Device], wire: Wir
     for layer in range(split.shape.layers):
         arrivals = []
         for chunk in chunks:
-            now = now + (finish_s[chunk] if layer else 0) + encode_s[chunk]
+            now = now + (finish_s[chunk] if layer else 0) + (encode_s[chunk] if split.world > 1 else 0)
             link = _gathered(now, link, message_s[chunk])
             arrivals.append(link + exchange_s)
         now = (now if overlap else np.maximum(now, arrivals[-1])) + local_s
         for chunk, arrival in enumerate(arrivals):
-            now = np.maximum(now, arrival) + expand_s[chunk] + attend_s[chunk]
+            has_sources = np.array([bool(costs.split.sources) for costs in ranks])
+            now = np.maximum(now, arrival) + has_sources * (expand_s[chunk] + attend_s[chunk])
+        now = now + mix_s
     copies = split.shape.class_tokens
     now = now + seconds([costs.finish(copies) for costs in ranks])
-    tokens_s = seconds([costs.finish(costs.split.rows - copies) for costs in ranks])
+    tokens_s = seconds([costs.finish(costs.split.rows - copies) + costs.final_norm() for costs in ranks])
     sums_s = np.array([wire.bulk_s(costs.class_bits()) for costs in ranks]) + 2 * exchange_s
     summed = now.max() + sums_s if copies else now
     now = np.maximum(now + tokens_s, summed) if overlap else summed + tokens_s

@@ -13,11 +13,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from testbed.astra.costs import Costs, SegmentCost
+from testbed.astra.costs import Costs
 from testbed.astra.shard import AstraShard, Encoded
 from testbed.comm.group import Group, Handle
 from testbed.device.clock import DeviceClock
 from testbed.output import Output
+from testbed.work import Work
 
 T = TypeVar("T")
 
@@ -66,10 +67,13 @@ class ForwardPass:
                 parts.append(
                     self._segment("compute", costs.attend(chunk), partial(keys.attend, q_BHQK, self.split.copies))
                 )
-        return self._segment("compute", SegmentCost(), partial(shard.mix, parts))
+        return self._segment("compute", costs.mix(), partial(shard.mix, parts))
 
     def _finish(self, layer: int, x_QD: Tensor, mixed_QD: Tensor) -> Tensor:
-        return self._segment("compute", self.costs.finish(len(x_QD)), partial(self.shard.finish, layer, x_QD, mixed_QD))
+        work = self.costs.finish(len(x_QD))
+        if layer + 1 == self.split.shape.layers:
+            work += self.split.shape.norm(len(x_QD))
+        return self._segment("compute", work, partial(self.shard.finish, layer, x_QD, mixed_QD))
 
     def _send(self, layer: int, chunk: int, x_QD: Tensor) -> None:
         """Quantize a chunk's tokens and send their indices to all other ranks."""
@@ -104,8 +108,8 @@ class ForwardPass:
             return None
         return self._segment("compute", self.costs.head(), partial(self.shard.rows.logits, x_D))
 
-    def _segment(self, kind: str, cost: SegmentCost, segment: Callable[[], T]) -> T:
-        return self.clock.run(kind, cost.macs, segment, cost.moved_bytes)
+    def _segment(self, kind: str, work: Work, segment: Callable[[], T]) -> T:
+        return self.clock.run(kind, work, segment)
 
 
 def _arrived(result: Handle | Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from testbed.models.decoder import Decoder, DecoderBlock
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
 from testbed.models.weights import save_tensors
+from testbed.results.cache import making
 
 RECIPE = 1  # to be raised with every change that alters tables, so that older cache files are not used
 SUM_TOLERANCE = 1e-6  # of the sum of the terms' magnitudes: what the order of a sum may change
@@ -189,15 +190,25 @@ def _cached(projection: Projection, codebooks_GKd: Tensor, folder: Path) -> dict
     for tensor in (projection.weight_WD, projection.sum_weight_D, codebooks_GKd):
         digest.update(tensor.contiguous().numpy().data)
     path = folder / f"lut-{digest.hexdigest()[:16]}.safetensors"
-    if path.exists():
-        try:
-            table = load_file(path)
-            _spot_check(table, projection, codebooks_GKd)
-            return table
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            warnings.warn(printable(f"{path} is damaged ({error}); making the lookup table again"), stacklevel=3)
-    save_tensors(_make(projection, codebooks_GKd), path)
-    return load_file(path)  # mapped, which frees the memory of the table that was made
+    if (table := _usable(path, projection, codebooks_GKd)) is None:
+        with making(path):
+            if (table := _usable(path, projection, codebooks_GKd)) is None:
+                save_tensors(_make(projection, codebooks_GKd), path)
+                table = load_file(path)  # mapped, which frees the memory of the table that was made
+    return table
+
+
+def _usable(path: Path, projection: Projection, codebooks_GKd: Tensor) -> dict[str, Tensor] | None:
+    """The table of a file; None if there is no file, or a damaged one, with a warning."""
+    if not path.exists():
+        return None
+    try:
+        table = load_file(path)
+        _spot_check(table, projection, codebooks_GKd)
+        return table
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        warnings.warn(printable(f"{path} is damaged ({error}); making the lookup table again"), stacklevel=4)
+        return None
 
 
 def _spot_check(table: dict[str, Tensor], projection: Projection, codebooks_GKd: Tensor) -> None:

@@ -88,13 +88,16 @@ class Quantizer:
             scores_PK.numpy().argmax(axis=1, out=codes_IP[index].numpy())
         return codes_IP.T.contiguous()
 
-    def decode(self, layer: int, codes_PI: Tensor) -> Tensor:
-        """The quantized tokens [P, D] of indices [P, I]. Raises ValueError for another number of indices."""
+    def decode(self, layer: int, codes_PI: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The quantized tokens [P, D] of indices [P, I], computed in ``dtype``.
+
+        Raises ValueError for another number of indices.
+        """
         self._check_codes(codes_PI)
-        quantized_PD = self._codewords(layer, 0, codes_PI)
+        quantized_PD = self._codewords(layer, 0, codes_PI).to(dtype)
         for stage in range(1, self.num_quantizers):
             quantized_PD += self._codewords(layer, stage, codes_PI)
-        return quantized_PD if self.rotation_LDD is None else quantized_PD @ self.rotation_LDD[layer]
+        return quantized_PD if self.rotation_LDD is None else quantized_PD @ self.rotation_LDD[layer].to(dtype)
 
     @torch.no_grad()
     def excess(self, layer: int, x_PD: Tensor, codes_PI: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ class SentCodes(VectorQuantizer):
 
     def forward(self, layer: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """As ``VectorQuantizer.forward``."""
-        codes_QI = self.quantizer.encode(layer, x_BTD[0])
+        codes_QI = self.quantizer.encode(layer, x_BTD[0].float())
         if self.codes_LQI is not None:
             self.ties += count_ties(self.quantizer, layer, x_BTD[0], codes_QI, self.codes_LQI[layer])
             codes_QI = self.codes_LQI[layer]
-        return self.quantizer.decode(layer, codes_QI)[None], x_BTD.new_zeros(())
+        return self.quantizer.decode(layer, codes_QI, x_BTD.dtype)[None], x_BTD.new_zeros(())
 
 
 @torch.no_grad()

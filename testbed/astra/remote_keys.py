@@ -37,6 +37,8 @@ class Keys(NamedTuple):
     def attend(self, q_BHQK: Tensor, blind: int = 0) -> PartialAttention:
         """Attention of all queries except the first ``blind`` ones, which see none of the keys."""
         part = attend_part(q_BHQK[:, :, blind:], self.k_BJUK, self.v_BJUK, self.bias_1U)
+        if not blind:  # padding by nothing would copy the part
+            return part
         return PartialAttention(F.pad(part.out, (0, 0, blind, 0)), F.pad(part.lse, (blind, 0), value=-math.inf))
 
 

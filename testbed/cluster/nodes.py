@@ -156,7 +156,6 @@ class Cluster:
             resources={f"device_{rank}": 1 for rank in range(self.devices)},
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(scratch() / "ray"),
             _node_ip_address="127.0.0.1",
             **quiet,
         )

@@ -1,13 +1,14 @@
 """The actor on each device: it holds its shard of the model, runs forward passes and times them itself.
 
-No remote call is timed. The driver asks for N passes. The actors start each pass together over the data network, time
-it, and return the figures.
+No remote call is timed. The driver asks for a pass. The actors start it together over the data network, time it, and
+return the figures.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from testbed.cluster.synchronized_start import start_together
 from testbed.comm.connect import connect, listen
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
+from testbed.comm.tcp_info import TcpCounters
 from testbed.device.clock import DeviceClock
 from testbed.device.priority import realtime
 from testbed.device.spec import Device
@@ -30,13 +32,19 @@ from testbed.methods.base import CodebookMethod, Method
 from testbed.models.weights import Choice, load_model
 from testbed.network.sandbox import prctl
 from testbed.output import Output
+from testbed.work import Kernel, count_kernels
 
 PR_SET_TIMERSLACK = 29
 
 
 @dataclass
 class ForwardTiming:
-    """One rank's figures of one forward pass, in seconds of this machine's monotonic clock and in bytes."""
+    """One rank's figures of one forward pass, in seconds of this machine's monotonic clock and in bytes.
+
+    kernels: how often each kernel ran. late_s: how much later than due its busy periods ended. made_up_s: time between
+    segments that the clock made up for. exchange_late_s: how much later than links and hosts of the emulated devices
+    would have delivered them brief messages came, for which the rank waited.
+    """
 
     begin_s: float
     end_s: float
@@ -46,10 +54,11 @@ class ForwardTiming:
     wire_s: float
     wait_s: float
     received_bytes: int
-    macs: int
-    moved_bytes: int
+    kernels: Counter[Kernel]
     overruns: int
     late_s: float
+    made_up_s: float
+    exchange_late_s: float
 
 
 class DeviceWorker:
@@ -81,9 +90,9 @@ class DeviceWorker:
         """Join the group over direct TCP. CommError names the ranks that do not join in time."""
         self._group = connect(self.rank, addresses, self._listener, token, timeout_s)
 
-    def set_links(self, links: RankLinks) -> None:
-        """Send as these links require from now on."""
-        self._connected().set_links(links)
+    def set_links(self, links: RankLinks, time_scale: float) -> None:
+        """Send as these links require from now on. time_scale: how much slower they are than the emulated ones."""
+        self._connected().set_links(links, time_scale)
 
     def load(self, choice: Choice[Any], tokens: int, weights: list[Path], inputs: torch.Tensor) -> None:
         """Load the model and keep the input. Weights are mapped from files, so all actors share their memory."""
@@ -107,18 +116,15 @@ class DeviceWorker:
         start_together(self._connected())
         return self._one_pass(method, shard, clock, record=True)
 
-    def measure(
-        self, key: str, mode: str, device: Device, time_scale: float, repeats: int, warmups: int
-    ) -> list[ForwardTiming]:
-        """Timings of ``repeats`` passes, after ``warmups`` passes that are not returned."""
+    def measure(self, key: str, mode: str, device: Device, time_scale: float, expected_s: float) -> ForwardTiming:
+        """The timing of one pass. expected_s: of the pass; so long may a peer compute before it sends."""
         method, shard, clock = self._loaded[key]
         clock.mode, clock.device, clock.time_scale = mode, device, time_scale
-        passes = []
+        message_s = (lambda _: 0.0) if mode == "execute" else device.message_s
         with realtime() if mode == "replay" else contextlib.nullcontext():
-            for _ in range(warmups + repeats):
-                start_together(self._connected())
-                passes.append(self._one_pass(method, shard, clock)[1])
-        return passes[warmups:]
+            start_together(self._connected())
+            with self._connected().hosts(message_s, expected_s):
+                return self._one_pass(method, shard, clock)[1]
 
     def _one_pass(
         self, method: Method, shard: Any, clock: DeviceClock, record: bool = False
@@ -141,10 +147,11 @@ class DeviceWorker:
             wire_s=traffic.wire_s,
             wait_s=traffic.wait_s,
             received_bytes=traffic.received_bytes,
-            macs=clock.macs,
-            moved_bytes=clock.moved_bytes,
+            kernels=count_kernels(clock.works) if record else Counter(),
             overruns=clock.overruns,
             late_s=clock.late_s,
+            made_up_s=clock.made_up_s,
+            exchange_late_s=traffic.late_s,
         )
 
     def _connected(self) -> TcpGroup:
@@ -158,9 +165,9 @@ class DeviceWorker:
         """(begin, end) of each repeat of one communication operation: ``testbed.cluster.microbenchmarks``."""
         return time_operation(self._connected(), operation, payload_bytes, repeats, peers)
 
-    def retransmits(self) -> int:
-        """TCP segments that this rank's data connections have retransmitted; 0 where the system has no counter."""
-        return self._connected().retransmits()
+    def counters(self) -> dict[int, TcpCounters | None]:
+        """For each peer, what has gone to it and come from it so far; None where the system does not count."""
+        return self._connected().counters()
 
     def congestion_control(self) -> list[str]:
         """The TCP congestion controls of this rank's data connections; empty where the system has no name."""

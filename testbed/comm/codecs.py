@@ -18,6 +18,9 @@ Speed in GB/s of float32 (encode, decode) for 256 x 768 numbers: fp16 5.4, 10.1;
 0.28, 4.1. Measured on one thread of a shared 2-core AMD EPYC (AVX2) with torch 2.13, CPU time, medians of 40. A tensor
 is encoded as a whole: in chunks that fit the core's cache, the calls would cost more than the memory accesses.
 
+On an emulated device, a codec is a few passes over memory: ``encoding`` and ``decoding`` have the bytes for each number
+and the calls of torch below. The selection of topk is no such pass; its bytes took as long in the measurement above.
+
 Suffixes: N numbers, B blocks, K numbers of a block.
 """
 
@@ -32,6 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from testbed.work import Passes
+
 BLOCK = 32  # numbers with one scale
 LARGEST = 2.0**127  # magnitude limit of int8 and int4: multiples of a rounded-up scale must be finite too
 TINY = 2.0**-126  # the smallest scale; smaller ones would be subnormal, as is half of it, the error that it causes
@@ -44,6 +49,8 @@ class Codec(ABC):
 
     name: ClassVar[str]
     lossy: ClassVar[bool] = True
+    encoding: ClassVar[Passes]
+    decoding: ClassVar[Passes]
 
     @abstractmethod
     def encoded_bytes(self, numel: int) -> int:
@@ -82,6 +89,8 @@ class Fp32(Codec):
 
     name: ClassVar[str] = "fp32"
     lossy: ClassVar[bool] = False
+    encoding: ClassVar[Passes] = Passes(0, 0)
+    decoding: ClassVar[Passes] = Passes(0, 0)
 
     def encoded_bytes(self, numel: int) -> int:
         return 4 * numel
@@ -101,6 +110,8 @@ class Fp16(Codec):
     """Half precision: 11 significant bits, magnitudes up to 65504. Tensors with larger numbers are refused."""
 
     name: ClassVar[str] = "fp16"
+    encoding: ClassVar[Passes] = Passes(4 + 6, 6)  # smallest and largest number with four comparisons, conversion
+    decoding: ClassVar[Passes] = Passes(4 + 6, 2)  # copy, conversion
 
     def encoded_bytes(self, numel: int) -> int:
         return 2 * numel
@@ -177,6 +188,10 @@ class Int8(BlockInteger):
 
     name: ClassVar[str] = "int8"
     levels: ClassVar[int] = 127
+    # padding, which copies even where there is none, magnitudes, largest of each block, division, rounding, conversion,
+    # joining; others are of scales only and move 2 bytes for each number together
+    encoding: ClassVar[Passes] = Passes(8 + 8 + 4 + 8 + 8 + 5 + 2 + 2, 15)
+    decoding: ClassVar[Passes] = Passes(5 + 8, 4)  # conversion, multiplication by the scales
 
     def _packed_bytes(self, numel: int) -> int:
         return numel
@@ -196,6 +211,8 @@ class Int4(BlockInteger):
 
     name: ClassVar[str] = "int4"
     levels: ClassVar[int] = 7
+    encoding: ClassVar[Passes] = Passes(Int8.encoding.bytes_each + 3, 19)  # and two numbers in a byte
+    decoding: ClassVar[Passes] = Passes(Int8.decoding.bytes_each + 5, 8)
 
     def _packed_bytes(self, numel: int) -> int:
         return (numel + 1) // 2
@@ -220,6 +237,8 @@ class TopK(Codec):
     """
 
     name: ClassVar[str] = "topk"
+    encoding: ClassVar[Passes] = Passes(200, 10)
+    decoding: ClassVar[Passes] = Passes(4 + 8, 6)  # zeros, positions and values
 
     def encoded_bytes(self, numel: int) -> int:
         return 5 * self._kept(numel)

@@ -16,33 +16,38 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 
 from testbed.comm.frame import HEADER_BYTES, check_header, pack_header
 from testbed.comm.group import Timing
 from testbed.comm.message import NOTHING, PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
 from testbed.comm.pacing import Pacing
 from testbed.comm.routes import RankLinks, Route
+from testbed.comm.wire import is_brief
 from testbed.device.traffic import Traffic
 from testbed.errors import CommError
 
-# A message that the link carries in this time goes without rounds, because a rank that runs ahead then occupies others'
-# links only briefly. Four devices that gather 10 KB each at 10 Mbps take 1.07 times the ideal without rounds and 1.08
-# with rounds. A limit of 4 ms was too low.
-BRIEF_S = 30e-3
-# Messages that the link carries in this time leave together, after one wake-up, when the last of them may leave.
+# Messages that the link carries in this time leave together, after one wake-up, when the last of them may leave. It is
+# time of this machine, as it saves wake-ups of this machine. When messages arrive does not depend on it.
 ONE_WAKE_S = 4e-3
-AHEAD_S = 2e-3  # seconds of the link: bytes in the kernel beyond those sent, and bytes that one read waits for
+# The next two are seconds of the link on the emulated devices' clock, so a time scale does not change the bytes.
+AHEAD_S = 2e-3  # bytes in the kernel beyond those sent, and bytes that one read waits for
 AHEAD_BYTES = (1 << 13, 1 << 18)  # minimum and maximum of these bytes
-# Unacknowledged bytes of a connection, in seconds of the link. Acknowledgements for the peers queue behind these bytes
-# on the same link. A larger buffer delays them and starves the other direction; a smaller one stalls this direction.
+# Unacknowledged bytes of a connection. Acknowledgements for the peers queue behind these bytes on the same link. A
+# larger buffer delays them and starves the other direction; a smaller one stalls this direction.
 SEND_BUFFER_S = 10e-3
 SEND_BUFFER_BYTES = (1 << 15, 1 << 18)
 READY = "ready"
 POINT_TO_POINT = ("send", "barrier", READY)  # operations in which this rank may be the only sender
+WITHOUT_DATA = ("barrier", READY)  # operations of this emulation, which carry nothing of a device's memory
 
 
 class Exchange:
-    """One rank's connections to its peers. CommError names a peer that is gone, is late or breaks the protocol."""
+    """One rank's connections to its peers. CommError names a peer that is gone, is late or breaks the protocol.
+
+    host_message_s: payload bytes of a message -> seconds that the hosts of the emulated devices add to it, on the
+    devices' clock. computing_s: how long peers may compute before they send, beyond ``timeout_s``.
+    """
 
     def __init__(
         self,
@@ -60,25 +65,27 @@ class Exchange:
         self._outgoing: dict[Pacing, deque[Outgoing]] = {}  # by link, in sending order
         self._incoming: dict[socket.socket, deque[Incoming]] = {}
         self._finishing = False  # whether a thread is in ``finish``
+        self.host_message_s: Callable[[int], float] = _no_time
+        self.computing_s = 0.0
         self._waker, self._woken = socket.socketpair()  # wakes that thread when another one queues an operation
         for connection in (*to.values(), *source.values(), self._waker, self._woken):
             connection.setblocking(False)
 
-    def set_links(self, links: RankLinks) -> None:
-        """Send over these routes from now on."""
-        self._routes, self._slowest_bps = links.routes, links.slowest_bps
+    def set_links(self, links: RankLinks, time_scale: float) -> None:
+        """Send over these routes from now on. time_scale: factor by which they are slower than the emulated links."""
+        self._routes, self._slowest_bps, self._time_scale = links.routes, links.slowest_bps, time_scale
         self._ahead_bytes: dict[int, int] = {}
         for peer, connection in self._to.items():
             rate_bps = links.routes[peer].rate_bps
-            self._ahead_bytes[peer] = ahead_bytes = _clamped(rate_bps, AHEAD_S, AHEAD_BYTES)
-            send_buffer = _clamped(rate_bps, SEND_BUFFER_S, SEND_BUFFER_BYTES)
+            self._ahead_bytes[peer] = ahead_bytes = _clamped(rate_bps, time_scale * AHEAD_S, AHEAD_BYTES)
+            send_buffer = _clamped(rate_bps, time_scale * SEND_BUFFER_S, SEND_BUFFER_BYTES)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             if hasattr(socket, "TCP_NOTSENT_LOWAT") and connection.family == socket.AF_INET:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, ahead_bytes)
 
     def is_brief(self, payload_bytes: int) -> bool:
         """Whether the slowest route carries this message so quickly that it needs no rounds."""
-        return _fits(payload_bytes, BRIEF_S, self._slowest_bps)
+        return is_brief(payload_bytes, self._time_scale * self._slowest_bps)
 
     def run(self, name: str, sends: dict[int, memoryview], receives: dict[int, memoryview], senders: int = 1) -> Timing:
         """Send the messages in this order while receiving all of ``receives``. Return when both are complete.
@@ -118,15 +125,17 @@ class Exchange:
     def finish(self, operation: Operation) -> Timing:
         """Work on all queued operations until this one is complete. One thread at a time, in queueing order."""
         now = time.monotonic()
-        # At worst, all senders share one link in both directions.
-        deadline = now + self.timeout_s + 16 * (len(self._to) + 1) * operation.volume / self._slowest_bps
+        # At worst, all senders share one link in both directions, and a peer computes all of its pass first.
+        wire_s = 16 * (len(self._to) + 1) * operation.volume / self._slowest_bps
+        deadline = now + self.timeout_s + self.computing_s + wire_s
         self._finishing = True
         while True:
             self._start_queued(now)
             full = self._send(now)
             if not operation.messages and now >= operation.done_s:
                 self._finishing = False
-                return Timing(operation.begin_s, operation.first_s or operation.begin_s, operation.done_s)
+                due_s = operation.due_s if self.is_brief(max(map(len, operation.receives.values()), default=0)) else 0.0
+                return Timing(operation.begin_s, operation.first_s or operation.begin_s, operation.done_s, due_s)
             if now > deadline:
                 self._time_out(operation)
             wake = deadline if operation.messages else operation.done_s
@@ -151,7 +160,8 @@ class Exchange:
             operation = self._queued.popleft()
             by_link: dict[Pacing, list[Outgoing]] = {}
             for peer, payload in operation.sends.items():
-                header = pack_header(operation.name, self.rank, self._sent[peer], len(payload))
+                begin_s, _ = self._routes[peer].pacing.out.carry(HEADER_BYTES + len(payload), now)
+                header = pack_header(operation.name, self.rank, self._sent[peer], len(payload), begin_s)
                 message = Outgoing(operation, peer, self._to[peer], header, payload, now)
                 by_link.setdefault(self._routes[peer].pacing, []).append(message)
                 self._sent[peer] += 1
@@ -235,16 +245,16 @@ class Exchange:
             message.got += count
             if message.got - count < HEADER_BYTES <= message.got:
                 header = bytes(message.front[:HEADER_BYTES])
-                check_header(header, operation.name, peer, self._seen[peer], len(message.payload))
+                message.begin_s = check_header(header, operation.name, peer, self._seen[peer], len(message.payload))
         if message.got > before:
             operation.first_s = operation.first_s or now
-            operation.arrived_s = max(operation.arrived_s, self._routes[peer].pacing.arrive(message.got - before, now))
         if message.got < message.size:
             wake_at(message.connection, min(message.size - message.got, self._ahead_bytes[peer]))
             return
         if message.small:
             message.payload[:] = message.front[HEADER_BYTES:]
         self._seen[peer] += 1
+        operation.due_s = max(operation.due_s, self._due_s(message, now))
         operation.end_message(now)
         messages = self._incoming[message.connection]
         messages.popleft()
@@ -253,14 +263,30 @@ class Exchange:
         else:
             del self._incoming[message.connection]
 
+    def _due_s(self, message: Incoming, now: float) -> float:
+        """When this complete message is due: after ideal links of sender and receiver, and after what hosts add.
+
+        A token bucket on the way may have let it through earlier. The sender's time is not trusted further than that
+        its link had begun.
+        """
+        _, end_s = self._routes[message.peer].pacing.into.carry(message.size, min(message.begin_s, now))
+        if message.operation.name in WITHOUT_DATA:
+            return end_s
+        return end_s + self._time_scale * self.host_message_s(len(message.payload))
+
     def _time_out(self, operation: Operation) -> None:
         """CommError that names a peer with a wrong message, or else all missing peers."""
         for messages in list(self._incoming.values()):
             self._receive(messages[0], time.monotonic())  # a wrong message may be too short to wake this rank
         waiting = itertools.chain(*self._outgoing.values(), *self._incoming.values())
         missing = sorted({message.peer for message in waiting if message.operation is operation})
-        reason = f"rank {self.rank} waited {self.timeout_s:g} s in {operation.name} for ranks {missing}"
+        waited_s = self.timeout_s + self.computing_s
+        reason = f"rank {self.rank} waited {waited_s:g} s in {operation.name} for ranks {missing}"
         raise CommError(reason, missing)
+
+
+def _no_time(payload_bytes: int) -> float:
+    return 0.0
 
 
 def _fits(size: int, seconds: float, rate_bps: float) -> bool:

@@ -1,35 +1,42 @@
-"""The 16-byte header in front of every message between two ranks, and the 20-byte greeting of a connection.
+"""The 24-byte header in front of every message between two ranks, and the 20-byte greeting of a connection.
 
 Nothing from a peer is trusted. Magic, operation, source, sequence number and length must all equal what the receiver
-expects at this point of the program, so a length can never make it allocate memory.
+expects at this point of the program, so a length can never make it allocate memory. The header also says when the
+sender's link began with the message (testbed.comm.pacing.Line). All emulated hosts share the clock of one machine.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 
 from testbed.errors import CommError
 
-_HEADER = struct.Struct(">2sBBIQ")  # magic, operation, source rank, sequence number, payload bytes
+_EXPECTED = struct.Struct(">2sBBIQ")  # magic, operation, source rank, sequence number, payload bytes
+_BEGIN = struct.Struct(">d")  # monotonic seconds
 _GREETING = struct.Struct(">16sI")  # the run's token, source rank
 _MAGIC = b"AT"
-HEADER_BYTES = _HEADER.size
+HEADER_BYTES = _EXPECTED.size + _BEGIN.size
 GREETING_BYTES = _GREETING.size
 OPERATIONS = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all", "send", "barrier", "ready")
 
 
-def pack_header(operation: str, source: int, sequence: int, payload_bytes: int) -> bytes:
-    """The header of one message."""
-    return _HEADER.pack(_MAGIC, OPERATIONS.index(operation), source, sequence & 0xFFFFFFFF, payload_bytes)
+def pack_header(operation: str, source: int, sequence: int, payload_bytes: int, begin_s: float = 0.0) -> bytes:
+    """The header of one message. begin_s: when the sender's link begins with it."""
+    return _expected(operation, source, sequence, payload_bytes) + _BEGIN.pack(begin_s)
 
 
-def check_header(header: bytes, operation: str, source: int, sequence: int, payload_bytes: int) -> None:
-    """Raise CommError that names the peer unless the header is exactly the expected one."""
-    if header == pack_header(operation, source, sequence, payload_bytes):
-        return
+def check_header(header: bytes, operation: str, source: int, sequence: int, payload_bytes: int) -> float:
+    """When the sender's link began with the message. Raises CommError that names the peer for an unexpected header."""
+    expected = _expected(operation, source, sequence, payload_bytes)
+    if len(header) == HEADER_BYTES and header.startswith(expected):
+        (begin_s,) = _BEGIN.unpack(header[_EXPECTED.size :])
+        if not math.isfinite(begin_s):
+            raise CommError(f"rank {source} sent {operation} #{sequence} with begin_s={begin_s}", [source])
+        return begin_s
     if len(header) != HEADER_BYTES or header[:2] != _MAGIC or header[2] >= len(OPERATIONS):
         raise CommError(f"rank {source} sent a corrupt frame in {operation}: {header[:HEADER_BYTES].hex()}", [source])
-    _, code, rank, number, length = _HEADER.unpack(header)
+    _, code, rank, number, length = _EXPECTED.unpack(header[: _EXPECTED.size])
     raise CommError(
         f"rank {source} sent {OPERATIONS[code]} #{number} of {length} bytes as rank {rank}; "
         f"expected {operation} #{sequence} of {payload_bytes} bytes",
@@ -48,3 +55,8 @@ def read_greeting(greeting: bytes, token: bytes) -> int | None:
         return None
     got, rank = _GREETING.unpack(greeting)
     return rank if got == token else None
+
+
+def _expected(operation: str, source: int, sequence: int, payload_bytes: int) -> bytes:
+    """The part of a header that the receiver knows ahead."""
+    return _EXPECTED.pack(_MAGIC, OPERATIONS.index(operation), source, sequence & 0xFFFFFFFF, payload_bytes)

@@ -32,11 +32,15 @@ def even_shares(total: int, world: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Monotonic times of one finished operation: its begin, the arrival of its first byte, and its end."""
+    """Monotonic times of one finished operation: its begin, the arrival of its first byte, and its end.
+
+    due_s: for brief messages, when ideal links and the emulated devices' hosts would have delivered them; else 0.
+    """
 
     begin_s: float
     first_s: float
     done_s: float
+    due_s: float = 0.0
 
 
 class Handle:

@@ -23,12 +23,13 @@ class Operation:
         self.volume = sum(map(len, (*sends.values(), *receives.values())))
         self.messages = len(sends) + len(receives)  # that are not complete
         self.begin_s = self.done_s = time.monotonic()
-        self.first_s = self.arrived_s = 0.0
+        self.first_s = 0.0
+        self.due_s = 0.0  # when ideal links and the hosts of the device profile would have delivered all of it
 
     def end_message(self, now: float) -> None:
         """Count one message as complete."""
         self.messages -= 1
-        self.done_s = max(now, self.arrived_s)
+        self.done_s = max(now, self.due_s)
 
 
 class Outgoing:
@@ -70,6 +71,7 @@ class Incoming:
         self.small = len(payload) <= SMALL_BYTES
         self.front = memoryview(bytearray(self.size if self.small else HEADER_BYTES))
         self.got = 0
+        self.begin_s = 0.0  # when the sender's link began with it
 
     def target(self) -> memoryview:
         """The buffer for the next bytes."""

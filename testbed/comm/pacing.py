@@ -29,9 +29,16 @@ def _link_begin_s(free_s: float, now_s: float, ready_s: float) -> float:
 
 
 class Pacing(ABC):
-    """Release times for one rank's link, in both directions. Times are monotonic seconds."""
+    """Release times for one rank's link. Times are monotonic seconds.
+
+    out, into: when an ideal link would carry what this rank sends and receives. A message never counts as arrived
+    before that, however much a token bucket on its way passes at once.
+    """
 
     chunk_bytes: int  # the largest chunk that the kernel gets
+
+    def __init__(self, rate_bps: float):
+        self.out, self.into = Line(rate_bps), Line(rate_bps)
 
     @abstractmethod
     def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
@@ -41,9 +48,18 @@ class Pacing(ABC):
         sent those, even if the sender of this emulation wakes up late.
         """
 
-    @abstractmethod
-    def arrive(self, payload_bytes: int, now_s: float) -> float:
-        """When a chunk that was read at ``now_s`` counts as arrived."""
+
+class Line:
+    """One direction of a link of ``rate_bps``, which carries messages one after another."""
+
+    def __init__(self, rate_bps: float):
+        self._bytes_per_s, self._free_s = rate_bps / 8, 0.0
+
+    def carry(self, payload_bytes: int, ready_s: float) -> tuple[float, float]:
+        """(begin, end) of a message that may begin at ``ready_s``, after the messages before it."""
+        begin_s = max(ready_s, self._free_s)
+        self._free_s = begin_s + wire_bytes(payload_bytes) / self._bytes_per_s
+        return begin_s, self._free_s
 
 
 class Unpaced(Pacing):
@@ -51,10 +67,10 @@ class Unpaced(Pacing):
 
     chunk_bytes = 1 << 16
 
-    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
-        return now_s
+    def __init__(self, rate_bps: float = float("inf")):
+        super().__init__(rate_bps)
 
-    def arrive(self, payload_bytes: int, now_s: float) -> float:
+    def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
         return now_s
 
 
@@ -65,6 +81,7 @@ class BurstCredit(Unpaced):
     """
 
     def __init__(self, rate_bps: float, bucket_bytes: int):
+        super().__init__(rate_bps)
         self.bytes_per_s, self.bucket_bytes = rate_bps / 8, bucket_bytes
         self._busy_until = 0.0
 
@@ -77,21 +94,17 @@ class BurstCredit(Unpaced):
 
 
 class TransportPacing(Pacing):
-    """A full-duplex link of ``rate_bps`` in user space: chunks leave, and count as arrived, at the link's rate."""
+    """A full-duplex link of ``rate_bps`` in user space: chunks leave at its rate, and ``into`` delays what arrives."""
 
     def __init__(self, rate_bps: float):
+        super().__init__(rate_bps)
         self.bytes_per_s = rate_bps / 8
         # A chunk takes the link 1 ms at most, so two senders to one receiver interleave as packets would. It holds at
         # least one packet.
         self.chunk_bytes = max(SEGMENT_PAYLOAD, min(1 << 16, int(self.bytes_per_s / 1000)))
-        self._out_until = self._in_until = 0.0
+        self._out_until = 0.0
 
     def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
         begin_s = _link_begin_s(self._out_until, now_s, ready_s)
         self._out_until = begin_s + wire_bytes(payload_bytes) / self.bytes_per_s
         return self._out_until
-
-    def arrive(self, payload_bytes: int, now_s: float) -> float:
-        # The sender has already spent the serialization time, so only bytes of a second sender queue here.
-        self._in_until = max(self._in_until + wire_bytes(payload_bytes) / self.bytes_per_s, now_s)
-        return self._in_until

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import itertools
 import socket
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -26,11 +26,10 @@ from testbed.comm.message import NOTHING
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks
 from testbed.comm.schedule import DIRECT, PAIRWISE, stages_of
+from testbed.comm.tcp_info import TcpCounters, congestion_control, counters
 from testbed.device.traffic import Traffic
 
 Stage = tuple[dict[int, memoryview], dict[int, memoryview]]  # by peer: payload to send, buffer to receive into
-CONGESTION_BYTES = 16  # TCP_CA_NAME_MAX: the longest name of a congestion control in Linux
-TOTAL_RETRANS = slice(100, 104)  # tcpi_total_retrans in Linux's struct tcp_info: 8 bytes of flags, 24th 32-bit number
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
@@ -60,6 +59,7 @@ class TcpGroup(Group):
         self.rank, self.world = rank, world
         self.traffic = Traffic()
         self._sending = tuple(to.values())
+        self._by_peer = {peer: (to[peer], source[peer]) for peer in to}
         self._connections = (*self._sending, *source.values())
         self._wire = Exchange(rank, to, source, timeout_s, self.traffic)
         self._others = [(rank + step) % world for step in range(1, world)]  # in sending order
@@ -69,10 +69,27 @@ class TcpGroup(Group):
         self._multi_step: Future[tuple[Tensor, list[Timing]]] | None = None
         self.set_links(RankLinks.one(rank, world, Unpaced(), float("inf")))
 
-    def set_links(self, links: RankLinks) -> None:
-        """Send over these routes, and gather with their algorithm, from now on."""
+    def set_links(self, links: RankLinks, time_scale: float = 1.0) -> None:
+        """Send over these routes, and gather with their algorithm, from now on.
+
+        time_scale: factor by which the links are slower than those of the emulated devices.
+        """
         self._links = links
-        self._wire.set_links(links)
+        self._wire.set_links(links, time_scale)
+
+    @contextmanager
+    def hosts(self, message_s: Callable[[int], float], computing_s: float) -> Iterator[None]:
+        """Within the context, messages take what the hosts of the emulated devices add to them.
+
+        message_s: payload bytes -> seconds on the devices' clock. computing_s: how long peers may compute before they
+        send, beyond the time limit of an operation.
+        """
+        before = self._wire.host_message_s, self._wire.computing_s
+        self._wire.host_message_s, self._wire.computing_s = message_s, computing_s
+        try:
+            yield
+        finally:
+            self._wire.host_message_s, self._wire.computing_s = before
 
     def all_gather(self, local: Tensor, rows: Sequence[int]) -> Tensor:
         self._complete_pending()
@@ -158,22 +175,13 @@ class TcpGroup(Group):
             self._wire.run("barrier", {to: NOTHING}, {source: NOTHING})
             distance *= 2
 
-    def retransmits(self) -> int:
-        """TCP segments retransmitted on these connections so far; 0 where the system has no counter."""
-        if not hasattr(socket, "TCP_INFO"):
-            return 0
-        infos = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS.stop) for c in self._connections)
-        return sum(int.from_bytes(info[TOTAL_RETRANS], sys.byteorder) for info in infos)
+    def counters(self) -> dict[int, TcpCounters | None]:
+        """For each peer, what has gone to it and come from it so far; None where the system does not count."""
+        return {peer: counters(connections) for peer, connections in self._by_peer.items()}
 
     def congestion_control(self) -> list[str]:
-        """The congestion controls of the connections on which this rank sends data, each once.
-
-        The other connections carry nothing but acknowledgements. Empty where the system has no name.
-        """
-        if not hasattr(socket, "TCP_CONGESTION"):
-            return []
-        names = (c.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_BYTES) for c in self._sending)
-        return sorted({name.rstrip(b"\0").decode() for name in names})
+        """The congestion controls of the connections that carry this rank's data, each once; empty without names."""
+        return congestion_control(self._sending)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -279,13 +287,12 @@ class TcpGroup(Group):
         begin = time.monotonic()
         result, timings = future.result()
         for timing in timings:  # the caller was blocked only after ``begin``
-            done = max(begin, timing.done_s)
-            self._count_blocked(Timing(max(begin, timing.begin_s), min(max(begin, timing.first_s), done), done))
+            done, first = max(begin, timing.done_s), max(begin, timing.first_s)
+            self._count_blocked(Timing(max(begin, timing.begin_s), min(first, done), done, timing.due_s))
         if future is self._pending:
             self._pending = None
         return result
 
     def _count_blocked(self, *timings: Timing) -> None:
         for timing in timings:
-            self.traffic.wait_s += timing.first_s - timing.begin_s
-            self.traffic.wire_s += timing.done_s - timing.first_s
+            self.traffic.block(timing.begin_s, timing.first_s, timing.done_s, timing.due_s)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import fields
+from typing import Any
 
 from testbed.comm.schedule import AUTO, HIERARCHICAL
 from testbed.config.device_mix import check_mix, share_speeds
-from testbed.config.schema import Config, DecoderLatencyConfig, FidelityConfig, LatencyConfig
+from testbed.config.schema import Config, DecoderLatencyConfig, FidelityConfig, LatencyConfig, MethodsConfig
 from testbed.errors import ConfigError
 from testbed.network.shaping import QUEUE_KB
 from testbed.results.schema import ANALYTIC
@@ -22,7 +23,7 @@ def check_size(config: Config) -> None:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "methods"}
     sizes = {key: len(items) for key, items in values.items() if isinstance(items, list)}
     total = math.prod(sizes.values())
-    if isinstance(config, LatencyConfig):
+    if isinstance(config, MethodsConfig):
         variants = 0
         for name, settings in config.settings.items():
             axes = {f"{name}.{key}": len(items) for key, items in settings.items() if isinstance(items, list)}
@@ -64,15 +65,17 @@ def _check_queues(config: Config, reason: str) -> None:
                 raise ConfigError(key, f"{queue:g}", f"must be {QUEUE_KB:g}: {reason}")
 
 
-def check_methods(config: LatencyConfig) -> None:
+def check_methods(config: MethodsConfig) -> None:
     """Raise ConfigError if methods, model, devices, tokens and partition do not fit each other.
 
     Every method checks every point. A variant is accepted if it fits at least one combination of devices, tokens and
-    partition. Its other points are skipped when the run begins.
+    partition. Its other points are skipped when the run begins. Where segments are checked, all variants of a method
+    together are accepted if one of them is, because settings of ASTRA exclude each other.
     """
     if max(config.devices) > max(config.tokens):
         raise ConfigError("devices", max(config.devices), f"must be from 1 to tokens={max(config.tokens)}")
-    profiles = {"device": config.device, **{f"profiles.{name}": profile for name, profile in config.profiles.items()}}
+    profiles = {f"profiles.{name}": profile for name, profile in config.profiles.items()}
+    profiles |= {"device": config.device} if isinstance(config, LatencyConfig) else {}
     references = {f"{key}.reference_model": profile.reference_model for key, profile in profiles.items()}
     models = references if isinstance(config, DecoderLatencyConfig) else {"model": config.model, **references}
     for key, sizes in models.items():
@@ -82,24 +85,37 @@ def check_methods(config: LatencyConfig) -> None:
     # This imports torch, which takes a second. The checks above do not need it.
     from testbed.methods import load_method, method_names
 
-    check_mix(config)
+    if isinstance(config, LatencyConfig):
+        check_mix(config)
     if isinstance(config, DecoderLatencyConfig):
         for name in config.methods:
             if not load_method(name).causal:
                 allowed = ", ".join(each for each in method_names() if load_method(each).causal)
                 reason = f"supports Vision Transformers only; with model={config.model.name} allowed: {allowed}"
                 raise ConfigError("methods", name, reason)
-    shapes = [config.model.shape(tokens) for tokens in config.tokens]
-    for name, settings in config.variants():
-        worlds = [(world, speeds) for world in config.worlds(name) for speeds in share_speeds(config, name, world)]
-        combinations, faults = list(itertools.product(shapes, worlds)), []
-        for shape, (world, speeds) in combinations:
-            try:
-                load_method(name, speeds, **settings).check(shape, world)
-            except ConfigError as fault:
-                faults.append(fault)
-        if len(faults) == len(combinations):
+    for name, variants in itertools.groupby(config.variants(), lambda variant: variant[0]):
+        found = [_misfit(config, name, settings) for _, settings in variants]
+        faults = [fault for fault in found if fault is not None]
+        if faults and (isinstance(config, LatencyConfig) or len(faults) == len(found)):
             raise faults[0]
+
+
+def _misfit(config: MethodsConfig, name: str, settings: dict[str, Any]) -> ConfigError | None:
+    """Why a variant fits no combination of devices, tokens and partition; None if it fits one."""
+    from testbed.methods import load_method
+
+    shapes, worlds = [config.model.shape(tokens) for tokens in config.tokens], config.worlds(name)
+    splits = [(world, ()) for world in worlds]
+    if isinstance(config, LatencyConfig):
+        splits = [(world, speeds) for world in worlds for speeds in share_speeds(config, name, world)]
+    faults = []
+    for shape, (world, speeds) in itertools.product(shapes, splits):
+        try:
+            load_method(name, speeds, **settings).check(shape, world)
+            return None
+        except ConfigError as fault:
+            faults.append(fault)
+    return faults[0]
 
 
 def check_together(config: Config) -> None:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from testbed.config import fields
 from testbed.config.compose import profile_origins
+from testbed.config.device_profile import DeviceProfile
 from testbed.config.fields import choices
 from testbed.config.origins import Origins
-from testbed.config.schema import DeviceProfile, LatencyConfig
+from testbed.config.schema import LatencyConfig
 from testbed.device.spec import Device
 from testbed.errors import ConfigError, nearest
 from testbed.results.schema import BASELINE
 
 
-def load_profiles(device_mix: str, origins: Origins) -> dict[str, DeviceProfile]:
-    """Read the profiles that ``device_mix`` names: names in conf/device/ joined by +. Adds the origins of their values.
+def load_profiles(key: str, names: Sequence[str], origins: Origins) -> dict[str, DeviceProfile]:
+    """Read these profiles of conf/device/, which ``key`` names. Adds the origins of their values.
 
     Their values are not checked here. Raises ConfigError for an unknown name or a file that is not a profile.
     """
     profiles = {}
-    for name in device_mix.split("+") if device_mix else []:
+    for name in names:
         if name not in choices("device"):
-            raise ConfigError("device_mix", name, nearest(name, choices("device")))
+            raise ConfigError(key, name, nearest(name, choices("device")))
         origins.update(profile_origins(name))
         try:
             loaded = OmegaConf.load(fields.CONF / "device" / f"{name}.yaml")
@@ -33,12 +35,18 @@ def load_profiles(device_mix: str, origins: Origins) -> dict[str, DeviceProfile]
             profiles[name] = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ConfigError("device_mix", name, f"must be a profile of a device: {reason}") from None
+            raise ConfigError(key, name, f"must be a profile of a device: {reason}") from None
     return profiles
 
 
 def check_mix(config: LatencyConfig) -> None:
-    """Raise ConfigError for a mix of more devices than the run has, and for partition=speed with equal speeds."""
+    """Raise ConfigError for a profile that contradicts itself, for a mix of more devices than the run has, and for
+    partition=speed with equal speeds.
+    """
+    if not config.device_mix:
+        config.device.emulated()
+    for name, profile in config.profiles.items():
+        profile.emulated(f"profiles.{name}")
     most = max(config.devices)
     if len(config.device_mix.split("+")) > most:
         raise ConfigError("device_mix", config.device_mix, f"must name at most {most} devices, as many as the run has")

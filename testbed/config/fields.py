@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.comm.schedule import AUTO
+from testbed.device.spec import Curve
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -51,6 +53,37 @@ def is_link_rate(mbps: float) -> bool:
 def is_time_scale(value: Any) -> bool:
     """Whether the value is a time scale: AUTO, or the factor by which everything runs slower."""
     return value == AUTO or (isinstance(value, float) and 0.1 <= value <= 1000)
+
+
+CURVE = (
+    "SHARE@SIZE words by ascending size, as 0.4@32 1@128, with shares above 0, at most 1, that do not fall; or nothing"
+)
+
+
+def read_curve(text: str) -> Curve:
+    """The points of an efficiency curve (testbed.device.spec). Raises ValueError unless the text is as CURVE says."""
+    words = [word.split("@") for word in text.split()]
+    points = tuple((float(size), float(share)) for share, size in words)
+    if not all(0 < size < math.inf and 0 < share <= 1 for size, share in points):
+        raise ValueError(text)
+    for (size, share), (larger, next_share) in itertools.pairwise(points):
+        if larger <= size or next_share < share:
+            raise ValueError(text)
+    return points
+
+
+def write_curve(curve: Curve) -> str:
+    """The text of a curve, with shares of three significant digits."""
+    return " ".join(f"{float(f'{share:.3g}'):f}".rstrip("0").rstrip(".") + f"@{size:g}" for size, share in curve)
+
+
+def is_curve(text: str) -> bool:
+    """Whether the text is an efficiency curve."""
+    try:
+        read_curve(text)
+    except ValueError:
+        return False
+    return True
 
 
 def link_rates() -> Any:

@@ -20,7 +20,7 @@ from testbed.config.device_mix import load_profiles
 from testbed.config.fields import choices
 from testbed.config.origins import Origins
 from testbed.config.paths import expand_paths
-from testbed.config.schema import Config, LatencyConfig, schema_of
+from testbed.config.schema import Config, MethodsConfig, schema_of
 from testbed.config.words import read_words
 from testbed.errors import ConfigError, nearest
 
@@ -51,20 +51,20 @@ def _checked(raw: dict[str, Any], origins: Origins) -> Config:
     if raw["runner"] not in choices("runner"):
         raise ConfigError("runner", raw["runner"], nearest(str(raw["runner"]), choices("runner")))
     schema = schema_of(raw["runner"], raw.get("model"))
-    with_methods = issubclass(schema, LatencyConfig)
+    with_methods = issubclass(schema, MethodsConfig)
     methods = {name: raw.pop(name, {}) for name in choices("method")} if with_methods else {}
     _refuse_unknown(raw, schema, "", methods)
     _make_lists(raw, schema, "")
     _refuse_misread(raw, schema, "")
     raw["time_scale"] = _scale(raw["time_scale"])
     config = _typed(raw, schema)
-    if isinstance(config, LatencyConfig):
-        config.profiles = load_profiles(config.device_mix, origins)
+    if isinstance(config, MethodsConfig):
+        config.profiles = load_profiles(*config.named_profiles(), origins)
         for name, profile in config.profiles.items():
             _check_rules(profile, f"profiles.{name}.")
     _check_rules(config, "")
     expand_paths(config)
-    if isinstance(config, LatencyConfig):
+    if isinstance(config, MethodsConfig):
         for name in config.methods:
             if name not in methods:
                 raise ConfigError("methods", name, nearest(name, methods))
@@ -73,7 +73,7 @@ def _checked(raw: dict[str, Any], origins: Origins) -> Config:
     check_size(config)
     if config.emulates:
         check_links(config)
-    if isinstance(config, LatencyConfig):
+    if isinstance(config, MethodsConfig):
         check_methods(config)
     check_together(config)
     return config
@@ -141,7 +141,7 @@ def _scale(value: Any) -> Any:
 def _typed(raw: dict[str, Any], schema: type[Config]) -> Config:
     """The configuration as an object of the schema. Raises ConfigError for a missing field or a wrong type."""
     try:
-        filled = {**raw, "settings": {}, "profiles": {}} if issubclass(schema, LatencyConfig) else raw
+        filled = {**raw, "settings": {}, "profiles": {}} if issubclass(schema, MethodsConfig) else raw
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), filled))
     except OmegaConfBaseException as error:
         key, _, index = (error.full_key or "").rstrip("]").partition("[")

@@ -13,34 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from testbed.comm.schedule import ALL_GATHERS, AUTO
+from testbed.config.device_profile import DeviceProfile, ModelSizes
 from testbed.config.fields import checked, count, is_positive, is_time_scale, link_rates, name_in, one_of, path, section
 from testbed.datasets.corpora import CORPORA
 from testbed.device.spec import Device
 from testbed.network.shaping import SHAPERS
-from testbed.results.schema import ACCURACY, BASELINE, FIDELITY, LATENCY, RowSchema
+from testbed.results.schema import ACCURACY, BASELINE, FIDELITY, LATENCY, SEGMENT, RowSchema
 from topologies.link_graph import LINE, LINES, SHARES, LinkGraph, is_share, link_graph
 
 if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
 
 DEVICES = r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?"  # values of ``trained_on``
-
-
-@dataclass
-class ModelSizes:
-    """Sizes of a Vision Transformer, without the number of tokens."""
-
-    layers: int = count()
-    hidden: int = count()
-    heads: int = count()
-    patch: int = count()
-    classes: int = count()
-
-    def shape(self, tokens: int) -> ModelShape:
-        """The sizes of one inference of ``tokens`` content tokens. Cost formulas use them."""
-        from testbed.models.vit import VitConfig  # brings torch
-
-        return VitConfig(self.layers, self.hidden, self.heads, self.patch, tokens, self.classes).shape
 
 
 @dataclass
@@ -54,31 +38,6 @@ class Model(ModelSizes):
     def label(self) -> str:
         """The model's name in rows."""
         return self.name
-
-
-@dataclass
-class ReferenceModel(ModelSizes):
-    """The model and number of tokens of an inference whose time on one device is known."""
-
-    tokens: int = count()
-
-
-@dataclass
-class DeviceProfile:
-    """The emulated device: it needs ``reference_s`` seconds for one inference of ``reference_model``."""
-
-    name: str = checked("a name")
-    reference_model: ReferenceModel = section()
-    reference_s: float = checked("a finite number > 0 (seconds)", is_positive)
-    memory_gb_per_s: float = checked("a finite number > 0 (GB/s)", is_positive)
-    memory_gb: float = checked("a finite number > 0 (GB)", is_positive)
-
-    def emulated(self) -> Device:
-        """The speed and the memory of the device."""
-        from testbed.methods import load_method
-
-        macs = load_method(BASELINE).macs(self.reference_model.shape(self.reference_model.tokens), 0, 1)
-        return Device(macs / self.reference_s, 1e9 * self.memory_gb_per_s, 1e9 * self.memory_gb)
 
 
 @dataclass
@@ -128,23 +87,18 @@ class Config:
 
 
 @dataclass
-class LatencyConfig(Config):
-    """A grid of method variants, numbers of devices, bandwidths and numbers of tokens."""
-
-    rows: ClassVar[RowSchema] = LATENCY
+class MethodsConfig(Config):
+    """A grid of method variants, numbers of devices and numbers of tokens."""
 
     methods: list[str] = checked("names in conf/method/, at least one")
-    bandwidths: list[float] = link_rates()
     tokens: list[int] = checked("whole numbers from 1 to 1000000, at least one", lambda value: 1 <= value <= 1_000_000)
-    queue_kb: float = checked("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
-    compute_mode: str = one_of("auto", "execute", "hold", "replay")
-    checkpoint: str = path("a file, or nothing")
-    device_mix: str = checked("names in conf/device/ joined by +, or nothing")
-    partition: list[str] = one_of("equal", "speed")
     model: Model = section()
-    device: DeviceProfile = section()
-    profiles: dict[str, DeviceProfile] = section()  # one for each name in ``device_mix``
+    profiles: dict[str, DeviceProfile] = section()  # those of ``named_profiles``
     settings: dict[str, dict[str, Any]] = section()  # one for each method; a list gives one variant for each item
+
+    def named_profiles(self) -> tuple[str, list[str]]:
+        """The key that names profiles of devices, and the names."""
+        raise NotImplementedError
 
     def variants(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (method, settings) of every variant of the chosen methods."""
@@ -156,6 +110,24 @@ class LatencyConfig(Config):
     def worlds(self, method: str) -> list[int]:
         """The numbers of devices that a method runs on: one for the baseline, ``devices`` for all others."""
         return [1] if method == BASELINE else self.devices
+
+
+@dataclass
+class LatencyConfig(MethodsConfig):
+    """A grid of method variants, numbers of devices, bandwidths and numbers of tokens."""
+
+    rows: ClassVar[RowSchema] = LATENCY
+
+    bandwidths: list[float] = link_rates()
+    queue_kb: float = checked("a number from 4 to 1000000 (KB)", lambda value: 4 <= value <= 1e6)
+    compute_mode: str = one_of("auto", "execute", "hold", "replay")
+    checkpoint: str = path("a file, or nothing")
+    device_mix: str = checked("names in conf/device/ joined by +, or nothing")
+    partition: list[str] = one_of("equal", "speed")
+    device: DeviceProfile = section()
+
+    def named_profiles(self) -> tuple[str, list[str]]:
+        return "device_mix", self.device_mix.split("+") if self.device_mix else []
 
     def emulated_device(self) -> Device:
         """The emulated device. With ``device_mix``, the fastest one."""
@@ -187,6 +159,20 @@ class DecoderLatencyConfig(LatencyConfig):
     """A grid as in ``LatencyConfig`` for the prefill of a causal decoder, which yields one new token."""
 
     model: LanguageModel = section()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass
+class DeviceCheckConfig(MethodsConfig):
+    """A grid of method variants whose segments are computed and predicted, on this machine."""
+
+    rows: ClassVar[RowSchema] = SEGMENT
+    emulates: ClassVar[bool] = False
+
+    profile: str = checked("a name in conf/device/, or nothing")
+    processor: str = one_of("cpu", "cuda")
+
+    def named_profiles(self) -> tuple[str, list[str]]:
+        return "profile", [self.profile] if self.profile else []
 
 
 @dataclass
@@ -292,5 +278,6 @@ SCHEMAS: dict[str, type[Config]] = {
     "accuracy_lm": AccuracyLmConfig,
     "latency": LatencyConfig,
     "clock_check": LatencyConfig,
+    "device_check": DeviceCheckConfig,
     "fidelity": FidelityConfig,
 }

@@ -220,6 +220,8 @@ def _text(path: Path) -> str:
         raise ConfigError("data.folder", path.parent, f"{path.name} is not text in UTF-8 ({error})") from error
 
 
+# name of ``data`` -> the corpus whose files are in data.folder
+FOLDER_OF = {"english": "brown", "wikitext103": "wikitext-103", "text_folder": "text"}
 CORPORA = {
     "wikipedia": Corpus(_wikipedia_files, _wikipedia, by_title=True, trains=True),
     "brown": Corpus(_brown_files, _brown, by_title=False, trains=False),

@@ -32,6 +32,8 @@ from testbed.user_files import read_file
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FIX = "on Debian: apt-get install dataset-fashion-mnist"
+IDX_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+CIFAR_FILES = ("train.bin", "test.bin")
 CIFAR_FIX = "unpack cifar-100-binary.tar.gz (www.cs.toronto.edu/~kriz/cifar.html) there"
 VALIDATION_SHARE = 0.1  # of the training images
 FEWEST_TRAINING_IMAGES = math.floor(0.5 / VALIDATION_SHARE) + 1  # so that one of them or more is for validation
@@ -142,9 +144,9 @@ def fashion_mnist(side: int = 28, folder: Path = FASHION_MNIST) -> Splits:
     side: pixels to which images are scaled. Raises EnvironmentFault if a file is missing or damaged.
     """
     parts = []
-    for name, count in (("train", 60_000), ("t10k", 10_000)):
-        pixels = read_idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
-        path = folder / f"{name}-labels-idx1-ubyte.gz"
+    for (images, labeling), count in ((IDX_FILES[:2], 60_000), (IDX_FILES[2:], 10_000)):
+        pixels = read_idx(folder / images, (count, 28, 28))
+        path = folder / labeling
         labels = read_idx(path, (count,))
         _check_labels(path, labels, 10)
         parts.append(Memory(pixels[:, None], labels.long()))
@@ -158,11 +160,11 @@ def cifar100(folder: Path, side: int = 32) -> Splits:
     pickled version is there.
     """
     parts = []
-    for name, count in (("train", 50_000), ("test", 10_000)):
-        path, size = folder / f"{name}.bin", count * (2 + 3 * 32 * 32)
+    for name, count in zip(CIFAR_FILES, (50_000, 10_000), strict=True):
+        path, size = folder / name, count * (2 + 3 * 32 * 32)
         try:
-            if not path.is_file() and (folder / name).is_file():
-                raise EnvironmentFault(f"{folder / name}: pickles are not opened, they can run any code; {CIFAR_FIX}")
+            if not path.is_file() and (pickle := path.with_suffix("")).is_file():
+                raise EnvironmentFault(f"{pickle}: pickles are not opened, they can run any code; {CIFAR_FIX}")
             if is_pointer(path):
                 raise EnvironmentFault(f"{path} {PULL}")
             found = path.stat().st_size if path.is_file() else "no file"

@@ -12,7 +12,7 @@ from typing import Any
 from testbed.errors import ConfigError, nearest
 from testbed.methods.base import Method
 
-SHARED = ("base", "row_parallel")  # modules of this package that define no method
+SHARED = ("base", "row_parallel", "views")  # modules of this package that define no method
 
 
 def method_names() -> list[str]:

@@ -36,10 +36,7 @@ from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
-
-# A device's own time for each message that it sends or receives. The critical path leaves it out, but ``auto`` must not
-# choose chunks that hide nothing.
-MESSAGE_HANDLING_S = 40e-6
+from testbed.work import Work
 
 PRECOMPUTE_NEEDS = {"quantized": "residual", "num_quantizers": 1}  # settings with which lut and dedup work
 
@@ -116,12 +113,14 @@ class Astra(CodebookMethod):
             raise ConfigError("astra.optimizations", self.optimizations, allowed)
 
     def resolve(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> dict[str, Any]:
-        """The optimizations for ``auto``: the fastest by the cost model whose lookup tables fit in every memory."""
+        """The optimizations for ``auto``: the fastest by the cost model whose lookup tables fit in every memory, beside
+        the model's weights.
+        """
         world = len(devices)
         if self.optimizations != AUTO or world == 1:
             return {}
         needed_bytes = shape.layers * table_bytes(self.groups * self.codebook_size, 2 * shape.key_width)
-        tables_fit = needed_bytes <= min(device.memory_bytes for device in devices)
+        tables_fit = needed_bytes <= min(device.memory_bytes for device in devices) - shape.weight_bytes
         sent_tokens = min(self.shares(shape.tokens, world)) - self.anchor_tokens
         best, best_s = Optimizations(overlap=True), float("inf")
         for candidate in candidates(self.groups, shape.rotary):
@@ -131,7 +130,7 @@ class Astra(CodebookMethod):
                 continue
             variant = copy(self)
             variant._chosen = candidate
-            seconds = variant.predicted_s(shape, devices, wire) + MESSAGE_HANDLING_S * variant.messages(shape, world)
+            seconds = variant.predicted_s(shape, devices, wire)
             if seconds < best_s:
                 best, best_s = candidate, seconds
         return {"optimizations": str(best)}
@@ -170,13 +169,13 @@ class Astra(CodebookMethod):
         """In each layer one from each other rank and chunk; two more from each for the class copies' mean."""
         return (shape.layers * self._chosen.chunks + 2 * shape.class_tokens) * (world - 1)
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """See docs/paper.md, section 3. Encoding adds K·P·D per layer and stage. One device equals ``single``."""
-        return self._rank_costs(shape, rank, world).total().macs
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """The codes of each layer, which go to all devices at the same time, and two for the class copies' mean."""
+        return (shape.layers * self._chosen.chunks + 2 * shape.class_tokens) * min(1, world - 1)
 
-    def moved_bytes(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Memory traffic of rows of lookup tables and of codewords."""
-        return self._rank_costs(shape, rank, world).total().moved_bytes
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """See docs/paper.md, section 3. Encoding adds K·P·D MACs per layer and stage. One device equals ``single``."""
+        return self._rank_costs(shape, rank, world).total()
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The critical path of the ranks' segments and messages, which overlap where the optimizations allow it."""

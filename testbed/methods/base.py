@@ -1,7 +1,7 @@
 """The base classes of parallel inference methods.
 
 A method applies parallelism to a plain model. It computes only inside ``clock.run`` segments and moves data only
-through the group, so that all time and all bytes are counted. Every run checks its formulas (bits, MACs) against the
+through the group, so that all time and all bytes are counted. Every run checks its formulas (bits, work) against the
 counters.
 """
 
@@ -25,6 +25,7 @@ from testbed.errors import ConfigError, nearest
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import Work
 
 FLOAT_BITS = 32
 
@@ -97,12 +98,19 @@ class Method(ABC):
         raise NotImplementedError(f"{self.name} is verified by the plain model or by the simulation of its codebooks")
 
     @abstractmethod
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Multiply-accumulates of one rank in one forward pass: the sum over its segments."""
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """The kernels of one rank in one forward pass: those of all its segments."""
 
-    def moved_bytes(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Bytes of memory traffic of one rank: the sum over its segments that memory traffic dominates."""
-        return 0
+    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
+        """Multiply-accumulates of one rank in one forward pass."""
+        return self.work(shape, rank, world).macs
+
+    @abstractmethod
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """Messages of a forward pass that wait for each other, one after another, and therefore add their host costs.
+
+        wire: decides which messages go to all devices at the same time.
+        """
 
     def wire_bits(self, shape: ModelShape, world: int) -> int:
         """Bits that pass through the busiest link end, one after another: the most that a rank receives."""
@@ -111,12 +119,9 @@ class Method(ABC):
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model of a forward pass on these devices, by rank: the slowest computation, then communication."""
         world = len(devices)
-        computation_s = max(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
-        return computation_s + wire.bulk_s(self.wire_bits(shape, world)) + self._exchanges_s(shape, world, wire)
-
-    def _exchanges_s(self, shape: ModelShape, world: int, wire: Wire) -> float:
-        """The overhead of all exchanges of a forward pass, beyond the time on the link."""
-        return wire.exchange_s * self.messages(shape, world) / max(1, world - 1)
+        computation_s = max(device.seconds(self.work(shape, rank, world)) for rank, device in enumerate(devices))
+        transfer_s = wire.bulk_s(self.wire_bits(shape, world))
+        return computation_s + transfer_s + wire.exchange_s * self.rounds(shape, world, wire)
 
     def full_precision_pct(self, shape: ModelShape, world: int) -> float | None:
         """Pairs of a query and a key that attend at full precision, in percent of all pairs of content tokens.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, cast
 
@@ -30,17 +30,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testbed.comm.group import Group, even_shares
-from testbed.compressed_collectives import CompressedGroup, Relay, gathered_bits
+from testbed.comm.wire import Wire
+from testbed.compressed_collectives import CompressedGroup, Relay, exchange_work, gather_work, gathered_bits
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
 from testbed.methods.base import CompressedMethod
 from testbed.methods.row_parallel import RowShard, check_rows
-from testbed.methods.sequence import layer_from_rows, reorders, segment_macs, simulate_layer
-from testbed.methods.tensor import linear_view, parameter_view
+from testbed.methods.sequence import layer_from_rows, reorders, segment_work, simulate_layer
+from testbed.methods.views import linear_view, parameter_view
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import NO_WORK, Work, memory_pass
 
 SYNCS = ("ag", "sp")
 
@@ -117,7 +119,7 @@ class BlockParallel(CompressedMethod):
         """See Method.forward. ag: each rank has all content tokens and the logits. sp: as ``sequence``."""
         row_shard, shape = shard.row_shard, shard.row_shard.model.shape
         compressed = CompressedGroup(group, clock, self.codec)
-        embed, decoupled, original = self._segment_macs(shape, group.rank, group.world)
+        embed, decoupled, original = self._segment_work(shape, group.rank, group.world)
         x = clock.run("compute", embed, partial(shard.embed, inputs))
         for index, layer in enumerate(shard.decoupled):
             if layer is not None:
@@ -136,7 +138,8 @@ class BlockParallel(CompressedMethod):
                 x = x if last else _rows_to_features(compressed, shard, x)
         if self.sync == "sp":
             return row_shard.run_head(clock, x, compressed.messages)
-        hidden_TD, logits = clock.run("compute", shape.head_macs(), partial(row_shard.model.outputs, x))
+        end = shape.norm(shape.sequence) + shape.head()
+        hidden_TD, logits = clock.run("compute", end, partial(row_shard.model.outputs, x))
         return Output(hidden_TD, 0, logits, messages=compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
@@ -163,18 +166,42 @@ class BlockParallel(CompressedMethod):
         exchanges = self.blocks if self.sync == "ag" else 3 * self.blocks - 1
         return exchanges * (world - 1)
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """Decoupled layers on own features of all rows; original layers for all rows (ag) or for own rows (sp)."""
-        embed, decoupled, original = self._segment_macs(shape, rank, world)
-        head = shape.head_macs() if self.sync == "ag" or rank == 0 else 0
-        return embed + (shape.layers - self.blocks) * decoupled + self.blocks * original + head
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """The exchanges of each group."""
+        rows, widths = even_shares(shape.sequence, world), _widths(_features(shape, world))
+        if self.sync == "ag":
+            return self.blocks * wire.rounds(self.codec.encoded_bytes(shape.sequence * widths[0]), world)
+        part, own = (self.codec.encoded_bytes(rows[0] * width) for width in (widths[0], shape.hidden))
+        return (2 * self.blocks - 1) * wire.rounds(part, world) + self.blocks * wire.rounds(own, world)
 
-    def _segment_macs(self, shape: ModelShape, rank: int, world: int) -> tuple[int, int, int]:
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """Decoupled layers on own features of all rows; original layers for all rows (ag) or for own rows (sp)."""
+        embed, decoupled, original = self._segment_work(shape, rank, world)
+        rows = even_shares(shape.sequence, world) if self.sync == "sp" else [shape.sequence] * world
+        head = shape.norm(rows[rank]) + (shape.head() if self.sync == "ag" or rank == 0 else NO_WORK)
+        layers = (shape.layers - self.blocks) * decoupled + self.blocks * original
+        return embed + layers + head + self._codec_work(shape, rank, world)
+
+    def _codec_work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """What encoding and decoding costs one rank in all groups."""
+        widths, rows = _widths(_features(shape, world)), even_shares(shape.sequence, world)
+        if self.sync == "ag":
+            sizes = [shape.sequence * width for width in widths]
+            return self.blocks * gather_work(self.codec, sizes, 1, rank, replicate=True)
+        of_others = [count * widths[rank] for count in rows]  # own features of each rank's rows
+        of_own = [rows[rank] * width for width in widths]  # each rank's features of own rows
+        to_rows = exchange_work(self.codec, of_others, of_own, rank)
+        to_features = exchange_work(self.codec, of_own, of_others, rank)
+        gather = gather_work(self.codec, rows, shape.hidden, rank)
+        return self.blocks * (to_rows + gather) + (self.blocks - 1) * to_features
+
+    def _segment_work(self, shape: ModelShape, rank: int, world: int) -> tuple[Work, Work, Work]:
         """(the embedding, a decoupled layer, an original layer) of one rank."""
         s, width = shape.sequence, _widths(_features(shape, world))[rank]
-        decoupled = s * width * (4 * shape.query_width + 2 * shape.mlp_hidden) + shape.attend_macs(s, s)
+        narrow = replace(shape, hidden=width, head_width=shape.query_width // shape.heads)
         own = even_shares(s, world)[rank] if self.sync == "sp" else s
-        return shape.tokens * shape.patch_values * width, decoupled, segment_macs(shape, own).layer
+        join = memory_pass(2 * s * shape.hidden) if self.sync == "ag" else NO_WORK  # the features of all devices
+        return narrow.embed(shape.tokens), narrow.layer(s), join + segment_work(shape, own).layer
 
     def _is_original(self, shape: ModelShape, layer: int) -> bool:
         return (layer + 1) % (shape.layers // self.blocks) == 0

@@ -29,23 +29,27 @@ from testbed.compressed_collectives import CompressedGroup, Relay, gathered_bits
 from testbed.device.clock import DeviceClock
 from testbed.device.spec import Device
 from testbed.methods.megatron_sp import MegatronSequenceParallel, MegatronShard, after_attention, simulate_split
+from testbed.methods.row_parallel import embed_work, head_work
 from testbed.methods.tensor import Widths
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Mlp
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import NO_WORK, Work, attention, memory_pass, product, total
 
 Product = Callable[[Tensor], Tensor]
+RowWork = Callable[[int], Work]
 
 
 @dataclass(frozen=True)
-class RowMacs:
-    """One rank's multiply-accumulates in a layer: of each product for one row, and of its attention for all rows."""
+class RankWork:
+    """One rank's work in a layer. Products are functions of the number of rows of a tile."""
 
-    project: int
-    output: int
-    column: int  # each of the MLP's two products
-    attend: int
+    project: RowWork  # queries, keys and values
+    output: RowWork
+    first: RowWork  # the MLP's products
+    second: RowWork
+    attend: Work  # of all rows
 
 
 class Galaxy(MegatronSequenceParallel):
@@ -62,17 +66,18 @@ class Galaxy(MegatronSequenceParallel):
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         shape, ring = shard.model.shape, _Ring(CompressedGroup(group, clock, self.codec), clock, shard.rows)
-        macs = _row_macs(shape, Widths.of(self, shape, group.world), group.rank)
+        work, own = _rank_work(shape, Widths.of(self, shape, group.world), group.rank), shard.rows[group.rank]
+        norm, add_sum = shape.norm(own), shape.add_sum(own)
         x_PD = shard.run_embed(clock, inputs)
         for layer in shard.layers:
-            h_PD = clock.run("compute", 0, partial(layer.block.norm1, x_PD))
-            projected = ring.gather(h_PD, macs.project, partial(_project, layer.attn))
-            mixed = clock.run("compute", macs.attend, partial(_mix, layer.attn, projected))
-            sum_PD = ring.scatter(mixed, macs.output, layer.attn.proj)
-            x_PD, h_PD = clock.run("compute", 0, partial(after_attention, layer.block, x_PD, sum_PD))
-            inner = ring.gather(h_PD, macs.column, partial(_first_mlp_product, layer.mlp))
-            sum_PD = ring.scatter(inner, macs.column, layer.mlp.fc2)
-            x_PD = clock.run("compute", 0, partial(layer.after_mlp, x_PD, sum_PD))
+            h_PD = clock.run("compute", norm, partial(layer.block.norm1, x_PD))
+            projected = ring.gather(h_PD, work.project, partial(_project, layer.attn))
+            mixed = clock.run("compute", work.attend, partial(_mix, layer.attn, projected))
+            sum_PD = ring.scatter(mixed, work.output, layer.attn.proj)
+            x_PD, h_PD = clock.run("compute", add_sum + norm, partial(after_attention, layer.block, x_PD, sum_PD))
+            inner = ring.gather(h_PD, work.first, partial(_first_mlp_product, layer.mlp))
+            sum_PD = ring.scatter(inner, work.second, layer.mlp.fc2)
+            x_PD = clock.run("compute", add_sum, partial(layer.after_mlp, x_PD, sum_PD))
         return shard.run_head(clock, x_PD, ring.compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
@@ -80,21 +85,44 @@ class Galaxy(MegatronSequenceParallel):
         gathered = gathered_bits(self.codec, even_shares(shape.sequence, world), shape.hidden)
         return tuple(2 * shape.layers * (gathered[rank] + gathered[rank - 1]) for rank in range(world))
 
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """Four rings per layer."""
+        return 4 * shape.layers * (world - 1)
+
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """As ``megatron_sp``, with products tile by tile."""
+        rows, work = even_shares(shape.sequence, world), _rank_work(shape, Widths.of(self, shape, world), rank)
+        tiles = total(each(count) for count in rows for each in (work.project, work.output, work.first, work.second))
+        own = 2 * (shape.norm(rows[rank]) + shape.add_sum(rows[rank]))
+        layers = shape.layers * (tiles + work.attend + own + self._exchange_work(shape, rows, rank))
+        return embed_work(shape, rows, rank) + layers + head_work(shape, rows, rank)
+
+    def _exchange_work(self, shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
+        """Codecs and additions of a layer: a gathered tile is encoded once, a partial sum at each hop."""
+        numbers, world = [count * shape.hidden for count in rows], len(rows)
+        others = [peer for peer in range(world) if peer != rank]
+        if world == 1:
+            return NO_WORK
+        gather = self.codec.encoding.work(numbers[rank]) + total(self.codec.decoding.work(numbers[p]) for p in others)
+        held = [numbers[(rank - 1 - step) % world] for step in range(world)]  # own terms, in the order of the steps
+        sent = total(map(self.codec.encoding.work, held[:-1]))
+        received = total(_add_work(self.codec, each) for each in held[1:])
+        return 2 * (gather + sent + received)
+
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model of the slowest rank: each step of a ring takes the longer of its product and its transfer."""
         world = len(devices)
         widths, tile = Widths.of(self, shape, world), even_shares(shape.sequence, world)[0]
-        transfer_s = wire.message_s(self.codec.encoded_bytes(tile * shape.hidden))
+        transfer_s = wire.message_s(self.codec.encoded_bytes(tile * shape.hidden)) + wire.exchange_s
 
         def rank_s(rank: int, device: Device) -> float:
-            macs = _row_macs(shape, widths, rank)
-            products_s = [device.seconds(tile * each) for each in (macs.project, macs.output, macs.column, macs.column)]
+            work = _rank_work(shape, widths, rank)
+            products_s = [device.seconds(each(tile)) for each in (work.project, work.output, work.first, work.second)]
             # A ring of equal steps overlaps its N - 1 transfers with N - 1 of its N products.
             waits_s = shape.layers * (world - 1) * sum(max(0.0, transfer_s - product_s) for product_s in products_s)
-            return device.seconds(self.macs(shape, rank, world)) + waits_s
+            return device.seconds(self.work(shape, rank, world)) + waits_s
 
-        slowest_s = max(rank_s(rank, device) for rank, device in enumerate(devices))
-        return slowest_s + self._exchanges_s(shape, world, wire)
+        return max(rank_s(rank, device) for rank, device in enumerate(devices))
 
     @torch.no_grad()
     def simulate(
@@ -122,30 +150,31 @@ class _Ring:
     clock: DeviceClock
     rows: list[int]
 
-    def gather(self, own_PD: Tensor, row_macs: int, product: Product) -> list[Tensor]:
-        """``product`` of the tile of each rank. row_macs: MACs of the product for one row."""
+    def gather(self, own_PD: Tensor, work: RowWork, product: Product) -> list[Tensor]:
+        """``product`` of the tile of each rank. work: of the product."""
         rank, world = self.compressed.rank, self.compressed.world
         results = [own_PD] * world
         tile_PD, message = own_PD, self.compressed.encode(own_PD)
         for step in range(world):
             owner, following = (rank - step) % world, (rank - step - 1) % world
             incoming = self._send_on(message, following, own_PD.shape[1]) if step < world - 1 else None
-            results[owner] = self.clock.run("compute", row_macs * self.rows[owner], partial(product, tile_PD))
+            results[owner] = self.clock.run("compute", work(self.rows[owner]), partial(product, tile_PD))
             if incoming is not None:
                 message = incoming.wait()
                 tile_PD = self.compressed.decode(message, (self.rows[following], own_PD.shape[1]))
         return results
 
-    def scatter(self, tiles: list[Tensor], row_macs: int, product: Product) -> Tensor:
-        """This rank's rows of the sum over ranks of ``product`` of each tile. row_macs: MACs for one row."""
+    def scatter(self, tiles: list[Tensor], work: RowWork, product: Product) -> Tensor:
+        """This rank's rows of the sum over ranks of ``product`` of each tile. work: of the product."""
         rank, world = self.compressed.rank, self.compressed.world
         incoming, total_PD = None, tiles[rank]
         for step in range(world):
             owner, following = (rank - 1 - step) % world, (rank - 2 - step) % world
-            total_PD = self.clock.run("compute", row_macs * self.rows[owner], partial(product, tiles[owner]))
+            total_PD = self.clock.run("compute", work(self.rows[owner]), partial(product, tiles[owner]))
             if incoming is not None:
-                add = partial(_add_decoded, self.compressed.codec, incoming.wait(), total_PD)
-                total_PD = self.clock.run("decode", 0, add)
+                codec = self.compressed.codec
+                add = partial(_add_decoded, codec, incoming.wait(), total_PD)
+                total_PD = self.clock.run("decode", _add_work(codec, total_PD.numel()), add)
             if step < world - 1:
                 incoming = self._send_on(self.compressed.encode(total_PD), following, total_PD.shape[1])
         return total_PD
@@ -177,12 +206,16 @@ def _first_mlp_product(mlp: Mlp, h_PD: Tensor) -> Tensor:
     return F.gelu(mlp.fc1(h_PD), approximate=mlp.approximate)
 
 
-def _row_macs(shape: ModelShape, widths: Widths, rank: int) -> RowMacs:
-    heads = widths.heads[rank]
-    output = shape.hidden * heads * (shape.query_width // shape.heads)
-    return RowMacs(
-        project=3 * output,
-        output=output,
-        column=shape.hidden * widths.columns[rank],
-        attend=shape.attend_macs(shape.sequence, shape.sequence) // shape.heads * heads,
+def _add_work(codec: Codec, numbers: int) -> Work:
+    return codec.decoding.work(numbers) + memory_pass(3 * numbers)
+
+
+def _rank_work(shape: ModelShape, widths: Widths, rank: int) -> RankWork:
+    width, columns = shape.query_width // shape.heads * widths.heads[rank], widths.columns[rank]
+    return RankWork(
+        project=lambda rows: 3 * product(rows, shape.hidden, width) + memory_pass(6 * rows * width),
+        output=lambda rows: product(rows, width, shape.hidden),
+        first=lambda rows: product(rows, shape.hidden, columns) + memory_pass(2 * rows * columns),
+        second=lambda rows: product(rows, columns, shape.hidden),
+        attend=memory_pass(6 * shape.sequence * width) + attention(shape.sequence, shape.sequence, width, width),
     )

@@ -22,16 +22,25 @@ import torch
 from torch import Tensor
 
 from testbed.comm.group import Group, even_shares
-from testbed.compressed_collectives import CompressedGroup, Relay, gathered_bits, scattered_bits
+from testbed.comm.wire import Wire
+from testbed.compressed_collectives import (
+    CompressedGroup,
+    Relay,
+    gather_work,
+    gathered_bits,
+    scatter_work,
+    scattered_bits,
+)
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
 from testbed.methods.base import CompressedMethod
-from testbed.methods.row_parallel import RowShard, embed_macs, head_macs
+from testbed.methods.row_parallel import RowShard, embed_work, head_work
 from testbed.methods.tensor import LayerShard, Widths, split_block
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import Work, total
 
 
 @dataclass(frozen=True)
@@ -69,16 +78,18 @@ class MegatronSequenceParallel(CompressedMethod):
     def forward(self, inputs: Tensor, shard: MegatronShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         rows, shape, compressed = shard.rows, shard.model.shape, CompressedGroup(group, clock, self.codec)
-        attention, mlp = Widths.of(self, shape, group.world).macs(shape, group.rank)
+        attend, mlp = Widths.of(self, shape, group.world).work(shape, group.rank)
+        own = rows[group.rank]
+        norm, add_sum = shape.norm(own), shape.add_sum(own)
         x_PD = shard.run_embed(clock, inputs)
         for layer in shard.layers:
-            h_SD = compressed.all_gather(clock.run("compute", 0, partial(layer.block.norm1, x_PD)), rows)
-            partial_SD = clock.run("compute", attention, partial(layer.attend, h_SD))
+            h_SD = compressed.all_gather(clock.run("compute", norm, partial(layer.block.norm1, x_PD)), rows)
+            partial_SD = clock.run("compute", attend, partial(layer.attend, h_SD))
             sum_PD = compressed.reduce_scatter(partial_SD, rows)
-            x_PD, h_PD = clock.run("compute", 0, partial(after_attention, layer.block, x_PD, sum_PD))
+            x_PD, h_PD = clock.run("compute", add_sum + norm, partial(after_attention, layer.block, x_PD, sum_PD))
             partial_SD = clock.run("compute", mlp, partial(layer.mlp, compressed.all_gather(h_PD, rows)))
             sum_PD = compressed.reduce_scatter(partial_SD, rows)
-            x_PD = clock.run("compute", 0, partial(layer.after_mlp, x_PD, sum_PD))
+            x_PD = clock.run("compute", add_sum, partial(layer.after_mlp, x_PD, sum_PD))
         return shard.run_head(clock, x_PD, compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
@@ -91,11 +102,23 @@ class MegatronSequenceParallel(CompressedMethod):
         """N - 1 in each of two gathers and two sums per layer: from each other rank, or in the steps of a ring."""
         return 4 * shape.layers * (world - 1)
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """A share of heads and MLP columns for all rows, the embedding of own rows, and on rank 0 the head."""
-        embed = embed_macs(shape, even_shares(shape.sequence, world), rank)
-        layer = sum(Widths.of(self, shape, world).macs(shape, rank))
-        return embed + shape.layers * layer + head_macs(shape, rank)
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """Two gathers and two sums per layer."""
+        longest = self.codec.encoded_bytes(even_shares(shape.sequence, world)[0] * shape.hidden)
+        return 4 * shape.layers * wire.rounds(longest, world)
+
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """A share of heads and MLP columns for all rows; embedding and norms of own rows; on rank 0 the head."""
+        rows = even_shares(shape.sequence, world)
+        halves = total(Widths.of(self, shape, world).work(shape, rank))
+        own = 2 * (shape.norm(rows[rank]) + shape.add_sum(rows[rank]))
+        layers = shape.layers * (halves + own + self._exchange_work(shape, rows, rank))
+        return embed_work(shape, rows, rank) + layers + head_work(shape, rows, rank)
+
+    def _exchange_work(self, shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
+        """Codecs and additions of a layer: two gathers and two sums."""
+        both = (each(self.codec, rows, shape.hidden, rank) for each in (gather_work, scatter_work))
+        return 2 * total(both)
 
     @torch.no_grad()
     def simulate(

@@ -2,8 +2,9 @@
 
 Definition and volumes: docs/baselines.md, section 3.9.
 
-One request passes the stages one after another, so a pipeline saves memory and no latency. Micro-batches are not
-reproduced.
+One request passes the stages one after another. Where every token attends to every other one, a pipeline therefore
+saves memory and no latency. A causal model could be cut along the tokens, so that stages work at the same time; that
+is not reproduced here, and neither are micro-batches of several requests.
 
 Shape suffixes: S sequence, D hidden.
 """
@@ -29,6 +30,7 @@ from testbed.methods.base import CompressedMethod
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import NO_WORK, Work
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,11 @@ class Pipeline(CompressedMethod):
         else:
             message = group.recv([self.codec.encoded_bytes(math.prod(size))], torch.uint8, rank - 1)
             stage = partial(shard.layers, compressed.decode(message, size))
-        macs = self.macs(shape, rank, group.world)
+        work = self._stage_work(shape, rank, group.world)
         if rank == group.world - 1:
-            hidden_TD, logits = clock.run("compute", macs, partial(_finish, shard.model, stage))
+            hidden_TD, logits = clock.run("compute", work, partial(_finish, shard.model, stage))
             return Output(hidden_TD, 0, logits)
-        group.send(compressed.encode(clock.run("compute", macs, stage)), rank + 1)
+        group.send(compressed.encode(clock.run("compute", work, stage)), rank + 1)
         return Output(None, 0, None, messages=compressed.messages)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
@@ -97,18 +99,26 @@ class Pipeline(CompressedMethod):
         """One hop."""
         return min(1, world - 1)
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """The layers of the stage, the embedding of the first stage, the head of the last one."""
-        s = shape.sequence
-        layer = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
-        macs = self.shares(shape.layers, world)[rank] * layer
-        macs += shape.embed_macs(shape.tokens) if rank == 0 else 0
-        return macs + (shape.head_macs() if rank == world - 1 else 0)
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """All hops."""
+        return world - 1
+
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """The layers of the stage, the embedding of the first stage, norm and head of the last one, and codecs."""
+        numbers = shape.sequence * shape.hidden
+        work = self._stage_work(shape, rank, world)
+        work += self.codec.decoding.work(numbers) if rank else NO_WORK
+        return work + (self.codec.encoding.work(numbers) if rank < world - 1 else NO_WORK)
+
+    def _stage_work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        work = self.shares(shape.layers, world)[rank] * shape.layer(shape.sequence)
+        work = shape.embed(shape.tokens) + work if rank == 0 else work
+        return work + shape.norm(shape.sequence) + shape.head() if rank == world - 1 else work
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model: the stages and the hops between them, one after another."""
         world = len(devices)
-        computation_s = sum(device.seconds(self.macs(shape, rank, world)) for rank, device in enumerate(devices))
+        computation_s = sum(device.seconds(self.work(shape, rank, world)) for rank, device in enumerate(devices))
         hops_s = wire.bulk_s(sum(self.received_bits(shape, world)))
         return computation_s + hops_s + (world - 1) * wire.exchange_s
 

@@ -28,6 +28,7 @@ from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import Work, memory_pass
 
 
 @dataclass(frozen=True)
@@ -82,24 +83,34 @@ class Prism(RowParallel):
     def forward(self, inputs: Tensor, shard: PrismShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         compressed = CompressedGroup(group, clock, self.codec)
-        macs = self.layer_macs(shard.model.shape, shard.rows, group.rank)
+        shape, own = shard.model.shape, shard.rows[group.rank]
+        average, layer = self._average(shape, own), self._attend(shape, own, group.world)
         x_PD = shard.run_embed(clock, inputs)
         for block in cast(Iterable[Block], shard.model.blocks):
-            means = clock.run("encode", 0, partial(shard.means, x_PD))  # no matrix products, as in a codec
+            means = clock.run("encode", average, partial(shard.means, x_PD))
             means_MD = compressed.all_gather(means, [self.segment_means] * group.world)
-            x_PD = clock.run("compute", macs, partial(shard.layer, block, x_PD, means_MD))
+            x_PD = clock.run("compute", layer, partial(shard.layer, block, x_PD, means_MD))
         return shard.run_head(clock, x_PD, compressed.messages)
 
     def gathered(self, shape: ModelShape, world: int) -> tuple[list[int], int]:
         """The means of own segments."""
         return [self.segment_means] * world, shape.hidden
 
-    def layer_macs(self, shape: ModelShape, rows: Sequence[int], rank: int) -> int:
+    def layer_work(self, shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
         """Own rows attend to themselves and to the means of other ranks, whose keys and values are computed as well."""
-        own = rows[rank]
-        keys = own + (len(rows) - 1) * self.segment_means
-        projections = shape.query_macs(own) + shape.key_value_macs(keys)
-        return projections + shape.attend_macs(own, keys) + shape.finish_macs(own)
+        return self._average(shape, rows[rank]) + self._attend(shape, rows[rank], len(rows))
+
+    def _average(self, shape: ModelShape, own: int) -> Work:
+        """The means of own segments, one after another, and their join."""
+        means = memory_pass((own + self.segment_means) * shape.hidden, self.segment_means)
+        return means + memory_pass(2 * self.segment_means * shape.hidden)
+
+    def _attend(self, shape: ModelShape, own: int, world: int) -> Work:
+        """The layer of own rows."""
+        keys = own + (world - 1) * self.segment_means
+        joined = memory_pass(2 * keys * shape.hidden) + memory_pass(6 * keys, 3)  # rows, and numbers added to scores
+        projections = shape.norm(keys) + shape.query(own) + shape.keys_values(keys)
+        return joined + projections + shape.attend(own, keys) + shape.finish(own)
 
     @torch.no_grad()
     def simulate(
@@ -111,13 +122,12 @@ class Prism(RowParallel):
         owner_S = torch.arange(world).repeat_interleave(torch.tensor(rows))
         owner_M = torch.arange(world).repeat_interleave(self.segment_means)
         segment_S = torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
-        averages_MS = (torch.arange(lengths.numel())[:, None] == segment_S) / lengths.flatten()[:, None]
-        rows_bias_SS = torch.zeros(len(owner_S), len(owner_S)).masked_fill(owner_S[:, None] != owner_S, -math.inf)
-        means_bias_SM = (
-            lengths.flatten().log().expand(len(owner_S), -1).masked_fill(owner_S[:, None] == owner_M, -math.inf)
-        )
-        bias = torch.cat([rows_bias_SS, means_bias_SM], dim=1)
         x_SD = model.embed(inputs)[0]
+        lengths_M = lengths.flatten().to(x_SD.dtype)
+        averages_MS = (torch.arange(lengths.numel())[:, None] == segment_S) / lengths_M[:, None]
+        rows_bias_SS = x_SD.new_zeros(len(owner_S), len(owner_S)).masked_fill(owner_S[:, None] != owner_S, -math.inf)
+        means_bias_SM = lengths_M.log().expand(len(owner_S), -1).masked_fill(owner_S[:, None] == owner_M, -math.inf)
+        bias = torch.cat([rows_bias_SS, means_bias_SM], dim=1)
         for block in cast(Iterable[Block], model.blocks):
             means_MD = torch.cat(relay.all_gather((averages_MS @ x_SD).split(self.segment_means)))
             h_BD = block.norm1(torch.cat([x_SD, means_MD])[None])

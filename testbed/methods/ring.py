@@ -25,17 +25,18 @@ from torch import Tensor
 
 from testbed.comm.group import Group
 from testbed.comm.wire import Wire
-from testbed.compressed_collectives import CompressedGroup, Relay
+from testbed.compressed_collectives import CompressedGroup, Relay, exchange_work
 from testbed.device.clock import DeviceClock
 from testbed.device.spec import Device
 from testbed.errors import ConfigError
-from testbed.methods.row_parallel import RowParallel, RowShard, embed_macs
+from testbed.methods.row_parallel import RowParallel, RowShard, embed_work, head_work, project_work
 from testbed.methods.sequence import simulate_sequence
 from testbed.models.partial_attention import PartialAttention, attend_part, merge
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import NO_WORK, Work, memory_pass, total
 
 
 class RingAttention(RowParallel):
@@ -62,15 +63,16 @@ class RingAttention(RowParallel):
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         shape, own = shard.model.shape, shard.rows[group.rank]
         compressed = CompressedGroup(group, clock, self.codec)
-        project = shape.query_macs(own) + shape.key_value_macs(own)
+        steps = _steps(group.rank, group.world, self.directions)
+        work = _segment_work(shape, own, 1 + len(steps))
         x_PD = shard.run_embed(clock, inputs)
         for block in cast(Iterable[Block], shard.model.blocks):
-            q_BHPK, kv_PE = clock.run("compute", project, partial(shard.project, block, x_PD))
+            q_BHPK, kv_PE = clock.run("compute", work.project, partial(shard.project, block, x_PD))
             parts = []
             for held in self._travel(compressed, kv_PE, shard.rows):
-                macs = shape.attend_macs(own, sum(map(len, held)))
-                parts.append(clock.run("compute", macs, partial(_attend, block.attn, q_BHPK, held)))
-            x_PD = clock.run("compute", shape.finish_macs(own), partial(_finish, block, x_PD, parts))
+                attend = _attend_work(shape, own, [len(kv_RE) for kv_RE in held])
+                parts.append(clock.run("compute", attend, partial(_attend, block.attn, q_BHPK, held)))
+            x_PD = clock.run("compute", work.finish, partial(_finish, block, x_PD, parts))
         return shard.run_head(clock, x_PD, compressed.messages)
 
     def _travel(self, compressed: CompressedGroup, own_PE: Tensor, rows: list[int]) -> Iterator[list[Tensor]]:
@@ -91,36 +93,54 @@ class RingAttention(RowParallel):
         """Keys and values of own rows; neighbors pass them on to the other ranks."""
         return self.rows(shape, world), 2 * shape.key_width
 
-    def layer_macs(self, shape: ModelShape, rows: Sequence[int], rank: int) -> int:
-        """Everything for own rows only."""
-        own = rows[rank]
-        projections = shape.query_macs(own) + shape.key_value_macs(own)
-        return projections + shape.attend_macs(own, shape.sequence) + shape.finish_macs(own)
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """The steps of the ring in each layer."""
+        return shape.layers * len(_steps(0, world, self.directions))
+
+    def layer_work(self, shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
+        """Everything for own rows only: attention to one block after another, merged."""
+        steps = _steps(rank, len(rows), self.directions)
+        held = [[rows[rank]], *([rows[owner] for owner in step.received.values()] for step in steps)]
+        work = _segment_work(shape, rows[rank], len(held))
+        return work.project + total(_attend_work(shape, rows[rank], keys) for keys in held) + work.finish
+
+    def codec_work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """The own block is encoded once; each received block is decoded."""
+        blocks = [2 * count * shape.key_width for count in self.rows(shape, world)]
+        return exchange_work(self.codec, [0] * world, blocks, rank) + self._encode_work(blocks[rank], world)
+
+    def _encode_work(self, numbers: int, world: int) -> Work:
+        return self.codec.encoding.work(numbers) if world > 1 else NO_WORK
 
     def predicted_s(self, shape: ModelShape, devices: Sequence[Device], wire: Wire) -> float:
         """The cost model: a rank attends to the blocks that it has and passes them on, then needs the next ones."""
         world, rows = len(devices), self.rows(shape, len(devices))
-        block_s = [wire.message_s(self.codec.encoded_bytes(2 * count * shape.key_width)) for count in rows]
+        numbers = [2 * count * shape.key_width for count in rows]
+        block_s = [wire.message_s(self.codec.encoded_bytes(count)) for count in numbers]
+        steps_of = [_steps(rank, world, self.directions) for rank in range(world)]
+        work = [_segment_work(shape, own, 1 + len(steps)) for own, steps in zip(rows, steps_of, strict=True)]
 
-        def after(now_s: list[float], macs: Iterable[int]) -> list[float]:
-            return [start_s + device.seconds(each) for start_s, device, each in zip(now_s, devices, macs, strict=True)]
+        def after(now_s: Sequence[float], works: Iterable[Work]) -> list[float]:
+            return [start_s + device.seconds(each) for start_s, device, each in zip(now_s, devices, works, strict=True)]
 
-        def attended(now_s: list[float], keys: list[int]) -> list[float]:
-            return after(now_s, (shape.attend_macs(own, count) for own, count in zip(rows, keys, strict=True)))
+        def attended(now_s: list[float], keys: list[list[int]]) -> list[float]:
+            return after(now_s, (_attend_work(shape, own, held) for own, held in zip(rows, keys, strict=True)))
 
-        now_s = after([0.0] * world, (embed_macs(shape, rows, rank) for rank in range(world)))
+        now_s = after([0.0] * world, (embed_work(shape, rows, rank) for rank in range(world)))
         for _ in range(shape.layers):
-            now_s, keys = after(now_s, (shape.query_macs(own) + shape.key_value_macs(own) for own in rows)), rows
-            for steps in zip(*(_steps(rank, world, self.directions) for rank in range(world)), strict=True):
+            now_s, keys = after(now_s, (each.project for each in work)), [[own] for own in rows]
+            now_s = after(now_s, (self._encode_work(count, world) for count in numbers))
+            for steps in zip(*steps_of, strict=True):
                 arrival_s = [
-                    max(now_s[rank], *(now_s[peer] for peer in step.received)) + step.seconds(block_s)
+                    max(now_s[rank], *(now_s[peer] for peer in step.received)) + step.seconds(block_s) + wire.exchange_s
                     for rank, step in enumerate(steps)
                 ]
                 now_s = [max(times) for times in zip(attended(now_s, keys), arrival_s, strict=True)]
-                keys = [sum(rows[owner] for owner in step.received.values()) for step in steps]
-            now_s = after(attended(now_s, keys), map(shape.finish_macs, rows))
-        now_s[0] += devices[0].seconds(shape.head_macs())
-        return max(now_s) + self._exchanges_s(shape, world, wire)
+                received = [[*step.received.values()] for step in steps]
+                decode = (total(self.codec.decoding.work(numbers[o]) for o in owners) for owners in received)
+                now_s, keys = after(now_s, decode), [[rows[owner] for owner in owners] for owners in received]
+            now_s = after(attended(now_s, keys), (each.finish for each in work))
+        return max(after(now_s, (head_work(shape, rows, rank) for rank in range(world))))
 
     @torch.no_grad()
     def simulate(
@@ -129,6 +149,29 @@ class RingAttention(RowParallel):
         """See Method.simulate: the numbers are those of ``sequence`` with ``gather=kv``."""
         rows, relay = self.rows(model.shape, world), Relay(self.codec, world, sent)
         return simulate_sequence(model, inputs, rows, relay, "kv")
+
+
+@dataclass(frozen=True)
+class SegmentWork:
+    """Work of one rank in the segments of a layer around its attention."""
+
+    project: Work
+    finish: Work
+
+
+def _segment_work(shape: ModelShape, own: int, parts: int) -> SegmentWork:
+    """parts: in which attention runs, and which are merged."""
+    return SegmentWork(
+        project=project_work(shape, own),
+        finish=shape.merge(own, parts) + shape.finish(own),
+    )
+
+
+def _attend_work(shape: ModelShape, own: int, held: Sequence[int]) -> Work:
+    """What ``_attend`` costs. held: rows of each block; several are joined before."""
+    keys = sum(held)
+    join = memory_pass(4 * keys * shape.key_width) if len(held) > 1 else NO_WORK
+    return join + shape.attend(own, keys)
 
 
 @dataclass(frozen=True)
@@ -159,7 +202,8 @@ def _steps(rank: int, world: int, directions: int) -> list[Step]:
 
 def _attend(attn: Attention, q_BHPK: Tensor, blocks: list[Tensor]) -> PartialAttention:
     """Attention of own rows to blocks of keys and values, each [R, 2 E]."""
-    k_BHRK, v_BHRK = (attn.split_heads(side[None]) for side in torch.cat(blocks).chunk(2, dim=-1))
+    kv_RE = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    k_BHRK, v_BHRK = (attn.split_heads(side[None]) for side in kv_RE.chunk(2, dim=-1))
     return attend_part(q_BHPK, k_BHRK, v_BHRK)
 
 

@@ -17,7 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from testbed.compressed_collectives import gathered_bits
+from testbed.comm.wire import Wire
+from testbed.compressed_collectives import gather_work, gathered_bits
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
 from testbed.methods.base import CompressedMethod
@@ -25,6 +26,7 @@ from testbed.models.shape import ModelShape
 from testbed.models.transformer import Block
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import NO_WORK, Work, memory_pass
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ class RowShard:
 
     def run_embed(self, clock: DeviceClock, inputs: Tensor) -> Tensor:
         """The segment that embeds the own rows of pixels [1, 3, height, width]; returns [P, D]."""
-        return clock.run("compute", embed_macs(self.model.shape, self.rows, self.rank), partial(self._embed, inputs))
+        return clock.run("compute", embed_work(self.model.shape, self.rows, self.rank), partial(self._embed, inputs))
 
     def run_head(self, clock: DeviceClock, x_PD: Tensor, messages: list[Tensor]) -> Output:
         """The last segment: the norm of own rows [P, D], and on rank 0 the head. messages: for ``Output.messages``."""
-        hidden_PD, logits = clock.run("compute", head_macs(self.model.shape, self.rank), partial(self._finish, x_PD))
+        work = head_work(self.model.shape, self.rows, self.rank)
+        hidden_PD, logits = clock.run("compute", work, partial(self._finish, x_PD))
         return Output(hidden_PD, max(self.start - 1, 0), logits, messages=messages)
 
     def project(self, block: Block, x_PD: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +95,8 @@ class RowParallel(CompressedMethod):
         """What each rank gives all others in a layer: (how many vectors, by rank; numbers in a vector)."""
 
     @abstractmethod
-    def layer_macs(self, shape: ModelShape, rows: Sequence[int], rank: int) -> int:
-        """Multiply-accumulates of one rank in a layer. rows: of each rank."""
+    def layer_work(self, shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
+        """What one rank computes in a layer, without codecs. rows: of each rank."""
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
         """In each layer, the vectors of all other ranks."""
@@ -103,11 +106,20 @@ class RowParallel(CompressedMethod):
         """One from each other rank in each layer."""
         return shape.layers * (world - 1)
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """The embedding of own rows, the layers, and on rank 0 the head."""
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """One gather in each layer."""
+        vectors, width = self.gathered(shape, world)
+        return shape.layers * wire.rounds(self.codec.encoded_bytes(max(vectors) * width), world)
+
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """The embedding of own rows, the layers with their codecs, and on rank 0 the head."""
         rows = self.rows(shape, world)
-        layers = shape.layers * self.layer_macs(shape, rows, rank)
-        return embed_macs(shape, rows, rank) + layers + head_macs(shape, rank)
+        layers = shape.layers * (self.layer_work(shape, rows, rank) + self.codec_work(shape, rank, world))
+        return embed_work(shape, rows, rank) + layers + head_work(shape, rows, rank)
+
+    def codec_work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """What encoding and decoding costs one rank in a layer."""
+        return gather_work(self.codec, *self.gathered(shape, world), rank)
 
 
 def check_rows(name: str, shape: ModelShape, world: int) -> None:
@@ -116,11 +128,17 @@ def check_rows(name: str, shape: ModelShape, world: int) -> None:
         raise ConfigError("devices", world, f"{name} needs 1 to {shape.sequence} devices, one row each")
 
 
-def embed_macs(shape: ModelShape, rows: Sequence[int], rank: int) -> int:
-    """MACs that embed the rows of one rank. rows: of each rank. The class token of rank 0 needs no product."""
-    return shape.embed_macs(rows[rank] - (shape.class_tokens if rank == 0 else 0))
+def embed_work(shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
+    """What embedding the rows of one rank costs. rows: of each rank. The class token of rank 0 needs no product."""
+    return shape.embed(rows[rank] - (shape.class_tokens if rank == 0 else 0), joined=rank == 0)
 
 
-def head_macs(shape: ModelShape, rank: int) -> int:
-    """MACs of the head, which only rank 0 computes, as it has the class token."""
-    return 0 if rank else shape.head_macs()
+def project_work(shape: ModelShape, own: int) -> Work:
+    """What ``RowShard.project`` costs for ``own`` rows: projections, and keys and values put side by side."""
+    join = memory_pass(4 * own * shape.key_width)
+    return shape.norm(own) + shape.query(own) + shape.keys_values(own) + join
+
+
+def head_work(shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
+    """The last norm of the rows of one rank, and the head, which only rank 0 computes, as it has the class token."""
+    return shape.norm(rows[rank]) + (NO_WORK if rank else shape.head())

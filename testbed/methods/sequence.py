@@ -30,11 +30,12 @@ from testbed.comm.group import Group
 from testbed.compressed_collectives import CompressedGroup, Relay, scattered_bits
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
-from testbed.methods.row_parallel import RowParallel, RowShard
+from testbed.methods.row_parallel import RowParallel, RowShard, project_work
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import Work, attention, memory_pass, product
 
 GATHERED = ("x", "kv")
 
@@ -57,17 +58,17 @@ class SequenceParallel(RowParallel):
     def forward(self, inputs: Tensor, shard: RowShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Each rank has its own content tokens, rank 0 the logits."""
         shape, compressed = shard.model.shape, CompressedGroup(group, clock, self.codec)
-        macs = segment_macs(shape, shard.rows[group.rank])
+        work = segment_work(shape, shard.rows[group.rank])
         reorder = reorders(shape, shard.rows[group.rank])
         x_PD = shard.run_embed(clock, inputs)
         for block in cast(Iterable[Block], shard.model.blocks):
             if self.gather == "x":
                 all_SD = compressed.all_gather(x_PD, shard.rows)
-                x_PD = clock.run("compute", macs.layer, partial(layer_from_rows, shard, block, reorder, all_SD))
+                x_PD = clock.run("compute", work.layer, partial(layer_from_rows, shard, block, reorder, all_SD))
             else:
-                q_BHPK, kv_PE = clock.run("compute", macs.project, partial(shard.project, block, x_PD))
+                q_BHPK, kv_PE = clock.run("compute", work.project, partial(shard.project, block, x_PD))
                 kv_SE = compressed.all_gather(kv_PE, shard.rows)
-                x_PD = clock.run("compute", macs.attend, partial(_layer_from_keys_values, block, x_PD, q_BHPK, kv_SE))
+                x_PD = clock.run("compute", work.attend, partial(_layer_from_keys_values, block, x_PD, q_BHPK, kv_SE))
         return shard.run_head(clock, x_PD, compressed.messages)
 
     def gathered(self, shape: ModelShape, world: int) -> tuple[list[int], int]:
@@ -78,10 +79,10 @@ class SequenceParallel(RowParallel):
         """The rank with the most rows sends them to all others, which is more than any rank receives."""
         return shape.layers * max(scattered_bits(self.codec, *self.gathered(shape, world)))
 
-    def layer_macs(self, shape: ModelShape, rows: Sequence[int], rank: int) -> int:
+    def layer_work(self, shape: ModelShape, rows: Sequence[int], rank: int) -> Work:
         """Keys and values of all rows (``x``) or of own rows (``kv``); everything else of own rows."""
-        macs = segment_macs(shape, rows[rank])
-        return macs.layer if self.gather == "x" else macs.project + macs.attend
+        work = segment_work(shape, rows[rank])
+        return work.layer if self.gather == "x" else work.project + work.attend
 
     @torch.no_grad()
     def simulate(
@@ -93,40 +94,47 @@ class SequenceParallel(RowParallel):
 
 
 @dataclass(frozen=True)
-class SegmentMacs:
-    """Multiply-accumulates of one rank in the segments of a layer.
+class SegmentWork:
+    """Work of one rank in the segments of a layer.
 
     layer: the one segment with ``gather=x``. project, attend: the two segments with ``gather=kv``.
     """
 
-    layer: int
-    project: int
-    attend: int
+    layer: Work
+    project: Work
+    attend: Work
 
 
-def segment_macs(shape: ModelShape, own: int) -> SegmentMacs:
-    """The multiply-accumulates of a rank with ``own`` rows."""
-    attention = reordered_macs(shape, own) if reorders(shape, own) else naive_macs(shape, own)
-    return SegmentMacs(
-        layer=attention + shape.finish_macs(own),
-        project=shape.query_macs(own) + shape.key_value_macs(own),
-        attend=shape.attend_macs(own, shape.sequence) + shape.finish_macs(own),
+def segment_work(shape: ModelShape, own: int) -> SegmentWork:
+    """The work of a rank with ``own`` rows."""
+    mix = reordered_work(shape, own) if reorders(shape, own) else naive_work(shape, own)
+    return SegmentWork(
+        layer=shape.norm(shape.sequence) + mix + shape.finish(own),
+        project=project_work(shape, own),
+        attend=shape.attend(own, shape.sequence) + shape.finish(own),
     )
 
 
 def reorders(shape: ModelShape, own: int) -> bool:
     """Whether Voltage's order takes fewer MACs for ``own`` rows: 1/P - 1/S > 1/F_H - 1/F, in whole numbers."""
-    return naive_macs(shape, own) > reordered_macs(shape, own)
+    return naive_work(shape, own).macs > reordered_work(shape, own).macs
 
 
-def naive_macs(shape: ModelShape, own: int) -> int:
-    """MACs of projections and attention in the usual order: P F F_H + 2 S F F_H + 2 P S F_H for each head."""
-    return shape.query_macs(own) + shape.key_value_macs(shape.sequence) + shape.attend_macs(own, shape.sequence)
+def naive_work(shape: ModelShape, own: int) -> Work:
+    """Projections and attention in the usual order: P F F_H + 2 S F F_H + 2 P S F_H MACs for each head."""
+    return shape.query(own) + shape.keys_values(shape.sequence) + shape.attend(own, shape.sequence)
 
 
-def reordered_macs(shape: ModelShape, own: int) -> int:
-    """MACs of the same in Voltage's order: 3 P F F_H + 2 P S F for each head."""
-    return 3 * shape.query_macs(own) + 2 * own * shape.sequence * shape.hidden * shape.heads
+def reordered_work(shape: ModelShape, own: int) -> Work:
+    """The same in Voltage's order: 3 P F F_H + 2 P S F MACs for each head. Queries and weighted sums are of width F.
+
+    The heads of a projection are one kernel. At the end they are put side by side, and the bias of values is added.
+    """
+    head_width = shape.query_width // shape.heads
+    into = product(own, head_width, shape.hidden, shape.heads)
+    out_of = product(own, shape.hidden, head_width, shape.heads)
+    mix = attention(own, shape.sequence, shape.hidden * shape.heads, shape.hidden)
+    return shape.query(own) + into + out_of + mix + memory_pass(4 * own * shape.query_width, 2)
 
 
 def layer_from_rows(shard: RowShard, block: Block, reorder: bool, all_SD: Tensor) -> Tensor:

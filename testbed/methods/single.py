@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from testbed.comm.group import Group
+from testbed.comm.wire import Wire
 from testbed.device.clock import DeviceClock
 from testbed.methods.base import Method
 from testbed.models.decoder import Decoder
 from testbed.models.shape import ModelShape
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import NO_WORK, Work
 
 
 class Single(Method):
@@ -33,8 +35,8 @@ class Single(Method):
         """See Method.forward. Rank 0 has all content tokens and the logits."""
         if group.rank != 0:
             return Output(None, 0, None)
-        macs = self.macs(shard.shape, 0, group.world)
-        hidden_TD, logits = clock.run("compute", macs, partial(_whole_model, shard, inputs))
+        work = self.work(shard.shape, 0, group.world)
+        hidden_TD, logits = clock.run("compute", work, partial(_whole_model, shard, inputs))
         return Output(hidden_TD, 0, logits)
 
     def received_bits(self, shape: ModelShape, world: int) -> tuple[int, ...]:
@@ -45,13 +47,16 @@ class Single(Method):
         """None."""
         return 0
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """12·S·D² + 2·S²·D per layer at an MLP ratio of 4, on rank 0 only."""
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """None."""
+        return 0
+
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """The whole model on rank 0: 12·S·D² + 2·S²·D MACs per layer at an MLP ratio of 4. Nothing on other ranks."""
         if rank != 0:
-            return 0
-        s = shape.sequence
-        layer = shape.query_macs(s) + shape.key_value_macs(s) + shape.attend_macs(s, s) + shape.finish_macs(s)
-        return shape.embed_macs(shape.tokens) + shape.layers * layer + shape.head_macs()
+            return NO_WORK
+        layers = shape.layers * shape.layer(shape.sequence)
+        return shape.embed(shape.tokens) + layers + shape.norm(shape.sequence) + shape.head()
 
 
 def _whole_model(model: VisionTransformer | Decoder, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,16 +24,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testbed.comm.group import Group, even_shares
-from testbed.compressed_collectives import CompressedGroup, Relay, gathered_bits, scattered_bits
+from testbed.comm.wire import Wire
+from testbed.compressed_collectives import (
+    CompressedGroup,
+    Relay,
+    gather_work,
+    gathered_bits,
+    ring_sum_work,
+    scatter_work,
+    scattered_bits,
+    sum_work,
+)
 from testbed.device.clock import DeviceClock
 from testbed.errors import ConfigError
 from testbed.methods.base import FLOAT_BITS, CompressedMethod, Method
+from testbed.methods.views import linear_view
 from testbed.models.shape import ModelShape
 from testbed.models.transformer import Attention, Block, Mlp
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import Work, attention, product
 
-ALL = slice(None)
 SYNCS = ("ring", "star", "gather")
 
 
@@ -49,11 +60,11 @@ class Widths:
         """The shares that the method gives each rank: equal, or by speed."""
         return cls(method.shares(shape.heads, world), method.shares(shape.mlp_hidden, world))
 
-    def macs(self, shape: ModelShape, rank: int) -> tuple[int, int]:
-        """MACs of one rank in a layer, for all rows: (projections and attention, MLP)."""
-        rows, heads = shape.sequence, self.heads[rank]
-        attention = (4 * rows * shape.hidden**2 + shape.attend_macs(rows, rows)) // shape.heads * heads
-        return attention, 2 * rows * shape.hidden * self.columns[rank]
+    def work(self, shape: ModelShape, rank: int) -> tuple[Work, Work]:
+        """Work of one rank in a layer, for all rows, normalized: (projections and attention, MLP)."""
+        rows, width = shape.sequence, shape.query_width // shape.heads * self.heads[rank]
+        attend = attention(rows, rows, width, width) + product(rows, width, shape.hidden)
+        return 3 * product(rows, shape.hidden, width) + attend, shape.mlp(rows, self.columns[rank])
 
 
 @dataclass(frozen=True)
@@ -128,23 +139,25 @@ class TensorParallel(CompressedMethod):
     def forward(self, inputs: Tensor, shard: TensorShard, group: Group, clock: DeviceClock) -> Output:
         """See Method.forward. Every rank has all content tokens and the logits."""
         shape, compressed = shard.model.shape, CompressedGroup(group, clock, self.codec)
-        attention, mlp = Widths.of(self, shape, group.world).macs(shape, group.rank)
-        total = partial(self._sum, compressed)
-        first = shape.embed_macs(shape.tokens) + attention
-        x_SD, partial_SD = clock.run("compute", first, partial(_embed, shard, inputs))
+        attend, mlp = self._halves(shape, group.rank, group.world)
+        total, after_sum = partial(self._sum, compressed), shape.add_sum(shape.sequence)
+        x_SD, partial_SD = clock.run("compute", shape.embed(shape.tokens) + attend, partial(_embed, shard, inputs))
         for layer, following in zip(shard.layers, shard.layers[1:], strict=False):
-            x_SD, partial_SD = clock.run("compute", mlp, partial(layer.after_attention, x_SD, total(partial_SD)))
+            after_attention = partial(layer.after_attention, x_SD, total(partial_SD))
+            x_SD, partial_SD = clock.run("compute", after_sum + mlp, after_attention)
             next_layer = partial(_next_layer, layer, following, x_SD, total(partial_SD))
-            x_SD, partial_SD = clock.run("compute", attention, next_layer)
+            x_SD, partial_SD = clock.run("compute", after_sum + attend, next_layer)
         last = shard.layers[-1]
-        x_SD, partial_SD = clock.run("compute", mlp, partial(last.after_attention, x_SD, total(partial_SD)))
-        hidden_TD, logits = clock.run("compute", shape.head_macs(), partial(_finish, shard, x_SD, total(partial_SD)))
+        after_attention = partial(last.after_attention, x_SD, total(partial_SD))
+        x_SD, partial_SD = clock.run("compute", after_sum + mlp, after_attention)
+        end = after_sum + shape.norm(shape.sequence) + shape.head()
+        hidden_TD, logits = clock.run("compute", end, partial(_finish, shard, x_SD, total(partial_SD)))
         return Output(hidden_TD, 0, logits, messages=compressed.messages)
 
     def _sum(self, compressed: CompressedGroup, partial_SD: Tensor) -> Tensor:
         """The sum over ranks, bit for bit the same on all of them."""
         if self.sync == "ring" and not compressed.codec.lossy:
-            return compressed.group.all_reduce(partial_SD)
+            return compressed.ring_all_reduce(partial_SD)
         if self.sync == "gather":
             return compressed.sum_gathered(partial_SD)
         summed_by = self._summed_by(partial_SD.numel(), compressed.world)
@@ -177,10 +190,38 @@ class TensorParallel(CompressedMethod):
         """Two sums per layer: one exchange with ``gather``; otherwise one for partial sums and one for sums."""
         return 2 * shape.layers * (world - 1) * (1 if self.sync == "gather" else 2)
 
-    def macs(self, shape: ModelShape, rank: int, world: int) -> int:
-        """A share of each layer, the whole embedding and the whole head."""
-        layer = sum(Widths.of(self, shape, world).macs(shape, rank))
-        return shape.embed_macs(shape.tokens) + shape.layers * layer + shape.head_macs()
+    def rounds(self, shape: ModelShape, world: int, wire: Wire) -> int:
+        """In two sums per layer: the steps of a ring, or exchanges of partial sums and of sums."""
+        numbers = shape.sequence * shape.hidden
+        if self.sync == "gather":
+            each = wire.rounds(self.codec.encoded_bytes(numbers), world)
+        elif self.sync == "ring" and not self.codec.lossy:
+            each = 2 * (world - 1)
+        else:
+            each = 2 * wire.rounds(self.codec.encoded_bytes(max(self._summed_by(numbers, world))), world)
+        return 2 * shape.layers * each
+
+    def work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """A share of each layer, the whole embedding, all norms and the whole head; two sums per layer."""
+        attend, mlp = self._halves(shape, rank, world)
+        after_sum = shape.add_sum(shape.sequence)
+        layers = shape.layers * (attend + mlp + 2 * (after_sum + self._sum_work(shape, rank, world)))
+        return shape.embed(shape.tokens) + layers + shape.norm(shape.sequence) + shape.head()
+
+    def _halves(self, shape: ModelShape, rank: int, world: int) -> tuple[Work, Work]:
+        """Work of one rank in the halves of a layer, each with its norm."""
+        attend, mlp = Widths.of(self, shape, world).work(shape, rank)
+        return shape.norm(shape.sequence) + attend, shape.norm(shape.sequence) + mlp
+
+    def _sum_work(self, shape: ModelShape, rank: int, world: int) -> Work:
+        """Work of one sum over ranks: codecs and additions."""
+        numbers = shape.sequence * shape.hidden
+        if self.sync == "gather":
+            return gather_work(self.codec, [1] * world, numbers, rank, replicate=True) + sum_work(numbers, world)
+        if self.sync == "ring" and (world == 1 or not self.codec.lossy):
+            return ring_sum_work(numbers, world)
+        parts = self._summed_by(numbers, world)
+        return scatter_work(self.codec, parts, 1, rank) + gather_work(self.codec, parts, 1, rank, replicate=True)
 
     def wire_bits(self, shape: ModelShape, world: int) -> int:
         """With ``star`` the link of rank 0 is busy twice: it receives partial sums, then sends copies of the sum."""
@@ -246,18 +287,3 @@ def split_block(block: Block, widths: Widths, rank: int) -> LayerShard:
     attn.proj = linear_view(block.attn.proj, inputs=of_heads, bias=False)
     mlp.fc2 = linear_view(block.mlp.fc2, inputs=of_columns, bias=False)
     return LayerShard(block, attn, mlp)
-
-
-def linear_view(linear: nn.Linear, outputs: slice = ALL, inputs: slice = ALL, bias: bool = True) -> nn.Linear:
-    """A layer that computes some outputs from some inputs of ``linear``. Its weights are views."""
-    weight = linear.weight[outputs, inputs]
-    part = nn.Linear(weight.shape[1], weight.shape[0], bias=bias, device="meta")
-    part.weight = parameter_view(weight)
-    if bias:
-        part.bias = parameter_view(linear.bias[outputs])
-    return part
-
-
-def parameter_view(part: Tensor) -> nn.Parameter:
-    """A part of a parameter, as a parameter that shares its memory."""
-    return nn.Parameter(part.detach(), requires_grad=False)

@@ -79,6 +79,16 @@ def hub_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def hub_files(folder: Path) -> list[Path]:
+    """The files that ``load_hub`` and ``hub_tokenizer`` read. Those that are missing may be among them; see there."""
+    try:
+        weights = _weight_files(folder)
+    except (FolderError, UnusableFile, OSError):  # the loader says so
+        weights = []
+    index = [] if weights == [folder / WEIGHTS] else [folder / INDEX]
+    return [folder / CONFIG, folder / TOKENIZER, *index, *weights]
+
+
 @contextmanager
 def _refusing(folder: Path) -> Iterator[None]:
     """Turn every reason why the folder cannot be used into a ConfigError of ``model.folder``."""

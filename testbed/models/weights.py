@@ -129,6 +129,11 @@ def build_model(choice: ModelChoice, tokens: int, seed: int) -> VisionTransforme
     return _fill(model, state)
 
 
+def in_float64(choice: Choice[M], model: M, tokens: int) -> M:
+    """The same model in float64. Its weights take twice the memory of ``model``'s, beside them."""
+    return _fill(_skeleton(choice, tokens), {name: tensor.double() for name, tensor in model.state_dict().items()})
+
+
 def save_model(model: nn.Module, path: Path) -> None:
     """Write the weights to ``path`` for ``load_model``. The file appears whole or not at all."""
     save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)

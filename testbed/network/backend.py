@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.comm.routes import RankLinks
+from testbed.network.link_watch import TokenBucket
+from testbed.network.qdisc import LinkReading
 from testbed.network.shaping import QUEUE_KB
 from topologies.link_graph import Hop, LinkGraph
 
@@ -52,13 +54,28 @@ class Network(ABC):
     def bucket_bytes(self) -> int:
         """Burst credit of the link with the largest token bucket: bytes that pass without delay when it was idle."""
 
+    @property
     @abstractmethod
-    def carried_bytes(self) -> dict[Hop, int] | None:
-        """Bytes that each direction of each link has carried so far, with packet headers; None without counters."""
+    def token_buckets(self) -> dict[Hop, TokenBucket]:
+        """The token bucket of each hop; empty where something else shapes the links."""
 
     @abstractmethod
+    def link_counters(self) -> LinkReading | None:
+        """The counters of the queue of each direction of each link now; None without counters."""
+
+    def carried_bytes(self) -> dict[Hop, int] | None:
+        """Bytes that each direction of each link has carried so far, with packet headers; None without counters."""
+        reading = self.link_counters()
+        return None if reading is None else {hop: found.bytes for hop, found in reading.counters.items()}
+
     def dropped_packets(self) -> int | None:
         """Packets that the links' queues have dropped so far; None without counters."""
+        reading = self.link_counters()
+        return None if reading is None else sum(found.drops for found in reading.counters.values())
+
+    def refused_settings(self) -> list[str]:
+        """Settings that the kernel does not have as links need them, in words; empty if there is none."""
+        return []
 
     @abstractmethod
     def describe(self) -> dict[str, object]:

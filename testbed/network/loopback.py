@@ -14,8 +14,9 @@ from testbed.comm.pacing import TransportPacing
 from testbed.comm.routes import RankLinks
 from testbed.errors import EnvironmentFault
 from testbed.network.backend import Network
+from testbed.network.link_watch import TokenBucket
 from testbed.network.shaping import QUEUE_KB, SHAPERS
-from topologies.link_graph import LinkGraph
+from topologies.link_graph import Hop, LinkGraph
 
 
 class LoopbackNetwork(Network):
@@ -54,10 +55,11 @@ class LoopbackNetwork(Network):
     def bucket_bytes(self) -> int:
         return 0
 
-    def carried_bytes(self) -> None:
-        return None
+    @property
+    def token_buckets(self) -> dict[Hop, TokenBucket]:
+        return {}
 
-    def dropped_packets(self) -> None:
+    def link_counters(self) -> None:
         return None
 
     def describe(self) -> dict[str, object]:

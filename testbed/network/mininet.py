@@ -23,10 +23,12 @@ from testbed.comm.routes import RankLinks, Route
 from testbed.errors import EnvironmentFault
 from testbed.network import sysctls
 from testbed.network.backend import Network
+from testbed.network.link_watch import TokenBucket
 from testbed.network.mininet_nodes import IpBridge, IpInterface, NamespaceHost, enter
 from testbed.network.probe import kernel_qdiscs
+from testbed.network.qdisc import LinkReading, QdiscReader
 from testbed.network.sandbox import scratch
-from testbed.network.shaping import QUEUE_KB, LinkPolicy
+from testbed.network.shaping import PACKET_BYTES, QUEUE_KB, SHAPERS, LinkPolicy
 from topologies.link_graph import Hop, LinkGraph
 from topologies.mininet_topo import LinkGraphTopo
 
@@ -102,6 +104,9 @@ class MininetNetwork(Network):
             self._set(host.name, entering, hops)
             _run([*entering, "ip", "-batch", "-"], "\n".join(self._addresses(rank)))
         self._await_forwarding()
+        inside = [(None, self._namespaces[0][1])]
+        inside += [(host.pid, hops) for host, (_, hops) in zip(self._hosts, self._namespaces[1:], strict=True)]
+        self._qdiscs = QdiscReader([(pid, {hop: _interface(hop) for hop in hops}) for pid, hops in inside])
         return self
 
     def _set(self, host: str, entering: list[str], hops: list[Hop]) -> None:
@@ -119,6 +124,7 @@ class MininetNetwork(Network):
         }
 
     def __exit__(self, *_: object) -> None:
+        self._qdiscs.close()
         self._net.stop()
 
     def _hops(self, prefix: str) -> list[Hop]:
@@ -219,19 +225,20 @@ class MininetNetwork(Network):
         """The largest number of packets in a GSO segment that no link has to split (LinkPolicy.gso_packets)."""
         return min((self._policy(hop).gso_packets for hop in self.graph.share), default=1)
 
-    def carried_bytes(self) -> dict[Hop, int]:
+    @property
+    def token_buckets(self) -> dict[Hop, TokenBucket]:
+        policies = {hop: self._policy(hop) for hop in self.graph.share} if self._link.shaper == SHAPERS[0] else {}
+        return {
+            hop: TokenBucket(policy.rate_bps / 8, policy.bucket_bytes, policy.gso_packets * PACKET_BYTES)
+            for hop, policy in policies.items()
+        }
+
+    def link_counters(self) -> LinkReading:
         # The qdisc counts every packet of a GSO segment with its headers; interface counters do not.
-        return self.counters("bytes")
+        return self._qdiscs.read()
 
-    def dropped_packets(self) -> int:
-        return sum(self.counters("drops").values())
-
-    def counters(self, name: str) -> dict[Hop, int]:
-        """A counter of the root qdisc of each hop."""
-        found = {}
-        for shown in self.run_in_namespaces(["tc", "-s", "-j", "qdisc", "show"]):
-            found |= {entry["dev"]: entry[name] for entry in json.loads(shown) if entry.get("root")}
-        return {hop: found.get(_interface(hop), 0) for hop in self.graph.share}
+    def refused_settings(self) -> list[str]:
+        return [f"{name} stays {value}" for name, value in sorted(self.sysctl_refused.items())]
 
     def describe(self) -> dict[str, object]:
         # One hop represents all hops with the same share and the same kind of sender.

@@ -122,11 +122,12 @@ def shortcomings(trial: Trial) -> list[str]:
             f"devices wake too late are marked degraded. What gives it: {PRIORITY_REMEDY}"
         )
     for name, value in trial.facts["sysctl_refused"].items():
-        found.append(f"the kernel does not set {name}, which stays {value}: {COSTS.get(name, 'see docs/DESIGN.md')}")
+        cost = COSTS.get(name, "see docs/DESIGN.md")
+        found.append(f"the kernel does not set {name}, which stays {value}: {cost}. Points are marked degraded")
     if not trial.facts["keeps_packet_order"]:
         found.append(
             "this kernel has no net.core.rps_default_mask: packets may overtake each other, and links at high rates "
-            "are slower than requested. Calibration measures that, and such points are marked degraded"
+            "are slower than requested. Both are measured, and such points are marked degraded"
         )
     return found
 

@@ -6,25 +6,21 @@ what it found. The last step that it announced is the one that failed.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from testbed.device.priority import attainable_priority
 from testbed.errors import EnvironmentFault
 from testbed.network.probe import kernel_qdiscs
+from testbed.network.qdisc import network_of
 from testbed.network.shaping import SHAPERS
 from topologies.link_graph import LinkGraph
 
 if TYPE_CHECKING:
     from testbed.network.mininet import MininetNetwork
 
-CLONE_NEWNET = 0x40000000
 MESSAGE = b"a message between two hosts"
 TIMEOUT_S = 5.0
 TRIAL_BPS = 1e8
@@ -43,7 +39,7 @@ def main() -> int:
             _say(step="shaping the links")
             network.shape(TRIAL_BPS, SHAPERS[0])
             _say(step="the counters of the links")
-            network.carried_bytes()
+            network.link_counters()
             _say(step="a message between two hosts")
             if graph.devices > 1:
                 _send(network)
@@ -69,11 +65,11 @@ def _say(**facts: object) -> None:
 def _send(network: MininetNetwork) -> None:
     """A TCP connection from the second host to the first one. OSError if no message comes through."""
     first, second = network.device_data_ips[:2]
-    with _network_of(network.host_pid(0)):
+    with network_of(network.host_pid(0)):
         listener = socket.create_server((first, 0))
     with listener:
         listener.settimeout(TIMEOUT_S)
-        with _network_of(network.host_pid(1)):
+        with network_of(network.host_pid(1)):
             sender = socket.create_connection(listener.getsockname(), TIMEOUT_S, (second, 0))
         with sender:
             sender.sendall(MESSAGE)
@@ -82,19 +78,6 @@ def _send(network: MininetNetwork) -> None:
                 receiver.settimeout(TIMEOUT_S)
                 if receiver.recv(len(MESSAGE), socket.MSG_WAITALL) != MESSAGE:
                     raise OSError("the message did not arrive whole")
-
-
-@contextmanager
-def _network_of(pid: int) -> Iterator[None]:
-    """Let this thread make sockets in the network namespace of a process. Python has ``os.setns`` from 3.12 on."""
-    setns = ctypes.CDLL(None, use_errno=True).setns
-    with open("/proc/self/ns/net") as own, open(f"/proc/{pid}/ns/net") as other:
-        if setns(other.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"the namespace of a host: {os.strerror(ctypes.get_errno())}")
-        try:
-            yield
-        finally:
-            setns(own.fileno(), CLONE_NEWNET)
 
 
 if __name__ == "__main__":

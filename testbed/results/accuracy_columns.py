@@ -39,13 +39,13 @@ COLUMNS = (
     Column("seed", COUNT, "random seed", key=True, needed=True),
     Column("examples", COUNT, "examples on which the model is evaluated", always=True),
     Column("value", NUMBER, "the metric", needed=True),
-    Column("value_low", NUMBER, "lower end of its 95% bootstrap interval"),
-    Column("value_high", NUMBER, "upper end of its 95% bootstrap interval"),
+    Column("value_low", NUMBER, "lower end of its 95% interval over the examples"),
+    Column("value_high", NUMBER, "upper end of its 95% interval over the examples"),
     Column(
         "change", NUMBER, "change from the baseline: percentage points of accuracy, or % of perplexity", always=True
     ),
-    Column("change_low", NUMBER, "lower end of its 95% bootstrap interval, on the same examples", always=True),
-    Column("change_high", NUMBER, "upper end of its 95% bootstrap interval, on the same examples"),
+    Column("change_low", NUMBER, "lower end of its 95% interval over the examples, the same for both", always=True),
+    Column("change_high", NUMBER, "upper end of its 95% interval over the examples"),
     Column("train_s", NUMBER, "time of the training", "s"),
     Column("train_examples", COUNT, "examples seen in training"),
     Column("train_device", TEXT, "device that trained: `cpu` or `cuda`"),

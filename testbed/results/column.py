@@ -60,9 +60,18 @@ class Column:
         return (LEAST if self.positive else -MOST), MOST
 
 
-STAMPED = (
+ONLY_ATTEMPT = "only attempt"  # at a point, so there was nothing to choose
+STAMPED = (  # by the run's folder
     Column("experiment", TEXT, "name of the experiment"),
     Column("signature", TEXT, "hash of the configuration; the name of the run's folder"),
+    Column("attempt", COUNT, "0, 1, ...: how often the point had been measured before", only_choice=0),
+    Column(
+        "kept_because",
+        TEXT,
+        "why the attempt is kept, or `not kept` and the reason; stolen CPU time and failures decide, and nothing that "
+        "was measured. Tables, figures and speed-ups use kept rows",
+        only_choice=ONLY_ATTEMPT,
+    ),
 )
 FIDELITY_COLUMNS = (
     Column(

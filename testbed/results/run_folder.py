@@ -1,7 +1,8 @@
-"""The folder of a run: one row for each point and repeat in results.parquet, a copy in results.csv, and a manifest.
+"""The folder of a run: its rows in results.parquet, a copy in results.csv, and a manifest.
 
-Files are replaced atomically. However a run ends, a file holds all rows of a point or none. If both files of rows
-differ, results.parquet is right.
+There is one row for each repeat of each attempt at a point.
+No row is dropped: ``testbed.results.attempts`` says which attempt at a point is kept. Files are replaced atomically.
+However a run ends, a file holds all rows of an attempt or none. If both files of rows differ, results.parquet is right.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.errors import ConfigError, TestbedError, printable, reason
 from testbed.results.atomic_write import replacing
-from testbed.results.schema import LATENCY, STEAL_LIMIT_PCT, RowSchema
+from testbed.results.attempts import kept, with_reasons
+from testbed.results.schema import LATENCY, RowSchema
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 ROOM_BYTES = 1 << 16  # a results folder has room for at least this much, so that a run does not begin on a full disk
 
@@ -39,6 +41,7 @@ class RunFolder:
         self.path = self.results_dir / experiment / signature
         self.parquet, self.csv = self.path / "results.parquet", self.path / "results.csv"
         self.manifest = self.path / "manifest.json"
+        self._appended: set[tuple[Hashable, ...]] = set()  # attempts that this object has written
         self._make()
 
     def _make(self) -> None:
@@ -93,8 +96,8 @@ class RunFolder:
         self._make()
         return aside
 
-    def rows(self) -> DataFrame:
-        """All rows, with the types of the schema.
+    def rows(self, every_attempt: bool = False) -> DataFrame:
+        """The rows of kept attempts, with the types of the schema. every_attempt: those of all others too.
 
         Raises TestbedError with the name of the file if it cannot be read or is damaged.
         """
@@ -107,16 +110,17 @@ class RunFolder:
         try:
             table = parquet.read_table(self.parquet, page_checksum_verification=True)
             table.validate(full=True)  # otherwise text that is not UTF-8 would be found much later
-            return table.to_pandas().loc[:, list(columns)].astype(columns)
+            found = table.to_pandas().loc[:, list(columns)].astype(columns)
         except Exception as error:  # pyarrow raises several kinds, for example KeyError, and OSError without a number
             if isinstance(error, OSError) and error.errno:
                 raise TestbedError(f"{self.parquet} cannot be read: {reason(error)}") from None
             cause = str(error).partition("\n")[0]
             message = f"{self.parquet} is damaged or of another version ({cause}); move it away, or use resume=false"
             raise TestbedError(message) from None
+        return found if every_attempt else found[kept(found)].reset_index(drop=True)
 
     def points(self) -> dict[tuple[Any, ...], bool]:
-        """For each point that has rows: its key (``schema.key``) -> whether all of its rows have status ok."""
+        """For each point that has rows: its key (``schema.key``) -> whether all of its kept rows have status ok."""
         ok: dict[tuple[Any, ...], bool] = {}
         for row in self.rows().loc[:, [*self.schema.keys, "status"]].to_dict(orient="records"):
             key = self.schema.key(row)
@@ -124,65 +128,74 @@ class RunFolder:
         return ok
 
     def completed(self, retry_failed: bool, retry_degraded: bool = False) -> set[tuple[Any, ...]]:
-        """Keys of the points that need not be measured again."""
+        """Keys of the points that need not be measured again.
+
+        retry_degraded: measure points with degraded kept rows again. The new attempt is kept only if it has less stolen
+        CPU time.
+        """
         completed = {key for key, ok in self.points().items() if ok or not retry_failed}
         if retry_degraded:
             rows = self.rows()
             completed -= set(map(self.schema.key, rows[rows["fidelity"] == "degraded"].to_dict(orient="records")))
         return completed
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add the rows of points. They replace earlier rows of these points with a status other than ok.
+    def append(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add attempts at points, after all earlier ones. Returns those of these rows that are kept.
 
+        rows: may have ``attempt``, which counts from 0 within these rows; without it they are one attempt.
         Raises ValueError and TestbedError as ``RowSchema.check`` does, and TestbedError if they cannot be written.
         """
-        before = self.rows()
-        self._put(before[~(self._of_points(before, rows) & (before["status"] != "ok"))], rows)
-
-    def append_lower_steal(self, rows: list[dict[str, Any]]) -> bool:
-        """Add the rows of a point, as ``append`` does. Returns whether they were added.
-
-        If the point already has rows that are all ok, the new rows replace them only if they are all ok too and their
-        CPU steal time is not higher, or at most STEAL_LIMIT_PCT. Measured latencies play no part.
-        """
-        before = self.rows()
-        earlier = self._of_points(before, rows)
-        ok = before["status"] == "ok"
-        finished = earlier.any() and ok[earlier].all()
-        if finished:
-            steal_pct = max(row.get("steal_pct") or 0.0 for row in rows)
-            if any(row["status"] != "ok" for row in rows) or steal_pct > max(
-                STEAL_LIMIT_PCT, before.loc[earlier, "steal_pct"].max()
-            ):
-                return False
-        self._put(before[~(earlier if finished else earlier & ~ok)], rows)
-        return True
-
-    def _put(self, before: DataFrame, rows: list[dict[str, Any]]) -> None:
-        """Check these rows and write them after the earlier ones."""
         import pandas as pd
 
-        for row in rows:
-            self.schema.check(row)
         columns = dict(self.schema.columns)
-        added = [{**row, "experiment": self.experiment, "signature": self.signature} for row in rows]
+        for row in rows:
+            self.schema.check({name: value for name, value in row.items() if name != "attempt"})
+        stamped = {"experiment": self.experiment, "signature": self.signature}
         # No file of rows can hold every text: a carriage return ends a line of CSV, and surrogates are no UTF-8.
-        cells = [{name: printable(v) if isinstance(v, str) else v for name, v in row.items()} for row in added]
-        new = pd.DataFrame(cells, columns=list(columns)).astype(columns)
-        self._write(self.schema.derive(pd.concat([before, new], ignore_index=True)))
+        cells = [
+            {"attempt": 0} | {name: printable(v) if isinstance(v, str) else v for name, v in row.items()} | stamped
+            for row in rows
+        ]
+        before = self.rows(every_attempt=True)
+        frame = pd.concat([before, pd.DataFrame(cells, columns=list(columns)).astype(columns)], ignore_index=True)
+        tried = self._tried(frame)
+        made: dict[tuple[Hashable, ...], int] = {}  # what is tried -> number of earlier attempts
+        for point, number in zip(tried, before["attempt"], strict=False):
+            made[point] = max(made.get(point, 0), int(number) + 1)
+        frame["attempt"] += [0] * len(before) + [made.get(point, 0) for point in tried[len(before) :]]
+        frame = self.schema.derive(with_reasons(frame, tried))
+        self._write(frame)
+        self._appended |= set(self._attempts(frame)[len(before) :])
+        return [row for row, stays in zip(rows, kept(frame)[len(before) :], strict=True) if stays]
 
-    def _of_points(self, frame: DataFrame, rows: list[dict[str, Any]]) -> Series[bool]:
-        """For each row of the frame: whether it belongs to a point of ``rows``."""
-        import pandas as pd
+    def _tried(self, frame: DataFrame) -> list[tuple[Hashable, ...]]:
+        """What each row is an attempt at: a point, in one compute mode.
 
-        keys = set(map(self.schema.key, rows))
-        return pd.Series([self.schema.key(row) in keys for row in frame.to_dict(orient="records")], dtype=bool)
+        A point that failed early may lack a mode. It was tried in the first mode that another row of the point has.
+        """
+        points = list(frame[list(self.schema.keys)].itertuples(index=False, name=None))
+        if "compute_mode" not in self.schema.columns:
+            return points
+        modes = frame["compute_mode"].fillna("").tolist()
+        first: dict[tuple[Hashable, ...], str] = {}
+        for point, mode in zip(points, modes, strict=True):
+            first[point] = first.get(point) or mode
+        return [(*point, mode or first[point]) for point, mode in zip(points, modes, strict=True)]
+
+    def _attempts(self, frame: DataFrame) -> list[tuple[Hashable, ...]]:
+        """What each row is an attempt at, and the number of the attempt."""
+        return [(*point, int(number)) for point, number in zip(self._tried(frame), frame["attempt"], strict=True)]
 
     def degrade(self, reasons: Mapping[tuple[Any, ...], str]) -> None:
-        """Mark the finished rows of points as degraded. reasons: key of a point -> the text for ``fidelity_note``."""
-        frame = self.rows()
+        """Mark the finished rows of points as degraded. reasons: key of a point -> the text for ``fidelity_note``.
+
+        Only attempts that this object has appended are marked, because a reason says nothing of an earlier run.
+        """
+        frame = self.rows(every_attempt=True)
+        attempts = self._attempts(frame)
         for index, row in enumerate(frame.to_dict(orient="records")):
-            if row["status"] == "ok" and (reason := reasons.get(self.schema.key(row))):
+            reason = reasons.get(self.schema.key(row)) if attempts[index] in self._appended else None
+            if row["status"] == "ok" and reason:
                 notes = [note for note in (row["fidelity_note"], reason) if note]
                 frame.loc[index, ["fidelity", "fidelity_note"]] = ["degraded", "; ".join(notes)]
         self._write(self.schema.derive(frame))

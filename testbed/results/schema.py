@@ -1,8 +1,8 @@
 """The schema of result rows: for each kind of experiment its columns, its keys and its derived columns.
 
-There is one row for each point and repeat. Columns are declared in latency_columns.py, link_columns.py and
-accuracy_columns.py. docs/columns.md is generated from them. Of the testbed, the analysis imports only this package and
-``testbed.errors``.
+There is one row for each point and repeat. Columns are declared in latency_columns.py, link_columns.py,
+accuracy_columns.py and segment_columns.py. docs/columns.md is generated from them. Of the testbed, the analysis
+imports only this package and ``testbed.errors``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import TestbedError
-from testbed.results import accuracy_columns, latency_columns, link_columns
+from testbed.results import accuracy_columns, latency_columns, link_columns, segment_columns
+from testbed.results.attempts import kept
 from testbed.results.column import ANALYTIC_ONLY, MEASURED, STAMPED, Column
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 BASELINE = "single"  # the method that speed-ups compare with; it runs on one device for every value of ``devices``
 ANALYTIC = "analytic"  # network and compute mode in rows of the cost model, of which nothing is measured
-STEAL_LIMIT_PCT = 5.0  # CPU steal time above which a row is degraded
 # Both latencies of a speed-up agree in these columns.
 SAME_CONDITIONS = ["bandwidth_mbps", "tokens", "compute_mode", "network"]
 
@@ -93,9 +93,10 @@ def with_speedup(frame: DataFrame) -> DataFrame:
     """The rows with the columns ``speedup`` and ``speedup_fidelity``; missing where the baseline has no result.
 
     speedup: median latency of the baseline in SAME_CONDITIONS over the row's latency. A ratio is as good as the worse
-    of its two sides: it is degraded if the row is, or any row of the baseline that it is compared with.
+    of its two sides: it is degraded if the row is, or any row of the baseline that it is compared with. Attempts that
+    are not kept take no part, and have no speed-up.
     """
-    ok, degraded = frame["status"] == "ok", frame["fidelity"] == "degraded"
+    ok, degraded = (frame["status"] == "ok") & kept(frame), frame["fidelity"] == "degraded"
     rows = frame[[*SAME_CONDITIONS, "latency_ms"]].assign(degraded=degraded.fillna(False).astype(bool))
     baseline = rows[ok & (frame["method"] == BASELINE)].groupby(SAME_CONDITIONS)
     baseline = baseline.agg(baseline_ms=("latency_ms", "median"), baseline_degraded=("degraded", "max"))
@@ -109,4 +110,5 @@ def with_speedup(frame: DataFrame) -> DataFrame:
 LATENCY = RowSchema(latency_columns.COLUMNS, "latency_ms", ("speedup", "speedup_fidelity"), with_speedup)
 FIDELITY = RowSchema(link_columns.COLUMNS, "time_ms")
 ACCURACY = RowSchema(accuracy_columns.COLUMNS, "value")
-SCHEMAS = (LATENCY, FIDELITY, ACCURACY)
+SEGMENT = RowSchema(segment_columns.COLUMNS, "measured_us")
+SCHEMAS = (LATENCY, FIDELITY, ACCURACY, SEGMENT)

@@ -14,7 +14,8 @@ def quality_row(stage: str = "trained", groups: int = 1, devices: int = 4, **cha
     uncompressed, bits = stage == "uncompressed", 10 * groups if stage != "uncompressed" else 32 * 96
     value = 90.0 if uncompressed else {"k-means": 80.0, "trained": 88.0}[stage] + groups / 32
     return {
-        **{"experiment": "accuracy_vit", "signature": "0", "model": "vit_tiny", "data": "fashion_mnist"},
+        **{"experiment": "accuracy_vit", "signature": "0", "attempt": 0, "kept_because": "only attempt"},
+        **{"model": "vit_tiny", "data": "fashion_mnist"},
         **{"corpus": "", "tokens": 49, "quantized": "", "anchor_tokens": 0, "int8_tokens": 0},
         **{"num_quantizers": 0 if uncompressed else 1, "pre_rotation": "" if uncompressed else "none"},
         **{"gradient": "straight_through" if stage == "trained" else ""},

@@ -9,11 +9,12 @@ from analysis.break_even import break_even, break_even_map, break_even_table
 from tests.analysis import synthetic
 
 
-def at(speedups: dict[float, float], devices: int = 4, **changes) -> list[dict]:
+def at(speedups: dict[float, float], devices: int = 4, repeats: int = 2, **changes) -> list[dict]:
     """astra G=1 with these speed-ups at these bandwidths."""
     return [
-        synthetic.row("astra", 1, bandwidth_mbps=mbps, devices=devices, **changes) | {"speedup": speedup}
+        synthetic.row("astra", 1, bandwidth_mbps=mbps, devices=devices, repeat=repeat, **changes) | {"speedup": speedup}
         for mbps, speedup in speedups.items()
+        for repeat in range(repeats)
     ]
 
 
@@ -27,8 +28,24 @@ def test_the_lowest_bandwidth_that_wins_is_bracketed_by_the_highest_that_loses()
     assert cell(at({10.0: 1.2, 20.0: 1.9})) == "10 or less"
     assert cell(at({10.0: 0.2, 20.0: 0.9})) == "never up to 20"
     assert cell(at({10.0: 0.5, 20.0: 1.1, 50.0: 0.9})) == "10 to 20 (≈18.5)*"
-    assert cell(at({10.0: 0.5, 20.0: 1.1}, fidelity="degraded")) == "10 to 20 (≈18.5)~"
     assert break_even(synthetic.frame(at({10.0: 2.0}))).empty  # one bandwidth has no other to compare with
+
+
+def test_degraded_speed_ups_decide_nothing():
+    slow, fast = at({10.0: 0.5, 50.0: 2.0}), at({20.0: 4.0}, fidelity="degraded")
+    assert cell([*slow, *fast]) == "10 to 50 (≈21.4)~"  # not 10 to 20
+    table = break_even_table(synthetic.frame([*slow, *fast]))
+    assert table.notes[-1].startswith("~ left out here")
+    none = at({10.0: 0.5, 20.0: 1.1}, fidelity="degraded")
+    assert cell(none) == "not known~" and cell(none + at({50.0: 2.0})) == "not known~"
+    (found,) = break_even(synthetic.frame(none)).to_dict("records")
+    assert pd.isna([found["wins_mbps"], found["loses_mbps"], found["estimate_mbps"], found["highest_mbps"]]).all()
+
+
+def test_one_repeat_is_said():
+    table = break_even_table(synthetic.frame(at({10.0: 0.5, 20.0: 1.5}, repeats=1)))
+    assert table.rows == [["astra G=1", "10 to 20 (≈16.0)¹"]] and table.notes[-1].startswith("¹ one repeat")
+    assert cell(at({10.0: 0.5, 20.0: 1.5}, warm_up=0)) == "10 to 20 (≈16.0)¹"
 
 
 @settings(max_examples=30)

@@ -12,7 +12,9 @@ from analysis.report.write import write_report
 from testbed.results.schema import FIDELITY
 
 
-def rows(shaper: str = "tbf", size_bytes: int = 100_000, times_ms: tuple[float, ...] = (10.0,), **changes: Any) -> list:
+def rows(
+    shaper: str = "tbf", size_bytes: int = 100_000, times_ms: tuple[float, ...] = (10.0, 10.0), **changes: Any
+) -> list:
     """Repeats of one made-up point whose ideal is 10 ms. Nothing here was measured."""
     fixed = {
         **{"experiment": "fidelity", "signature": "0", "pattern": "one_way", "shaper": shaper, "devices": 4},
@@ -45,17 +47,24 @@ def test_the_table_of_links_shows_the_worst_point_and_the_needed_time_scale() ->
     )[0]
     (cells,) = table.rows
     assert dict(zip(table.columns, cells, strict=True)) == {
-        **{"links": "4 x 100 Mbps", "rate error": "-1.0%", "one way": "1.30~", "both ways": "-", "all-gather": "-"},
-        **{"all-reduce": "-", "small, ms": "+2.50", "spread": "-", "resent": "8", "dropped": "0", "needed scale": "4"},
+        **{"links": "4 x 100 Mbps", "rate error": "-1.0%", "one way": "1.30¹~", "both ways": "-", "all-gather": "-"},
+        **{
+            "all-reduce": "-",
+            "small, ms": "+2.50¹",
+            "spread": "0%",
+            "resent": "8",
+            "dropped": "0",
+            "needed scale": "4",
+        },
     }
 
 
 def test_shapers_stand_side_by_side_and_a_missing_one_is_named() -> None:
-    skipped = rows("netem", status="skipped", error="this kernel has no netem", time_ms=None)
+    skipped = rows("netem", times_ms=(0.0,), status="skipped", error="this kernel has no netem", time_ms=None)
     _, shapers, lost = fidelity_tables(
         frame(rows(), rows("tclink", times_ms=(0.6,), burst_credit_bytes=15360), skipped)
     )
-    assert shapers.rows == [["tbf, 100,000 B", "1.00", "0"], ["tclink, 100,000 B", "0.06", "15,360"]]
+    assert shapers.rows == [["tbf, 100,000 B", "1.00", "0"], ["tclink, 100,000 B", "0.06¹", "15,360"]]
     assert lost.rows == [["netem", "skipped", "1", "this kernel has no netem"]]
 
 

@@ -55,6 +55,6 @@ def test_table_and_figure(tmp_path):
     rows = latencies(fidelity="degraded")
     table = trade_offs(rows, evaluated)
     text = trade_off_table(table, evaluated)
-    assert text.rows[1][:4] == ["astra G=1", "4", "10", "138.1~"] and text.rows[1][-1] == "yes~"
+    assert text.rows[1][:4] == ["astra G=1", "4", "10", "138.1¹~"] and text.rows[1][-1] == "yes~"
     names = [path.name for path in trade_off_plot(table, rows, evaluated, tmp_path)]
     assert names == ["pareto.png", "pareto.pdf"]

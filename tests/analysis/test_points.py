@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from analysis.latency_tables import latency_tables
 from analysis.paper.latency import paper_comparison
 from analysis.points import (
     latency_table,
@@ -37,6 +38,29 @@ def test_spread_is_slowest_less_fastest_over_median():
     assert table["spread_pct"].to_numpy() == pytest.approx(100 * 0.04 / 1.02)
     once = synthetic.sweep(bandwidths=(10.0,), repeats=1)
     assert points(once)["spread_pct"].isna().all()
+
+
+def test_numbers_of_one_repeat_or_without_a_warm_up_say_so():
+    table = points(synthetic.sweep(bandwidths=(10.0,)))
+    assert not table["one"].any() and not table["speedup_one"].any()
+    parts = [synthetic.sweep((10.0,), repeats=1), synthetic.sweep((20.0,)), synthetic.sweep((50.0,), warm_up=0)]
+    frame = pd.concat(parts, ignore_index=True)
+    table = points(frame).set_index("bandwidth_mbps")
+    assert table["one"].groupby(level=0).all().to_dict() == {10.0: True, 20.0: False, 50.0: True}
+    latency, speedup = latency_tables(frame)
+    assert latency.rows[0][1:4] == ["352.0¹", "359.0", "359.0¹"] and latency.notes[0].startswith("¹ one repeat")
+    assert speedup.rows[1][1:4] == ["0.00386¹", "0.00756", "0.0188¹"]
+    model = points(synthetic.sweep((10.0,), repeats=1, compute_mode="analytic", network="analytic"))
+    assert not model["one"].any()  # nothing was measured, so nothing can be repeated
+
+
+def test_a_speed_up_over_one_repeat_of_single_says_so():
+    rows = synthetic.sweep(bandwidths=(10.0, 20.0))
+    once = (rows["method"] == "single") & (rows["bandwidth_mbps"] == 10.0) & (rows["repeat"] > 0)
+    latency, speedup = latency_tables(rows[~once])
+    assert latency.rows[4][1:3] == ["140.9", "136.2"] and speedup.rows[4][1:3] == ["2.48¹", "2.57"]
+    older = points(rows.assign(warm_up=None))
+    assert not older["one"].any()  # rows of an older version do not say whether there was a warm-up
 
 
 def test_a_point_is_verified_if_every_repeat_is_and_degraded_if_any_is():
@@ -91,6 +115,7 @@ def test_paper_comparison_says_in_what_the_conditions_differ():
         in paper_comparison(executed)["why"].iloc[0]
     )
     assert "degraded fidelity" in paper_comparison(executed)["why"].iloc[0]
+    assert paper_comparison(synthetic.sweep(repeats=1))["why"].str.contains("one repeat").all()
 
 
 def test_paper_comparison_needs_both_sides():

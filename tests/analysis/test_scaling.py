@@ -25,5 +25,6 @@ def test_a_column_for_each_number_of_tokens():
         *(["single", "1", "10"], ["single", "1", "20"]),
         *(["astra G=1", "4", "10"], ["astra G=1", "4", "20"]),
     ]
-    assert latency.rows[2][3:] == ["138.1", "138.1~"] and latency.rows[3][3] == "-"
+    assert latency.rows[2][3:] == ["138.1¹", "138.1¹~"] and latency.rows[3][3] == "-"
+    assert [note[0] for note in latency.notes] == ["¹", "~"]
     assert tokens_tables(synthetic.sweep(bandwidths=(10.0,))) == []

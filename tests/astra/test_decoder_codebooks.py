@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,3 +129,14 @@ def test_the_cache_is_used_and_everything_that_matters_changes_the_file(
     assert len({*first.values(), *(path for files in others for path in files.values())}) == 8
     monkeypatch.setattr(decoder_codebooks, "train_decoder_codebooks", None)
     assert decoder_codebooks_for(MODEL, WINDOWS, [four, two], 0, tmp_path) == first
+
+
+def test_a_model_that_differs_in_number_65_of_a_tensor_gets_other_codebooks(tmp_path: Path) -> None:
+    spec, other = CodebookSpec(2, 16), copy.deepcopy(MODEL)
+    with torch.no_grad():
+        other.token_embed.weight.view(-1)[64] += 0.5
+    (path,), (changed,) = (
+        decoder_codebooks_for(model, WINDOWS, [spec], 0, tmp_path).values() for model in (MODEL, other)
+    )
+    assert path != changed
+    assert not torch.equal(load_codebooks(path).codebooks_LIKd, load_codebooks(changed).codebooks_LIKd)

@@ -1,5 +1,7 @@
 """Lookup tables: the keys and values of decoding and projection, and files that are checked."""
 
+import threading
+import time
 import warnings
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from testbed.astra import lookup_tables as lookup_tables_module
 from testbed.astra.lookup_tables import LookupTable, lookup_tables, table_bytes
 from testbed.astra.quantizer import Quantizer
 from testbed.errors import ConfigError
@@ -152,7 +155,7 @@ def test_a_second_start_loads_the_file_of_the_first(tmp_path):
     block, codebooks = make_block("layer norm", 12, 1), random_codebooks(3, 8, 4, 2)[0]
     codes = draw_codes(9, 3, 8, 3)
     made = LookupTable(block, codebooks, cache_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("lut-*")
     written = path.stat().st_mtime_ns
     loaded = LookupTable(block, codebooks, cache_dir=tmp_path)
     assert path.stat().st_mtime_ns == written
@@ -160,12 +163,31 @@ def test_a_second_start_loads_the_file_of_the_first(tmp_path):
     assert torch.equal(made.keys_values(codes)[1], LookupTable(block, codebooks).keys_values(codes)[1])
 
 
+def test_of_two_runs_that_need_a_table_one_makes_it(tmp_path, monkeypatch):
+    block, codebooks = make_block("layer norm", 12, 1), random_codebooks(3, 8, 4, 2)[0]
+    made, make = [], lookup_tables_module._make
+
+    def slowly(projection, codebooks_GKd):
+        if codebooks_GKd.shape == codebooks.shape:  # of the whole table, and not of the rows that a check compares
+            made.append(threading.get_ident())
+            time.sleep(0.3)
+        return make(projection, codebooks_GKd)
+
+    monkeypatch.setattr(lookup_tables_module, "_make", slowly)
+    runs = [threading.Thread(target=LookupTable, args=(block, codebooks, None, tmp_path)) for _ in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(made) == 1 and len(list(tmp_path.glob("lut-*"))) == 1
+
+
 def test_other_weights_or_codebooks_have_files_of_their_own(tmp_path):
     block, codebooks = make_block("layer norm", 12, 1), random_codebooks(3, 8, 4, 2)[0]
 
     def files(of=codebooks):
         LookupTable(block, of, cache_dir=tmp_path)
-        return len(list(tmp_path.iterdir()))
+        return len(list(tmp_path.glob("lut-*")))
 
     assert files() == 1
     assert files(codebooks + 1e-3) == 2
@@ -205,12 +227,12 @@ def lost_page(content):
 def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, damage):
     block, codebooks = make_block("layer norm", 12, 1), random_codebooks(3, 8, 4, 2)[0]
     LookupTable(block, codebooks, cache_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("lut-*")
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     with pytest.warns(UserWarning, match=path.name):
         LookupTable(block, codebooks, cache_dir=tmp_path)
-    assert path.read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
+    assert path.read_bytes() == whole and len(list(tmp_path.glob("lut-*"))) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LookupTable(block, codebooks, cache_dir=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 import socket
 import struct
@@ -35,7 +36,12 @@ TOKEN = bytes(range(16))
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 HEADERS = st.builds(
-    pack_header, st.sampled_from(OPERATIONS), st.integers(0, 255), st.integers(0, 2**33), st.integers(0, 2**64 - 1)
+    pack_header,
+    st.sampled_from(OPERATIONS),
+    st.integers(0, 255),
+    st.integers(0, 2**33),
+    st.integers(0, 2**64 - 1),
+    st.floats(),
 )
 
 
@@ -53,12 +59,26 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 @example(b"AT", pack_header("send", 3, 0, 8))
 @example(pack_header("send", 3, 0, 8) * 1000, pack_header("send", 3, 0, 8))
 def test_only_the_expected_header_passes(header: bytes, expected: bytes) -> None:
-    _, code, source, sequence, payload_bytes = struct.unpack(">2sBBIQ", expected)
-    check_header(expected, OPERATIONS[code], source, sequence, payload_bytes)
-    if header != expected:
+    known, begin = expected[:16], header[16:]
+    _, code, source, sequence, payload_bytes = struct.unpack(">2sBBIQ", known)
+    if header[:16] == known and len(header) == HEADER_BYTES and math.isfinite(struct.unpack(">d", begin)[0]):
+        assert check_header(header, OPERATIONS[code], source, sequence, payload_bytes) == struct.unpack(">d", begin)[0]
+    else:
         with pytest.raises(CommError, match=f"rank {source} sent ") as error:
             check_header(header, OPERATIONS[code], source, sequence, payload_bytes)
         assert error.value.ranks == (source,) and len(str(error.value)) < 200
+
+
+def test_a_peer_cannot_choose_when_its_message_arrives() -> None:
+    with one_rank(2.0) as (group, theirs):
+        far_s = time.monotonic() + 1e6
+        theirs.sendall(pack_header("send", 1, 0, 8, far_s) + bytes(8))
+        begin = time.monotonic()
+        received(group, 8)
+        assert time.monotonic() - begin < 1
+        theirs.sendall(pack_header("send", 1, 1, 8, math.nan) + bytes(8))
+        with pytest.raises(CommError, match="rank 1 sent send #1 with begin_s=nan"):
+            received(group, 8)
 
 
 GREETINGS = st.builds(pack_greeting, st.just(TOKEN) | st.binary(min_size=16, max_size=16), st.integers(0, 2**32 - 1))
@@ -178,7 +198,7 @@ def test_a_claimed_length_allocates_nothing(claimed: int, expected: int) -> None
         ),
         (pack_header("send", 1, 1, 4000), "rank 1 sent send #1"),
         (pack_header("send", 2, 0, 4000), "rank 1 sent send #0 of 4000 bytes as rank 2"),
-        (b"GET / HTTP/1.1\r\n", "rank 1 sent a corrupt frame in send: 47455420"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", "rank 1 sent a corrupt frame in send: 47455420"),
         (pack_header("send", 1, 0, 4000)[:10], r"waited 0.1 s in send for ranks \[1\]"),
     ],
 )

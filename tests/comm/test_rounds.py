@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from testbed.comm.exchange import BRIEF_S
 from testbed.comm.pacing import Unpaced
 from testbed.comm.routes import RankLinks
 from testbed.comm.tcp import TcpGroup
+from testbed.comm.wire import BRIEF_S
 from tests.conftest import run_ranks
 
 RATE_BPS = 1e6

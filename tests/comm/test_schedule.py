@@ -100,6 +100,7 @@ class Recorder(Unpaced):
     """Records the bytes that it is asked to release."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked: list[int] = []
 
     def release(self, payload_bytes: int, now_s: float, ready_s: float) -> float:
@@ -113,7 +114,7 @@ def test_contending_senders_are_charged_together_and_a_lone_sender_once() -> Non
         routes = {peer: Route(near, 1e9) if peer // 2 == group.rank // 2 else Route(trunk, 1e9, 2) for peer in range(4)}
         group.set_links(RankLinks(routes, 1e9, DIRECT))
         group.all_gather(torch.zeros(100, dtype=torch.uint8), [100] * 4)
-        assert near.asked == [116]  # with the frame's header
+        assert near.asked == [124]  # with the frame's header
         if group.rank == 0:
             group.send(torch.zeros(100, dtype=torch.uint8), 2)
         elif group.rank == 2:
@@ -124,8 +125,8 @@ def test_contending_senders_are_charged_together_and_a_lone_sender_once() -> Non
             group.exchange_async({}, {0: 100, 1: 100}).wait()
         return trunk.asked
 
-    both = 2 * 2 * 116  # two messages over the trunk, and the subnet's other rank has as many
-    assert run_ranks(4, main) == [[both, 116, 2 * 116], [both, 2 * 116], [both], [both]]
+    both = 2 * 2 * 124  # two messages over the trunk, and the subnet's other rank has as many
+    assert run_ranks(4, main) == [[both, 124, 2 * 124], [both, 2 * 124], [both], [both]]
 
 
 @pytest.mark.parametrize(("shared", "messages"), [(False, 1), (True, 2)])

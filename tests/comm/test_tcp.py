@@ -202,7 +202,7 @@ def test_missing_peer_is_named_within_the_timeout() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"\xff" * 16, "rank 1 sent a corrupt frame"),
+        (b"\xff" * 24, "rank 1 sent a corrupt frame"),
         (pack_header("all_gather", 1, 0, 2**62), "of 4611686018427387904 bytes"),
         (pack_header("all_reduce", 1, 0, 16), "sent all_reduce"),
         (pack_header("all_gather", 1, 7, 16), "sent all_gather #7"),

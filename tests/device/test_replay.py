@@ -14,6 +14,7 @@ from testbed.comm.tcp import TcpGroup
 from testbed.device.clock import DeviceClock
 from testbed.device.replay import ReplayCache
 from testbed.methods import load_method
+from testbed.work import NO_WORK
 from tests.conftest import run_ranks
 from tests.methods.small import pixels, small_model
 
@@ -153,7 +154,7 @@ def test_every_operation_reads_what_it_sends(name: str) -> None:
         clock, own = DeviceClock(), torch.arange(4, dtype=torch.uint8) + 10 * group.rank
 
         def forward() -> Tensor:
-            return operation(group, clock.run("compute", 0, own.clone))
+            return operation(group, clock.run("compute", NO_WORK, own.clone))
 
         recorded = clock.record(forward)
         clock.mode = "replay"

@@ -81,7 +81,7 @@ def _packets(session: Session) -> tuple[int, int]:
     segments = 0
     for shown in session.network.run_in_namespaces(["ip", "-s", "-j", "link"]):
         segments += sum(link["stats64"]["tx"]["packets"] for link in json.loads(shown) if link["ifname"] in links)
-    return sum(session.network.counters("packets").values()), segments
+    return sum(found.packets for found in session.network.link_counters().counters.values()), segments
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
 from testbed.grid import Point, config_signature, points
 from testbed.network.sandbox import tool_path
-from testbed.results.provenance import code_hash
+from testbed.results.measurement_hash import measurement_hash
 from testbed.results.run_folder import RunFolder
 from tests.emulation.machine import ROOT, SMALL, actor, command, machine_state, pytestmark
 from tests.results.test_run_folder import row
@@ -238,7 +238,8 @@ def test_truncated_results_are_named_and_left_alone(tmp_path: Path) -> None:
     words = command(tmp_path, "network=mininet")
     folder = RunFolder(tmp_path, "smoke", signature_of("network=mininet"))
     folder.append([row()])
-    folder.write_manifest([{"code_hash": code_hash()}])
+    config = load_config(["+experiment=smoke", *SMALL, "network=mininet"])
+    folder.write_manifest([{"measurement_hash": measurement_hash(asdict(config))}])
     half = folder.parquet.read_bytes()[:-100]
     folder.parquet.write_bytes(half)
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from analysis.accuracy import accuracy_tables, results
@@ -31,7 +33,7 @@ from testbed.models.llama import Llama
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ACCURACY
 from tests.datasets.test_token_windows import BYTES
-from tests.tiny_llama import save_tiny_llama
+from tests.tiny_llama import edit_weights, save_tiny_llama
 
 WORDS = ["data.length=16", "data.windows=5", "data.codebook_windows=12", "data.train_windows=64", "codebook_sizes=16"]
 WORDS += ["groups=[1,4]", "quantized=[keys_values,residual]", "anchor_tokens=[0,2]", "devices=[2,4]"]
@@ -126,10 +128,25 @@ def test_the_figure_is_the_perplexity_of_the_decoder(words: list[str], hub: Path
     assert rows["k-means"]["value"] == pytest.approx(perplexity(compressed), rel=1e-6)
     ratio = perplexity(compressed) / perplexity(plain)
     assert rows["k-means"]["change"] == pytest.approx(100 * (ratio - 1), rel=1e-5)
-    changes = (compressed - plain).exp()  # a mean lies between the extremes, and so do the ends of its interval
-    low, high = rows["k-means"]["change_low"], rows["k-means"]["change_high"]
-    assert 100 * (changes.min().item() - 1) <= low < rows["k-means"]["change"] < high
-    assert high <= 100 * (changes.max().item() - 1)
+    rise = compressed - plain  # Student's t of five windows, in the logarithm
+    half = 2.776 * rise.std().item() / math.sqrt(5)
+    for end, factor in (("change_low", math.exp(-half)), ("change_high", math.exp(half))):
+        assert 1 + rows["k-means"][end] / 100 == pytest.approx(ratio * factor, rel=1e-3)
+
+
+def test_likelihoods_of_a_model_that_differs_in_one_number_are_others(
+    words: list[str], hub: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(hub, tmp_path / "tiny-llama")
+    found = []
+    for change in (0.0, 0.5):
+        weight = load_file(hub / "model.safetensors")["model.embed_tokens.weight"]
+        weight.view(-1)[64] += change  # number 65 of the tensor
+        edit_weights(folder, model__embed_tokens__weight=weight)
+        bench = accuracy_lm._Bench(configured([*words, f"model.folder={folder}", *FEW]), folder_for(tmp_path))
+        found.append(bench._uncompressed("text"))
+        assert len(list((tmp_path / "cache").glob("nll-*.safetensors"))) == len(found)
+    assert not torch.equal(*found)
 
 
 def test_fine_tuning_lowers_the_perplexity(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

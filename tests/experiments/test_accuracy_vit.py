@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from analysis.accuracy import accuracy_tables, results
@@ -20,7 +18,6 @@ from testbed.config.load import load_config
 from testbed.config.schema import AccuracyConfig
 from testbed.datasets.images import Images, Memory, Splits
 from testbed.errors import ConfigError, EnvironmentFault, TestbedError
-from testbed.results.bootstrap import bootstrap_interval
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import ACCURACY
 
@@ -198,33 +195,9 @@ def test_other_images_in_the_same_folder_are_trained_on_anew(
     assert trained_in[0] == trained_in[1] != trained_in[2]
 
 
-def test_rows_of_other_images_are_not_continued(
-    small: AccuracyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, folder = pictured(small, tmp_path / "images"), RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
-    config.groups, config.stages = [1], ["k-means"]
-    assert accuracy_vit.run(config, "", folder) == 0
-    rows = folder.rows()
-    assert accuracy_vit.run(config, "", folder) == 0 and len(folder.rows()) == len(rows)
-    path = tmp_path / "images" / "val" / "a" / "0.png"
-    Image.open(path).point(lambda value: 255 - value).save(path)
-    with pytest.raises(ConfigError, match=r"^resume=true: .* was measured with other data or weights \("):
-        accuracy_vit.run(config, "", folder)
-    config.force = True
-    assert accuracy_vit.run(config, "", folder) == 0 and len(folder.rows()) == len(rows)
-
-
 def test_an_uncompressed_baseline_that_diverges_ends_the_run(small: AccuracyConfig, tmp_path: Path) -> None:
     small.uncompressed.learning_rate, small.groups, small.uncompressed.epochs = 1e30, [1], 1
     folder = RunFolder(tmp_path, "accuracy_vit", "abc", ACCURACY)
     with pytest.raises(TestbedError, match=r"lower uncompressed\.learning_rate=1e\+30"):
         accuracy_vit.run(small, "", folder)
     assert folder.rows().empty
-
-
-@given(st.lists(st.sampled_from([-100.0, 0.0, 100.0]), min_size=30, max_size=300), st.integers(0, 5))
-def test_the_bootstrap_is_near_the_normal_interval(values: list[float], seed: int) -> None:
-    low, high = bootstrap_interval(values, seed)
-    mean, error = np.mean(values), np.std(values) / np.sqrt(len(values))
-    assert low <= mean <= high
-    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.25, abs=100 / len(values))

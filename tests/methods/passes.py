@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from testbed.methods.base import Method
 from testbed.models.decoder import Decoder
 from testbed.models.vit import VisionTransformer
 from testbed.output import Output
+from testbed.work import Kernel, count_kernels
 from tests.conftest import run_ranks
 
 # label -> (method, settings): all equal the plain model with a lossless codec
@@ -82,8 +84,7 @@ class CountedForward:
     received_bits: int
     sent_bits: int
     messages: int
-    clock_macs: int
-    moved_bytes: int
+    kernels: Counter[Kernel]
     counted_macs: int
 
 
@@ -96,9 +97,8 @@ def counted_forward(method: Method, shard: Any, inputs: Tensor, group: TcpGroup,
         output = clock.record(forward) if clock.mode == "execute" else forward()
     traffic = group.traffic
     received = 8 * traffic.received_bytes
-    return CountedForward(
-        output, received, 8 * traffic.sent_bytes, len(messages), clock.macs, clock.moved_bytes, counter.macs
-    )
+    kernels = count_kernels(clock.works)
+    return CountedForward(output, received, 8 * traffic.sent_bytes, len(messages), kernels, counter.macs)
 
 
 @contextmanager
@@ -145,8 +145,7 @@ def check_accounts(
     for rank, (executed, replayed) in enumerate(passes):
         macs = method.macs(model.shape, rank, world)
         assert executed.received_bits == replayed.received_bits == formula_bits[rank]
-        assert executed.clock_macs == replayed.clock_macs == macs
-        assert executed.moved_bytes == method.moved_bytes(model.shape, rank, world)
+        assert executed.kernels == replayed.kernels == method.work(model.shape, rank, world).counts()
         # With dedup the formula counts all codewords, and the pass computes those that occur.
         upper_bound = isinstance(method, Astra) and "dedup" in method.optimizations and world > 1
         assert executed.counted_macs <= macs if upper_bound else executed.counted_macs == macs

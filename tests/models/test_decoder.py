@@ -130,12 +130,12 @@ def test_shape_counts_the_linear_layers_parameters(name):
     model = MODELS[name]
     shape = model.config.shape(20)
     per_block = sum(p.numel() for p in model.blocks[0].parameters() if p.dim() == 2)
-    assert shape.query_macs(1) + shape.key_value_macs(1) + shape.finish_macs(1) == per_block
-    assert shape.head_macs() == model.token_embed.weight.numel() and shape.embed_macs(20) == 0
+    assert (shape.query(1) + shape.keys_values(1) + shape.finish(1)).macs == per_block
+    assert shape.head().macs == model.token_embed.weight.numel() and shape.embed(20).macs == 0
     keys = model.blocks[0].attn.keys_values(torch.zeros(1, 20, 24))[0]
     assert shape.key_width == keys.shape[1] * keys.shape[3] and shape.sequence == 20
     queries = model.blocks[0].attn.query(torch.zeros(1, 20, 24))
-    assert shape.attend_macs(3, 5) == 2 * 3 * 5 * queries.shape[1] * queries.shape[3]
+    assert shape.attend(3, 5).macs == 2 * 3 * 5 * queries.shape[1] * queries.shape[3]
 
 
 def test_a_tied_head_is_the_embedding():

@@ -86,7 +86,7 @@ def test_shape_counts_the_linear_layers_parameters():
     model = build_model(TINY, 6, seed=0)
     shape = model.shape
     per_block = sum(p.numel() for p in model.blocks[0].parameters() if p.dim() == 2)
-    assert shape.query_macs(1) + shape.key_value_macs(1) + shape.finish_macs(1) == per_block
-    assert shape.embed_macs(1) == model.patch_embed.weight.numel()
-    assert shape.head_macs() == model.head.weight.numel()
+    assert (shape.query(1) + shape.keys_values(1) + shape.finish(1)).macs == per_block
+    assert shape.embed(1).macs == model.patch_embed.weight.numel()
+    assert shape.head().macs == model.head.weight.numel()
     assert shape.sequence == 7

@@ -40,4 +40,5 @@ def test_a_kernel_without_ipv6_lacks_nothing(monkeypatch: pytest.MonkeyPatch) ->
     found = {"net.ipv6.conf.all.disable_ipv6": sysctls.MISSING, "net.ipv4.tcp_slow_start_after_idle": "1"}
     made = network(star(2), found, monkeypatch)
     assert made.sysctl_refused == {"net.ipv4.tcp_slow_start_after_idle": "1"}
+    assert made.refused_settings() == ["net.ipv4.tcp_slow_start_after_idle stays 1"]  # it degrades rows
     assert found.items() <= made._sysctls.items()

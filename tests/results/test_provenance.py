@@ -1,49 +1,14 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from testbed.results import provenance
-from testbed.results.provenance import ROOT, code_hash
 
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("testbed/comm/tcp.py", True),
-        ("experiments/measurement/calibration.py", True),
-        ("topologies/link_graph.py", True),
-        ("experiments/benchmarks/soak.py", False),
-        ("experiments/paper.py", False),
-        ("testbed/config/reference.py", False),
-        ("testbed/results/reference.py", False),
-    ],
-)
-def test_only_code_of_measurements_counts(
-    name: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in provenance.HASHED_FOLDERS:
-        for path in (ROOT / folder).rglob("*.py"):
-            target = tmp_path / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(path.read_text())
-    before = code_hash()
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    assert code_hash() == before
-    with (tmp_path / name).open("a") as source:
-        source.write("# edited\n")
-    assert (code_hash() != before) == counts
-
-
-def test_what_editors_leave_is_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "testbed").mkdir()
-    (tmp_path / "testbed" / "a.py").write_text("µ = 1\n", "utf-8")
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    before = code_hash()
-    (tmp_path / "testbed" / ".#a.py").symlink_to("user@host.1234:5678")  # Emacs locks a file that is being edited
-    assert code_hash() == before
+ROOT = Path(__file__).parents[2]
 
 
 def test_any_difference_from_the_commit_has_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +28,27 @@ def test_any_difference_from_the_commit_has_a_hash(tmp_path: Path, monkeypatch: 
     (tmp_path / "notes.txt").write_bytes(b"caf\xe9\n")  # not UTF-8
     hashes.append(provenance.provenance()["git_dirty_hash"])
     assert hashes[0] is None and len(set(hashes)) == 4
+
+
+def test_a_resumed_run_is_held_to_the_versions_that_can_change_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = provenance.provenance()
+    assert provenance.other_versions(now) == [] == provenance.other_versions({})
+    packages = now["packages"]
+    older = now | {"packages": packages | {"torch": "2.12.0", "numpy": "1.0", "pandas": "2.0"}, "python": "3.9.18"}
+    python = ".".join(platform.python_version_tuple()[:2])
+    assert provenance.other_versions(older) == [
+        f"torch 2.12.0, now {packages['torch']}",
+        f"numpy 1.0, now {packages['numpy']}",
+        f"Python 3.9, now {python}",
+    ]
+    assert provenance.other_versions(now | {"python": f"{python}.99"}) == []  # a later patch of the interpreter
+    monkeypatch.setattr(provenance, "MEASURING_PACKAGES", ("no-such-package",))
+    assert provenance.other_versions(now | {"packages": {"no-such-package": "1"}}) == []  # cannot be used now
+    assert provenance.other_versions({"packages": ["damaged"], "python": 3}) == []
+
+
+def test_every_measuring_package_is_installed_or_optional() -> None:
+    """A name that was misspelled would never be compared."""
+    text = (ROOT / "constraints.txt").read_text() + (ROOT / "requirements-data.txt").read_text()
+    pinned = {line.partition("==")[0].strip().lower() for line in text.splitlines() if "==" in line}
+    assert {*provenance.MEASURING_PACKAGES, *provenance.OTHER_PACKAGES} <= pinned

@@ -42,7 +42,23 @@ from testbed.progress import Steps, steps
 from testbed.results.cache import making
 from testbed.results.provenance import provenance
 
+CPU, GPU = "cpu", "cuda"
 CHECKPOINT, RESULT, MANIFEST = "checkpoint.safetensors", "astra.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What trained weights depend on besides their recipe: the kind of device, and the precision of products on it."""
+
+    device: str
+    precision: str
+
+    @classmethod
+    def here(cls) -> Arithmetic:
+        """That of training on this machine."""
+        if not torch.cuda.is_available():
+            return cls(CPU, "float32")
+        return cls(GPU, "bfloat16" if torch.cuda.is_bf16_supported() else "float32")
 
 
 @dataclass
@@ -106,7 +122,8 @@ class _Run:
             raise ConfigError(f"{section}.devices", settings.devices, "more than one device needs codebooks")
         self.examples, self.validation, self.settings, self.folder = examples, validation, settings, folder
         self.section = section
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.arithmetic = Arithmetic.here()
+        self.device = torch.device(self.arithmetic.device)
         self.student = student.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device).eval()
         self.student.requires_grad_(True)
@@ -174,7 +191,7 @@ class _Run:
         cut = random_shares if settings.random_cuts else even_shares
         shares = cut(self.student.tokens, devices)
         inputs, targets = (tensor.to(self.device) for tensor in self.examples.batch(indices, settings.augment))
-        bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bfloat16 = self.arithmetic.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             loss = objective(settings.objective, self.student, self.teacher, inputs, targets, shares)
         self.optimizer.zero_grad()
@@ -237,12 +254,13 @@ class _Run:
         self.progress = Progress(**state["progress"])
 
     def _manifest(self) -> dict[str, Any]:
-        progress, gpu = self.progress, self.device.type == "cuda"
+        progress, gpu = self.progress, self.arithmetic.device == GPU
         hours = {"gpu_hours": progress.wall_s / 3600} if gpu else {"cpu_hours": progress.cpu_s / 3600}
         return {
             "config": self.config,
             "cost": {
-                "device": torch.cuda.get_device_name() if gpu else "cpu",
+                "device": torch.cuda.get_device_name() if gpu else CPU,
+                "precision": self.arithmetic.precision,
                 "wall_s": progress.wall_s,
                 **hours,
                 "steps": progress.step,

@@ -170,7 +170,7 @@ def test_failed_and_degraded_points_are_marked_and_explained(tmp_path, capsys, n
     synthetic.frame(rows).to_csv(tmp_path / "results.csv", index=False)
     summarize(tmp_path)
     out = capsys.readouterr().out
-    assert "138.1~" in out and "~ degraded" in out and "verified no" in out
+    assert "138.1¹~" in out and "~ degraded" in out and "verified no" in out
     assert "rank 2 is missing after 30 s" in out
 
 

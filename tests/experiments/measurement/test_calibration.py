@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.measurement import calibration
-from experiments.measurement.calibration import Calibration, calibrate, lowest_steal
+from experiments.measurement.calibration import Calibration, attempts, calibrate, lowest_steal
 from testbed.comm.schedule import HIERARCHICAL
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import LATENCY
@@ -73,13 +74,13 @@ def test_rates_of_all_links_are_measured_at_each_bandwidth(slow: Hop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steal", "kept", "attempts"),
+    ("steal", "kept", "count"),
     [([0.0], 0, 1), ([4.9], 0, 1), ([30.0, 2.0], 1, 2), ([30.0, 9.0, 20.0], 1, 3)],
 )
 def test_a_point_is_measured_again_while_the_host_takes_time_away(
-    monkeypatch: pytest.MonkeyPatch, steal: list[float], kept: int, attempts: int
+    monkeypatch: pytest.MonkeyPatch, steal: list[float], kept: int, count: int
 ) -> None:
-    readings = iter([reading for share in steal for reading in (99.0, share)])  # before and after each attempt
+    readings = itertools.cycle([reading for share in steal for reading in (99.0, share)])  # before and after each
     monkeypatch.setattr(
         calibration.psutil, "cpu_times_percent", lambda: SimpleNamespace(idle=1.0, steal=next(readings))
     )
@@ -89,8 +90,9 @@ def test_a_point_is_measured_again_while_the_host_takes_time_away(
         made.append(len(made))
         return made[-1]
 
+    assert attempts(measure, budget_s=60) == list(zip(steal, range(count), strict=True))  # all of them
+    made.clear()
     assert lowest_steal(measure, budget_s=60) == (steal[kept], kept)
-    assert len(made) == attempts
 
 
 def test_no_attempt_begins_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +112,13 @@ def test_what_is_wrong_is_named_with_its_size() -> None:
         "other programs keep 99% of the cores busy",
         "70 foreign bytes on the data network",
     ]
+
+
+def test_a_calibration_is_no_evidence_of_what_the_passes_show_themselves() -> None:
+    bad = Calibration({10.0: -8.0}, 0.0, busy_pct=99.0, idle_bytes=70)
+    rate, busy, foreign = bad.breaches(10.0)
+    assert bad.breaches(10.0, shown={"link_rate_error_pct"}) == [busy, foreign]
+    assert bad.breaches(10.0, shown={"foreign_cpu_pct", "foreign_bytes"}) == [rate]
 
 
 def test_a_breach_found_afterwards_marks_the_points_rows_and_no_others(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_each_length_has_its_prompt_and_each_variant_its_codebooks(folder: Path)
         assert isinstance(each.model, Llama) and each.model.shape.tokens == each.inputs.shape[1] == tokens
         assert each.choice.name == "tiny-llama" and each.core_macs_per_s > 0
         with torch.no_grad():
-            torch.testing.assert_close(each.logits, each.model(each.inputs)[0, -1])
+            torch.testing.assert_close(each.result.logits, each.model(each.inputs)[0, -1])
         again = load_model(each.choice, tokens, *each.weights)  # what an actor does
         assert torch.equal(again.token_embed.weight, each.model.token_embed.weight)
         shapes = {

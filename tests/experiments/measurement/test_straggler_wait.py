@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from experiments.measurement.cluster_bench import straggler_wait_pct
@@ -10,7 +12,7 @@ from testbed.cluster.worker import ForwardTiming
 
 def spent(compute_s: float, end_s: float, encode_s: float = 0.0, decode_s: float = 0.0) -> ForwardTiming:
     wait_s = end_s - compute_s - encode_s - decode_s
-    return ForwardTiming(0.0, end_s, compute_s, encode_s, decode_s, 0.0, wait_s, 0, 0, 0, 0, 0.0)
+    return ForwardTiming(0.0, end_s, compute_s, encode_s, decode_s, 0.0, wait_s, 0, Counter(), 0, 0.0, 0.0, 0.0)
 
 
 def test_it_is_what_the_straggler_computes_longer() -> None:

@@ -14,13 +14,14 @@ from experiments.measurement import time_scale
 from experiments.measurement.time_scale import (
     CORE_MBPS,
     DISTORTION,
+    HOST_EXCHANGE_S,
+    LONGEST_BUDGETS,
     SCALES,
     SLOWEST_SCALE,
     PassPlan,
     fitting_scale,
     plan_passes,
 )
-from testbed.comm.wire import EXCHANGE_S
 from testbed.config.load import load_config
 from testbed.config.schema import LatencyConfig
 from testbed.grid import Point, points
@@ -39,18 +40,19 @@ def sweep(*words: str) -> LatencyConfig:
     return config
 
 
-@given(st.floats(0.01, 1000), st.integers(0, 2000), st.floats(0, 10_000), st.floats(0.05, 10))
+@given(st.floats(0.01, 1000), st.integers(0, 2000), st.floats(0, 1e-3), st.floats(0, 10_000), st.floats(0.05, 10))
 def test_the_scale_is_the_slowest_of_the_budget_and_keeps_every_limit(
-    latency_s: float, messages: int, links_mbps: float, pass_budget_s: float
+    latency_s: float, rounds: int, exchange_s: float, links_mbps: float, pass_budget_s: float
 ) -> None:
-    scale = fitting_scale(latency_s, messages, links_mbps, pass_budget_s, CORES)
+    scale = fitting_scale(latency_s, rounds, exchange_s, links_mbps, pass_budget_s, CORES)
 
     def keeps(scale: float) -> bool:
         shaped = links_mbps / scale <= CORE_MBPS * CORES * (1 + 1e-9)
-        return shaped and messages * EXCHANGE_S * (1 / scale - 1) <= DISTORTION * latency_s * (1 + 1e-9)
+        late_s = rounds * (HOST_EXCHANGE_S / scale - exchange_s)
+        return shaped and late_s <= DISTORTION * latency_s * (1 + 1e-9)
 
     def affordable(scale: float) -> bool:
-        return scale <= (SLOWEST_SCALE if messages else 1) and scale * latency_s <= pass_budget_s * (1 + 1e-9)
+        return scale <= (SLOWEST_SCALE if rounds else 1) and scale * latency_s <= pass_budget_s * (1 + 1e-9)
 
     assert keeps(scale) or scale == SCALES[-1]
     faster, slower = ([other for other in SCALES if other < scale], [other for other in SCALES if other > scale])
@@ -91,6 +93,13 @@ def test_a_number_is_for_all_points() -> None:
         found = plan(point, config, "replay")
         assert found.time_scale == 8
         assert 1 <= found.repeats <= config.repeats
-        assert found.repeats == 1 or found.repeats * found.pass_s <= config.point_budget_s
+        assert found.warmups == (found.repeats > 1)
+        affordable = LONGEST_BUDGETS if found.repeats == 2 else 1.0
+        assert found.repeats == 1 or (found.repeats + 1) * found.pass_s <= affordable * config.point_budget_s
         slower = plan(point, dataclasses.replace(config, time_scale=16.0), "replay")
         assert slower.pass_s == 2 * found.pass_s
+
+
+def test_a_machine_of_many_cores_shapes_no_more_than_one_core_can_take_in() -> None:
+    few, many = (fitting_scale(0.1, 10, 250e-6, 4000.0, 10.0, cores) for cores in (time_scale.MOST_CORES, 64))
+    assert few == many > 1
