@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.describe import joined
 from analysis.panels import STYLE, caption_below, save
@@ -131,10 +132,12 @@ def segment_figure(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
         for index, (owner, of) in enumerate(table.groupby(owners)):
             color, marker = COLORS[index % len(COLORS)], MARKERS[(index // len(COLORS)) % len(MARKERS)]
             axes.plot(of["measured_us"], of["predicted_us"], marker, color=color, markersize=3.5, label=str(owner))
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("measured, us")
-        axes.set_ylabel("predicted, us")
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("log")
+            axis.set_major_locator(LogLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e3:g}"))
+        axes.set_xlabel("measured, ms")
+        axes.set_ylabel("predicted, ms")
         figure.legend(loc="outside right upper")
-        caption_below(figure, f"A marker for each segment; {_where(frame)}; dotted: {SHORT_US:g} us.")
+        caption_below(figure, f"A marker for each segment; {_where(frame)}; dotted: {SHORT_US / 1e3:g} ms.")
     return save(figure, out_dir / "segments")

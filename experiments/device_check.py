@@ -18,17 +18,20 @@ from typing import Any
 
 import psutil
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from experiments.measurement.manifest import Manifest, print_completed
 from experiments.measurement.own_device import measure, profile_text
 from experiments.measurement.segment_times import Segment, segment_times
 from testbed.astra.codebook_spec import CodebookSpec
 from testbed.cluster.processor_time import foreign_s, read_processor_time
+from testbed.config.device_mix import read_profile
 from testbed.config.device_profile import DeviceProfile
 from testbed.config.schema import DeviceCheckConfig
 from testbed.device.spec import Device
-from testbed.errors import ConfigError, EnvironmentFault
+from testbed.errors import ConfigError, EnvironmentFault, TestbedError
 from testbed.methods import load_method
 from testbed.methods.base import CodebookMethod, Method
 from testbed.models.vit import VisionTransformer, patch_grid
@@ -39,6 +42,7 @@ from testbed.results.run_folder import RunFolder
 from testbed.results.schema import SEGMENT
 
 PROFILE_FILE, PROFILE_NAME = "device_profile.yaml", "this_machine"
+ON_CPU = "the search for codewords and the packing of codes run on the processor; processor=cpu checks them"
 NOISE = 0.05  # of codewords beyond the tokens, as a share of the tokens' standard deviation
 
 Point = tuple[Method, int, int]  # the method, devices, tokens
@@ -62,7 +66,10 @@ def run(config: DeviceCheckConfig, backend: str, folder: RunFolder) -> int:
             begin = time.monotonic()
             fixed = _columns(point) | {"segment": "", "status": "ok", "error": ""}
             try:
-                rows = [fixed | row for row in _measured(config, profile.name, device, point, Path(tables))]
+                if config.processor == "cuda" and isinstance(point[0], CodebookMethod):
+                    rows = [fixed | {"status": "skipped", "error": ON_CPU}]
+                else:
+                    rows = [fixed | row for row in _measured(config, profile.name, device, point, Path(tables))]
             except ConfigError as fault:
                 rows, failed = [fixed | {"status": "failed", "error": str(fault)}], failed + 1
             folder.append(rows)
@@ -91,12 +98,18 @@ def _columns(point: Point) -> dict[str, Any]:
 
 
 def _own_profile(config: DeviceCheckConfig, folder: RunFolder) -> DeviceProfile:
-    """Measure this machine, and keep the profile beside the rows."""
+    """Measure this machine and keep the profile beside the rows; a run that continues uses the one that is there."""
+    if (kept := folder.path / PROFILE_FILE).exists():
+        try:
+            return read_profile(kept)
+        except (OmegaConfBaseException, YAMLError, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise TestbedError(f"{kept} is not a profile of a device ({reason}); use resume=false") from None
     with counted(f"measuring this machine ({config.processor}), about a minute") as report:
         found = measure(PROFILE_NAME, config.processor, report)
-    with replacing(folder.path / PROFILE_FILE) as path:
+    with replacing(kept) as path:
         path.write_text(profile_text(found), "utf-8")
-    console().print(f"{found.load} The profile is in {folder.path / PROFILE_FILE}", soft_wrap=True)
+    console().print(f"{found.load} The profile is in {kept}", soft_wrap=True)
     return found.profile
 
 
@@ -121,7 +134,7 @@ def _measured(
     after = read_processor_time([os.getpid()])
     if before is not None and after is not None:
         load["foreign_pct"] = 100 * foreign_s(before, after) / (after.cores * (after.at_s - before.at_s))
-    made = {"model": config.model.name, "device_profile": profile, "processor": config.processor}
+    made: dict[str, Any] = {"model": config.model.name, "device_profile": profile, "processor": config.processor}
     made["threads"] = torch.get_num_threads()
     for segment, seconds in times.items():
         yield made | load | _row(segment, device, seconds)

@@ -96,7 +96,7 @@ class CompressedGroup:
             0 if peer == self.rank else self.codec.encoded_bytes(math.prod(shape)) for peer, shape in enumerate(shapes)
         ]
         others = self._encode([part for peer, part in enumerate(parts) if peer != self.rank])
-        sent = torch.cat([*others, torch.empty(0, dtype=torch.uint8)])
+        sent = torch.cat([*others, parts[self.rank].new_empty(0, dtype=torch.uint8)])
         messages = self.group.all_to_all(sent, sizes, received).split(received)
         work = total(
             self.codec.decoding.work(math.prod(shape)) for peer, shape in enumerate(shapes) if peer != self.rank

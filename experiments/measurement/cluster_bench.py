@@ -27,7 +27,7 @@ from testbed.session import Session
 
 HOLD_SPEED_RATIO = 1.5  # speed of a core over the emulated device's; with a lower ratio, hold has overruns
 LATE_LIMIT = 0.02  # part of the latency by which emulated compute time may end late in total
-RESIDUAL_LIMIT_PCT = 15.0  # a larger distance from the cost model has a cause that the model does not contain
+RESIDUAL_LIMIT_PCT = 10.0  # a larger distance from the cost model has a cause that the model does not contain
 
 
 def resolve_mode(requested: str, devices: int, core_macs_per_s: float, device_macs_per_s: float) -> str:

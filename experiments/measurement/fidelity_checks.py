@@ -1,6 +1,6 @@
 """What disturbed a forward pass: columns of its row, and the limits beyond which the row is degraded.
 
-Each repeat is judged by what happened during that repeat (``testbed.cluster.conditions``, docs/decisions/0021).
+What happened during a repeat decides about that repeat (``testbed.cluster.conditions``, docs/decisions/0020).
 """
 
 from __future__ import annotations

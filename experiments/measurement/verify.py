@@ -2,7 +2,7 @@
 
 Outputs are compared with the reference in float64, which computes with the codes and messages that the ranks sent. How
 far rounding may move them is not a constant: it is measured on the one-process reference in float32, which rounds as
-often and differs only in the order of its sums (docs/decisions/0020-verification-bound.md).
+often and differs only in the order of its sums (docs/decisions/0019-verification-bound.md).
 """
 
 from __future__ import annotations

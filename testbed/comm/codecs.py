@@ -264,7 +264,7 @@ class TopK(Codec):
     def _decode(self, message: Tensor, numel: int) -> Tensor:
         kept = self._kept(numel)
         values_K, positions_K = _aligned(message[: 4 * kept], torch.float32), message[4 * kept :].long()
-        result_N = torch.zeros(numel)
+        result_N = torch.zeros(numel, device=message.device)
         for part_BK in self._parts(result_N):
             blocks, each = part_BK.shape[0], self._kept(part_BK.shape[1])
             taken = blocks * each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,13 +31,18 @@ def load_profiles(key: str, names: Sequence[str], origins: Origins) -> dict[str,
             raise ConfigError(key, name, nearest(name, choices("device")))
         origins.update(profile_origins(name))
         try:
-            loaded = OmegaConf.load(fields.CONF / "device" / f"{name}.yaml")
-            merged = OmegaConf.merge(OmegaConf.structured(DeviceProfile), loaded)
-            profiles[name] = OmegaConf.to_object(merged)
+            profiles[name] = read_profile(fields.CONF / "device" / f"{name}.yaml")
         except OmegaConfBaseException as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(key, name, f"must be a profile of a device: {reason}") from None
     return profiles
+
+
+def read_profile(path: Path) -> DeviceProfile:
+    """The profile in a file. Raises OmegaConfBaseException for a file that is not one. Values are not checked."""
+    profile = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DeviceProfile), OmegaConf.load(path)))
+    assert isinstance(profile, DeviceProfile)
+    return profile
 
 
 def check_mix(config: LatencyConfig) -> None:
@@ -72,6 +78,7 @@ def share_speeds(config: LatencyConfig, method: str, count: int) -> list[tuple[f
     """
     if method == BASELINE:
         return [()]
-    speeds = [device.macs_per_s for device in emulated_devices(config, method, count)]
-    relative = tuple(speed / max(speeds) for speed in speeds)
+    work = config.device.reference_work
+    seconds = [device.seconds(work) for device in emulated_devices(config, method, count)]
+    relative = tuple(min(seconds) / each for each in seconds)
     return [relative if partition == "speed" else () for partition in config.partition]

@@ -9,6 +9,7 @@ from testbed.config.fields import CURVE, checked, count, is_curve, is_positive, 
 from testbed.device.spec import Device, anchored
 from testbed.errors import ConfigError
 from testbed.results.schema import BASELINE
+from testbed.work import Work
 
 if TYPE_CHECKING:
     from testbed.models.shape import ModelShape
@@ -57,13 +58,18 @@ class DeviceProfile:
     inner_efficiency: str = checked(CURVE, is_curve)
     attention_efficiency: float = checked("a number > 0, at most 1", lambda value: 0 < value <= 1)
 
+    @property
+    def reference_work(self) -> Work:
+        """What one inference of the reference model does on one device."""
+        from testbed.methods import load_method
+
+        return load_method(BASELINE).work(self.reference_model.shape(self.reference_model.tokens), 0, 1)
+
     def emulated(self, key: str = "device") -> Device:
         """The speed and the memory of the device. key: of the profile in the configuration.
 
         Raises ConfigError (key ``reference_s``) if launches and memory traffic alone take longer.
         """
-        from testbed.methods import load_method
-
         device = Device(
             memory_bytes_per_s=1e9 * self.memory_gb_per_s,
             memory_bytes=1e9 * self.memory_gb,
@@ -74,9 +80,8 @@ class DeviceProfile:
             inner_efficiency=read_curve(self.inner_efficiency),
             attention_efficiency=self.attention_efficiency,
         )
-        work = load_method(BASELINE).work(self.reference_model.shape(self.reference_model.tokens), 0, 1)
         try:
-            return anchored(device, work, self.reference_s)
+            return anchored(device, self.reference_work, self.reference_s)
         except ValueError as floor_s:
             allowed = f"must be more than the {floor_s} s of launches and memory traffic of {self.name}"
             raise ConfigError(f"{key}.reference_s", self.reference_s, allowed) from None

@@ -47,7 +47,8 @@ class PrismShard(RowShard):
         others = [means for peer, means in enumerate(means_MD.split(each)) if peer != rank]
         counts = [count for peer, lengths in enumerate(self.lengths) if peer != rank for count in lengths]
         h_BD = block.norm1(torch.cat([x_PD, *others])[None])
-        bias_R = torch.cat([torch.zeros(len(x_PD)), torch.tensor(counts, dtype=torch.float32).log()])
+        log_counts = torch.tensor(counts, dtype=torch.float32, device=x_PD.device).log()
+        bias_R = torch.cat([torch.zeros(len(x_PD), device=x_PD.device), log_counts])
         q_BHPK = block.attn.query(h_BD[:, : len(x_PD)])
         mixed = block.attn.mix(q_BHPK, *block.attn.keys_values(h_BD), visible=bias_R.expand(len(x_PD), -1))
         return block.finish(x_PD[None], mixed)[0]

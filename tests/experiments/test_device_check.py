@@ -19,7 +19,7 @@ from testbed.compressed_collectives import summed_by_transport
 from testbed.config.load import load_config
 from testbed.config.schema import DeviceCheckConfig
 from testbed.device.spec import Device
-from testbed.errors import ConfigError, EnvironmentFault
+from testbed.errors import ConfigError, EnvironmentFault, TestbedError
 from testbed.methods import load_method, method_names
 from testbed.results.run_folder import RunFolder
 from testbed.results.schema import SEGMENT
@@ -101,13 +101,35 @@ def test_without_a_profile_the_machine_is_measured_and_the_profile_kept(
     folder = RunFolder(tmp_path, "device_check", "abc", SEGMENT)
     assert device_check.run(config("methods=[single]"), "", folder) == 0
     assert asked == [("this_machine", "cpu")]
-    assert (folder.path / "device_profile.yaml").read_text().startswith("# Measured on a processor.")
+    kept = folder.path / "device_profile.yaml"
+    assert kept.read_text().startswith("# Measured on a processor.")
+    assert device_check.run(config("methods=[single,prism]", "prism.codec=fp32"), "", folder) == 0
+    assert len(asked) == 1 and set(folder.rows()["device_profile"]) == {"gtx1660ti"}  # the one that is kept
+    kept.write_text("name: [")
+    with pytest.raises(TestbedError, match="device_profile.yaml is not a profile of a device .*resume=false"):
+        device_check.run(config("methods=[single,ring]"), "", folder)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="processor=cuda: torch finds no GPU here"):
         device_check.run(config("processor=cuda"), "", RunFolder(tmp_path, "device_check", "abc", SEGMENT))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+def test_a_gpu_computes_all_methods_without_codebooks(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "device_check", "abc", SEGMENT)
+    assert device_check.run(config("profile=gtx1660ti", "processor=cuda"), "", folder) == 0
+    rows = folder.rows()
+    assert (rows["status"] == "skipped").equals(rows["variant"].str.startswith("astra"))
+
+
+def test_codebooks_are_left_out_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    folder = RunFolder(tmp_path, "device_check", "abc", SEGMENT)
+    assert device_check.run(config("profile=gtx1660ti", "processor=cuda", "methods=[astra]"), "", folder) == 0
+    assert set(folder.rows()["status"]) == {"skipped"}
+    assert "run on the processor; processor=cpu checks them" in folder.rows()["error"].iloc[0]
 
 
 @pytest.mark.parametrize(

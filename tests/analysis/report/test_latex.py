@@ -20,7 +20,7 @@ COMMANDS |= dict.fromkeys(
     ("begin", "end", "centering", "caption", "multicolumn", "par", "footnotesize", "setlength", "tabcolsep"), ""
 )
 COMMANDS |= dict.fromkeys(("raggedright", "arraybackslash"), "array")
-COMMANDS |= dict.fromkeys(("textasciitilde", "textasciicircum", "textbackslash"), "")
+COMMANDS |= dict.fromkeys(("textasciitilde", "textasciicircum", "textbackslash", "textsuperscript"), "")
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=60)
 NASTY = r"100% of $x_1$ & {y} \input{z} #1 ~ ^ [2pt] <a> |b|"
 

@@ -290,14 +290,14 @@ def test_the_page_needs_nothing_from_elsewhere(folder, no_rendering):
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"https?://|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", text))
     anchors = set(re.findall(r'id="([^"]+)"', text))
-    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 15
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors and len(anchors) == 16
 
 
 def test_sections_without_data_say_what_to_run(folder, no_figures):
     _, text = html_of(folder)
-    assert text.count("(no results yet)") == 9
+    assert text.count("(no results yet)") == 10
     said = re.findall(r"Run: \.venv/bin/python -m testbed\.run ([^<]*)", unescape(text))
-    assert len(said) == 8
+    assert len(said) == 9
     for words in said:  # commands that exist, with keys that exist
         for command in words.split(", then .venv/bin/python -m testbed.run "):
             assert load_config([*shlex.split(command), "network=loopback"])
