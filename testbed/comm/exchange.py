@@ -21,7 +21,7 @@ from collections.abc import Callable
 from testbed.comm.frame import HEADER_BYTES, check_header, pack_header
 from testbed.comm.group import Timing
 from testbed.comm.message import NOTHING, PACKET_BYTES, Incoming, Operation, Outgoing, wake_at
-from testbed.comm.pacing import Pacing
+from testbed.comm.pacing import Pacing, clamped_bytes, fits
 from testbed.comm.routes import RankLinks, Route
 from testbed.comm.wire import is_brief
 from testbed.device.traffic import Traffic
@@ -65,8 +65,8 @@ class Exchange:
         self._outgoing: dict[Pacing, deque[Outgoing]] = {}  # by link, in sending order
         self._incoming: dict[socket.socket, deque[Incoming]] = {}
         self._finishing = False  # whether a thread is in ``finish``
-        self.host_message_s: Callable[[int], float] = _no_time
-        self.computing_s = 0.0
+        self.host_message_s: Callable[[int], float] = lambda payload_bytes: 0.0
+        self.computing_s = self._done_s = 0.0
         self._waker, self._woken = socket.socketpair()  # wakes that thread when another one queues an operation
         for connection in (*to.values(), *source.values(), self._waker, self._woken):
             connection.setblocking(False)
@@ -77,8 +77,8 @@ class Exchange:
         self._ahead_bytes: dict[int, int] = {}
         for peer, connection in self._to.items():
             rate_bps = links.routes[peer].rate_bps
-            self._ahead_bytes[peer] = ahead_bytes = _clamped(rate_bps, time_scale * AHEAD_S, AHEAD_BYTES)
-            send_buffer = _clamped(rate_bps, time_scale * SEND_BUFFER_S, SEND_BUFFER_BYTES)
+            self._ahead_bytes[peer] = ahead_bytes = clamped_bytes(rate_bps, time_scale * AHEAD_S, AHEAD_BYTES)
+            send_buffer = clamped_bytes(rate_bps, time_scale * SEND_BUFFER_S, SEND_BUFFER_BYTES)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             if hasattr(socket, "TCP_NOTSENT_LOWAT") and connection.family == socket.AF_INET:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, ahead_bytes)
@@ -116,6 +116,7 @@ class Exchange:
     ) -> Operation:
         """As ``run``, but return immediately. The thread that is in ``finish``, now or later, does the work."""
         operation = Operation(name, sends, receives, senders)
+        operation.ready_s = self._ready_s(operation.begin_s)
         self._queued.append(operation)
         if self._finishing:
             with contextlib.suppress(BlockingIOError):  # the buffer is full of earlier wake-ups
@@ -133,7 +134,7 @@ class Exchange:
             self._start_queued(now)
             full = self._send(now)
             if not operation.messages and now >= operation.done_s:
-                self._finishing = False
+                self._finishing, self._done_s = False, operation.done_s
                 due_s = operation.due_s if self.is_brief(max(map(len, operation.receives.values()), default=0)) else 0.0
                 return Timing(operation.begin_s, operation.first_s or operation.begin_s, operation.done_s, due_s)
             if now > deadline:
@@ -160,7 +161,7 @@ class Exchange:
             operation = self._queued.popleft()
             by_link: dict[Pacing, list[Outgoing]] = {}
             for peer, payload in operation.sends.items():
-                begin_s, _ = self._routes[peer].pacing.out.carry(HEADER_BYTES + len(payload), now)
+                begin_s, _ = self._routes[peer].pacing.out.carry(HEADER_BYTES + len(payload), operation.ready_s)
                 header = pack_header(operation.name, self.rank, self._sent[peer], len(payload), begin_s)
                 message = Outgoing(operation, peer, self._to[peer], header, payload, now)
                 by_link.setdefault(self._routes[peer].pacing, []).append(message)
@@ -171,7 +172,7 @@ class Exchange:
                 self.traffic.received_bytes += len(payload)
             for pacing, messages in by_link.items():
                 left, rate_bps = sum(message.left for message in messages), self._route(messages[0]).rate_bps
-                if _fits(left, ONE_WAKE_S, rate_bps):
+                if fits(left, ONE_WAKE_S, rate_bps):
                     # One wake-up for all. The last one arrives as if each had waited for its own release time.
                     release_s = self._release_s(messages[0], left, now)
                     for message in messages:
@@ -263,6 +264,13 @@ class Exchange:
         else:
             del self._incoming[message.connection]
 
+    def _ready_s(self, now: float) -> float:
+        """When an emulated device hands over what is queued now: as its last segment or its last operation ends.
+
+        What this machine needs from then on is hidden in what the devices' hosts need for a message.
+        """
+        return max(self.traffic.computed_s, self._done_s) if self.traffic.computed_s else now
+
     def _due_s(self, message: Incoming, now: float) -> float:
         """When this complete message is due: after ideal links of sender and receiver, and after what hosts add.
 
@@ -283,18 +291,3 @@ class Exchange:
         waited_s = self.timeout_s + self.computing_s
         reason = f"rank {self.rank} waited {waited_s:g} s in {operation.name} for ranks {missing}"
         raise CommError(reason, missing)
-
-
-def _no_time(payload_bytes: int) -> float:
-    return 0.0
-
-
-def _fits(size: int, seconds: float, rate_bps: float) -> bool:
-    """Whether a link carries ``size`` bytes in this time."""
-    return 8 * size <= seconds * rate_bps
-
-
-def _clamped(rate_bps: float, seconds: float, limits: tuple[int, int]) -> int:
-    """Bytes that a link carries in this time, within (minimum, maximum)."""
-    minimum, maximum = limits
-    return int(min(max(rate_bps / 8 * seconds, minimum), maximum))

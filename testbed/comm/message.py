@@ -22,7 +22,7 @@ class Operation:
         self.name, self.sends, self.receives, self.senders = name, sends, receives, senders
         self.volume = sum(map(len, (*sends.values(), *receives.values())))
         self.messages = len(sends) + len(receives)  # that are not complete
-        self.begin_s = self.done_s = time.monotonic()
+        self.begin_s = self.done_s = self.ready_s = time.monotonic()  # ready_s: when the device has handed it over
         self.first_s = 0.0
         self.due_s = 0.0  # when ideal links and the hosts of the device profile would have delivered all of it
 

@@ -23,6 +23,17 @@ def wire_bytes(payload_bytes: int) -> int:
     return payload_bytes + SEGMENT_HEADERS * -(-payload_bytes // SEGMENT_PAYLOAD)
 
 
+def fits(size: int, seconds: float, rate_bps: float) -> bool:
+    """Whether a link carries ``size`` bytes in this time."""
+    return 8 * size <= seconds * rate_bps
+
+
+def clamped_bytes(rate_bps: float, seconds: float, limits: tuple[int, int]) -> int:
+    """Bytes that a link carries in this time, within (minimum, maximum)."""
+    minimum, maximum = limits
+    return int(min(max(rate_bps / 8 * seconds, minimum), maximum))
+
+
 def _link_begin_s(free_s: float, now_s: float, ready_s: float) -> float:
     """When a link that is free from ``free_s`` on begins with bytes that wait since ``ready_s`` and are sent now."""
     return max(ready_s, free_s, now_s - LATE_S)

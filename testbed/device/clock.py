@@ -95,7 +95,7 @@ class DeviceClock:
         self._busy_s += compute_s
         output = self._cache.next() if self.mode == "replay" else segment()
         _wait_until(self._due)
-        self._ended = time.monotonic()
+        self._ended = self._traffic.computed_s = time.monotonic()
         self.seconds[kind] += self._ended - start
         return output
 

@@ -11,7 +11,7 @@ class Traffic:
 
     wait_s: until the first byte of an operation arrived. wire_s: from then until its end. late_s: how much later than
     due brief messages ended while the rank was blocked. resumed_s: monotonic time at which the last operation that
-    blocked the rank ended.
+    blocked the rank ended. computed_s: monotonic time at which the rank's last segment ended; 0 before the first one.
     """
 
     sent_bytes: int = 0
@@ -20,6 +20,7 @@ class Traffic:
     wire_s: float = 0.0
     late_s: float = 0.0
     resumed_s: float = 0.0
+    computed_s: float = 0.0
 
     def block(self, begin_s: float, first_s: float, done_s: float, due_s: float = 0.0) -> None:
         """Count an operation that blocked the rank from ``begin_s`` to ``done_s``; its first byte came at ``first_s``.
@@ -36,4 +37,4 @@ class Traffic:
     def reset(self) -> None:
         """Set all counters to zero."""
         self.sent_bytes = self.received_bytes = 0
-        self.wait_s = self.wire_s = self.late_s = self.resumed_s = 0.0
+        self.wait_s = self.wire_s = self.late_s = self.resumed_s = self.computed_s = 0.0

@@ -127,3 +127,19 @@ def test_peers_may_compute_before_they_send() -> None:
             group.all_gather(torch.zeros(8), [8, 8])
 
     run_ranks(2, main, timeout_s=0.2)
+
+
+def test_what_a_machine_needs_to_hand_a_message_over_is_hidden() -> None:
+    def main(group: TcpGroup) -> float:
+        group.set_links(RankLinks.one(group.rank, 2, Unpaced(), 1e9))
+        group.barrier()
+        with group.hosts(Device(exchange_s=HOST_S).message_s, 0.0):
+            begin = group.traffic.computed_s = time.monotonic()  # a segment has ended
+            time.sleep(HOST_S / 2)  # this machine is slow
+            group.all_gather(torch.zeros(8), [8, 8])
+            first_s = time.monotonic() - begin
+            time.sleep(HOST_S / 2)
+            group.all_gather(torch.zeros(8), [8, 8])
+        return max(abs(first_s - HOST_S), abs(time.monotonic() - begin - 2 * HOST_S))
+
+    assert max(run_ranks(2, main)) < HOST_S / 2
