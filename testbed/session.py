@@ -160,14 +160,22 @@ class Session:
         return self.cluster.call("verify", key, timeout_s=COMPUTE_TIMEOUT_S, phase=f"verify {key}")
 
     def measure(
-        self, key: str, mode: str, devices: Sequence[Device], repeats: int, warmups: int, expected_s: float
+        self,
+        key: str,
+        mode: str,
+        devices: Sequence[Device],
+        repeats: int,
+        warmups: int,
+        expected_s: float,
+        computing_s: float,
     ) -> list[MeasuredPass]:
         """Timed passes. devices: the emulated device of each rank.
 
         expected_s: expected time of one pass on this machine's clock; the call fails after ten times that and a minute.
+        computing_s: how long a rank may wait for others' computations, beyond ``timeout_s``.
         """
         start_bytes = self._start_bytes()
-        arguments = [(key, mode, device, self.time_scale, expected_s) for device in devices]
+        arguments = [(key, mode, device, self.time_scale, computing_s) for device in devices]
         passes = []
         before = self._counters()
         for number in range(warmups + repeats):

@@ -74,7 +74,7 @@ def test_what_happens_in_one_pass_is_that_passs(monkeypatch: pytest.MonkeyPatch)
     made._shaped = made.network.link_counters()
     throttled = iter([0.0, 0.0, 0.0, 0.5, 0.5])
     monkeypatch.setattr(module, "throttled_s", lambda: next(throttled))
-    passes = made.measure("key", "replay", [Device(), Device()], repeats=3, warmups=1, expected_s=2.0)
+    passes = made.measure("key", "replay", [Device(), Device()], repeats=3, warmups=1, expected_s=2.0, computing_s=1.0)
     assert made.cluster.limits == [80.0] * 4  # type: ignore[attr-defined]
     assert [each.ranks[1] for each in passes] == ["rank 1, pass 2", "rank 1, pass 3", "rank 1, pass 4"]
     assert [each.wire_bytes for each in passes] == [PASS_BYTES] * 3

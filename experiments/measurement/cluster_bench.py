@@ -152,14 +152,14 @@ class ClusterBench:
         self.session.shape(costs.point.bandwidth_mbps)
         # The baseline runs on rank 0 only; its device is given to every rank.
         devices = emulated_devices(self.config, costs.point.method, self.devices)
-        measure = partial(self.session.measure, key, mode, devices, plan.repeats, plan.warmups, plan.pass_s)
-        common = self._row(costs, mode)
+        passes_of_point = (plan.repeats, plan.warmups, plan.pass_s, plan.computing_s)
+        measure = partial(self.session.measure, key, mode, devices, *passes_of_point)
         rows = []
         for attempt, (steal_pct, passes) in enumerate(attempts(measure, self.config.point_budget_s)):
             checks = fidelity_checks(passes, self.session.network, sends(costs))
             for repeat, (each, check) in enumerate(zip(passes, checks, strict=True)):
                 measured = self._measured(costs, plan, mode, each.ranks, repeat, check, steal_pct)
-                rows.append(common | measured | {"attempt": attempt})
+                rows.append(self._row(costs, mode) | measured | {"attempt": attempt})
                 self._shown[costs.point] = self._shown.get(costs.point, check.shown) & check.shown
         return rows
 

@@ -34,12 +34,16 @@ LONGEST_BUDGETS = 5.0  # if all of them fit in this many time budgets; longer po
 
 @dataclass(frozen=True)
 class PassPlan:
-    """Time scale, number of timed passes, number of warm-up passes, and expected seconds of a pass on this machine."""
+    """Time scale, number of timed passes, number of warm-up passes, and expected seconds of a pass on this machine.
+
+    computing_s: of these, how long a device may wait for the computations of the others at most.
+    """
 
     time_scale: float
     repeats: int
     warmups: int
     pass_s: float
+    computing_s: float
 
     @property
     def total_s(self) -> float:
@@ -65,10 +69,14 @@ def plan_passes(costs: PointCosts, mode: str, executed_s: float = 0.0) -> PassPl
         rounds = costs.method.rounds(costs.shape, point.devices, wire)
         time_scale = fitting_scale(latency_s, rounds, wire.exchange_s, links_mbps, pass_budget_s) if scalable else 1.0
     pass_s = time_scale * latency_s + executed_s
+    works = [costs.method.work(costs.shape, rank, len(devices)) for rank in range(len(devices))]
+    emulated_s = sum(device.seconds(work) for device, work in zip(devices, works, strict=True))
+    computing_s = time_scale * emulated_s + len(devices) * executed_s
     affordable = int(config.point_budget_s / pass_s) if pass_s else config.repeats
     if (REPEATS + WARM_UPS) * pass_s > LONGEST_BUDGETS * config.point_budget_s:
-        return PassPlan(time_scale, 1, 0, pass_s)
-    return PassPlan(time_scale, min(config.repeats, max(REPEATS, affordable - WARM_UPS)), WARM_UPS, pass_s)
+        return PassPlan(time_scale, 1, 0, pass_s, computing_s)
+    repeats = min(config.repeats, max(REPEATS, affordable - WARM_UPS))
+    return PassPlan(time_scale, repeats, WARM_UPS, pass_s, computing_s)
 
 
 def fitting_scale(

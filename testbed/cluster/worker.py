@@ -116,14 +116,14 @@ class DeviceWorker:
         start_together(self._connected())
         return self._one_pass(method, shard, clock, record=True)
 
-    def measure(self, key: str, mode: str, device: Device, time_scale: float, expected_s: float) -> ForwardTiming:
-        """The timing of one pass. expected_s: of the pass; so long may a peer compute before it sends."""
+    def measure(self, key: str, mode: str, device: Device, time_scale: float, computing_s: float) -> ForwardTiming:
+        """The timing of one pass. computing_s: how long peers may compute before they send."""
         method, shard, clock = self._loaded[key]
         clock.mode, clock.device, clock.time_scale = mode, device, time_scale
         message_s = (lambda _: 0.0) if mode == "execute" else device.message_s
         with realtime() if mode == "replay" else contextlib.nullcontext():
             start_together(self._connected())
-            with self._connected().hosts(message_s, expected_s):
+            with self._connected().hosts(message_s, computing_s):
                 return self._one_pass(method, shard, clock)[1]
 
     def _one_pass(

@@ -288,6 +288,6 @@ class Exchange:
             self._receive(messages[0], time.monotonic())  # a wrong message may be too short to wake this rank
         waiting = itertools.chain(*self._outgoing.values(), *self._incoming.values())
         missing = sorted({message.peer for message in waiting if message.operation is operation})
-        waited_s = self.timeout_s + self.computing_s
-        reason = f"rank {self.rank} waited {waited_s:g} s in {operation.name} for ranks {missing}"
+        computing = f" and {self.computing_s:.1f} s of computation" if self.computing_s >= 1 else ""
+        reason = f"rank {self.rank} waited {self.timeout_s:g} s{computing} in {operation.name} for ranks {missing}"
         raise CommError(reason, missing)

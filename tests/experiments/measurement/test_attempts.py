@@ -29,7 +29,7 @@ class Bench(ClusterBench):
     session: Any = SimpleNamespace(shape=lambda rate: None, measure=lambda *_: None, network=None)
 
     def _plan(self, *_: Any) -> PassPlan:
-        return PassPlan(1.0, 2, 1, 0.1)
+        return PassPlan(1.0, 2, 1, 0.1, 0.1)
 
     def _row(self, *_: Any) -> dict[str, Any]:
         return {}
