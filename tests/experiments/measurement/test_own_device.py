@@ -20,7 +20,8 @@ from testbed.config.fields import is_curve
 from testbed.errors import EnvironmentFault
 from testbed.work import product
 
-TINY = ReferenceModel(layers=2, hidden=96, heads=2, patch=4, classes=10, tokens=16)
+# Of so much arithmetic that launches, measured on a busy machine, do not take longer than it.
+TINY = ReferenceModel(layers=2, hidden=384, heads=6, patch=8, classes=10, tokens=64)
 
 
 @pytest.fixture
@@ -90,14 +91,16 @@ def test_a_curve_keeps_the_share_of_the_smaller_size_where_a_larger_one_is_slowe
 
 def test_a_smaller_reference_is_chosen_where_the_first_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = replace(TINY, tokens=4)
-    times = {16: 10.0, 4: 0.1}
+    times = {TINY.tokens: 10.0, 4: 0.1}
 
     def tries(self: Timer, calls: list[Any]) -> list[float]:
         return [times[calls[0]().shape[0]]]
 
     monkeypatch.setattr(Timer, "tries", tries)
     monkeypatch.setattr(own_device, "_model", lambda reference: torch.nn.Module())
-    monkeypatch.setattr(torch.nn.Module, "forward", lambda self, pixels: torch.empty(pixels[0, 0].numel() // 16), False)
+    monkeypatch.setattr(
+        torch.nn.Module, "forward", lambda self, pixels: torch.empty(pixels[0, 0].numel() // TINY.patch**2), False
+    )
     found, seconds = own_device._reference("cpu", [TINY, smaller])
     assert (found, seconds) == (smaller, 0.1)
     times[4] = 20.0
