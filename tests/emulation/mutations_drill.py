@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from experiments.measurement.cluster_bench import ClusterBench
 from experiments.measurement.vit_inputs import prepare_vit_inputs
@@ -102,11 +103,8 @@ def behind_its_back(session: Session, change: Callable[[], None]) -> Iterator[No
         change()
         return original()
 
-    session._start_bytes = changed  # type: ignore[method-assign]
-    try:
+    with patch.object(session, "_start_bytes", changed):
         yield
-    finally:
-        session._start_bytes = original  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -135,11 +133,8 @@ def double_bucket(session: Session) -> Iterator[None]:
         original(*arguments)
         reshape(network, UPLINK, bucket=2)
 
-    network.shape = shape  # type: ignore[method-assign]
-    try:
+    with patch.object(network, "shape", shape):
         yield
-    finally:
-        network.shape = original  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def test_the_fixed_variant_is_the_default_of_the_experiments() -> None:
 def test_no_choice_looks_at_results() -> None:
     """Whatever the values are, the same rows are chosen."""
     rows = frame([*PLAIN, *of_seeds([-3.0], noise=0.1), *of_seeds([-1.0], noise=0.3)])
-    turned = rows.assign(value=-rows["value"], change=-rows["change"])
-    assert fixed_variants(rows).index.equals(fixed_variants(turned).index)
+    negated = rows.assign(value=-rows["value"], change=-rows["change"])
+    assert fixed_variants(rows).index.equals(fixed_variants(negated).index)
     assert len(fixed_variants(rows)) == len(PLAIN)
 
 
